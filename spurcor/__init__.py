@@ -1,0 +1,1 @@
+"""Train, repair and dissect image classifiers that learn shortcuts."""

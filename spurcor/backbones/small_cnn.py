@@ -1,0 +1,46 @@
+"""MaskTune's small network for 28 x 28 images, usable at any size."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from spurcor.backbone import Backbone
+from spurcor.data import DataInfo
+
+
+class SmallCnn(Backbone):
+    """Two blocks of two 3 x 3 convolutions (16, 32 channels), each with max pooling; 512 -> 256.
+
+    With `padding` 0 and 28 x 28 inputs it is MaskTune's (the pooling to 4 x 4 then does nothing);
+    padding keeps smaller images from vanishing.
+    """
+
+    layers = ("block1", "block2", "hidden")
+
+    def __init__(self, info: DataInfo, padding: int = 1) -> None:
+        super().__init__()
+        self.dims = {"block1": 16, "block2": 32, "hidden": 256}
+        self.block1 = _block(info.shape[0], 16, padding)
+        self.block2 = _block(16, 32, padding)
+        self.pool = nn.Sequential(nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(4), nn.Flatten())
+        self.hidden = nn.Sequential(nn.Linear(512, 256), nn.ReLU())
+
+    def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """Outputs of the blocks before their pooling, and of the hidden layer."""
+        block1 = self.block1(x)
+        block2 = self.block2(nn.functional.max_pool2d(block1, 2))
+        outputs = {"block1": block1, "block2": block2}
+        if "hidden" in layers:
+            outputs["hidden"] = self.hidden(self.pool(block2))
+        return {name: outputs[name] for name in layers}
+
+
+def _block(num_in: int, num_out: int, padding: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels in (num_in, num_out):
+        layers += [
+            nn.Conv2d(channels, num_out, 3, padding=padding),
+            nn.BatchNorm2d(num_out),
+            nn.ReLU(),
+        ]
+    return nn.Sequential(*layers)

@@ -1,0 +1,78 @@
+"""Checkpoints that are whole, load without executing anything, and refuse what they could not load."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from spurcor.errors import UserError
+from spurcor.files import replacing
+
+PLAIN = (Tensor, int, float, str, bool, type(None))
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint as a whole."""
+    _refuse_unloadable(state, "checkpoint")
+    with replacing(path) as beside:
+        torch.save(dict(state), beside)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU; nothing in it is executed."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{path} is not a readable checkpoint; rerun=true sets the run aside and starts over"
+        ) from error
+    return state
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write weights and buffers as safetensors."""
+    with replacing(path) as beside:
+        save_file({name: value.contiguous() for name, value in state.items()}, beside)
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load what `save_weights` wrote."""
+    try:
+        module.load_state_dict(load_file(path))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} does not hold the weights of this run ({reason})") from error
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of weights and buffers on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+
+
+def random_state() -> dict[str, Any]:
+    """The state of torch's global generators, the only global ones that spurcor draws from."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Continue from `random_state`; generators of absent devices are left alone."""
+    torch.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _refuse_unloadable(value: Any, path: str) -> None:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_unloadable(item, f"{path}.{key}")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            _refuse_unloadable(item, f"{path}[{i}]")
+    elif type(value) not in PLAIN and not isinstance(value, Tensor):
+        raise TypeError(f"{path} is a {type(value).__name__}, which weights_only loading refuses")

@@ -1,0 +1,111 @@
+"""Entry points: argv, Hydra, exit codes.
+
+0 done, 1 the run or the sweep failed, 2 the user's mistake, told in one sentence.
+"""
+
+import contextlib
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from spurcor import config, launcher
+from spurcor.errors import RunError, UserError
+
+
+def run(main: Callable[[DictConfig], int], config_name: str) -> int:
+    """Compose the configuration named, hand it to `main`; returns the exit code."""
+    show_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing: we say what happened
+    code = 0
+    refused: UserError | RunError | None = None
+
+    def task(cfg: DictConfig) -> None:
+        nonlocal code, refused
+        try:
+            code = main(cfg)
+        except (UserError, RunError) as error:  # Hydra would print its own line about it
+            refused = error
+
+    overrides: list[str] = []
+    try:
+        config.register()
+        overrides = _sort_arguments()
+        with _scratch() as scratch:
+            Plugins.instance().class_name_to_class.update(launcher.PLUGINS)
+            sys.argv[1:1] = [] if "--hydra-help" in sys.argv else [f"hydra.sweep.dir={scratch}"]
+            sys.argv[1:] = _flags_first(sys.argv[1:])
+            hydra.main(version_base="1.3", config_path=str(config.CONF), config_name=config_name)(
+                task
+            )()
+        if refused is not None:
+            raise refused
+        return code
+    except (UserError, RunError, HydraException, OmegaConfBaseException) as error:
+        if show_trace:
+            raise
+        sentence = str(error)
+        if not isinstance(error, UserError | RunError):
+            sentence = _explain(error, config_name, overrides)
+        print(f"spurcor: {sentence}", file=sys.stderr)
+        return 1 if isinstance(error, RunError) else 2
+    finally:
+        if not show_trace:
+            del os.environ["HYDRA_FULL_ERROR"]
+
+
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """A folder for what Hydra's sweeper writes before anything of ours has been checked."""
+    with tempfile.TemporaryDirectory(prefix="spurcor-") as folder:
+        yield folder
+
+
+def _sort_arguments() -> list[str]:
+    """The overrides in argv, which may stand on both sides of a flag such as -m."""
+    return list(get_args_parser().parse_intermixed_args(sys.argv[1:]).overrides)
+
+
+def _flags_first(arguments: list[str]) -> list[str]:
+    """Hydra's parser takes overrides in one block only."""
+    overrides = get_args_parser().parse_intermixed_args(arguments).overrides
+    rest = list(arguments)
+    for override in overrides:
+        rest.remove(override)
+    return rest + list(overrides)
+
+
+def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
+    """Hydra's and OmegaConf's errors in one sentence."""
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = (error.missing_cfg_file or "").rpartition("/")
+        return f"{group}={name} does not exist; choose one of {', '.join(sorted(error.options))}"
+    if match := re.search(r"Could not (?:override|delete from config\. ) ?'([^']+)'", text):
+        return _unknown_override(match[1], config_name, overrides)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _unknown_override(key: str, config_name: str, overrides: list[str]) -> str:
+    """Name the key nearest to one that no configuration has."""
+    from hydra import compose, initialize_config_dir
+
+    others = [o for o in overrides if o.lstrip("+~").partition("=")[0] != key]
+    parent = key.rpartition(".")[0]
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        try:
+            composed = compose(config_name, [o for o in others if "," not in o])
+            node = OmegaConf.select(composed, parent) if parent else composed
+            names = [str(name) for name in node if name != "_target_"]
+        except (HydraException, OmegaConfBaseException, TypeError):
+            names = []
+    return config.unknown_key(key, names)

@@ -1,0 +1,436 @@
+"""Configuration: resolvers, the schema of what the loop reads, `check` and `build`.
+
+Hydra composes; `check` turns the composition into typed, coerced values or reports every problem at
+once; everything after it sees dataclasses and plain values, never a `DictConfig`.
+"""
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import importlib
+import inspect
+import json
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+from spurcor.errors import UserError
+
+REPO = Path(__file__).resolve().parents[1]
+CONF = REPO / "conf"
+
+# What the program, not the user, hands to the constructors of each group.
+RUNTIME = {
+    "backbone": {"info"},
+    "method": {"backbone", "info"},
+    "optimizer": {"params"},
+    "schedule": {"optimizer", "T_max"},
+    "tracker": {"outputs"},
+}
+# Foreign classes that a _target_ may name: their package, and what they must derive from.
+FOREIGN = ("torch", "torchvision", "timm")
+FOREIGN_BASES = (
+    "torch.nn.modules.module.Module",
+    "torch.optim.optimizer.Optimizer",
+    "torch.optim.lr_scheduler.LRScheduler",
+)
+T = TypeVar("T")
+
+
+# --- schema ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """End a phase once `metric` has not improved for `patience` evaluations."""
+
+    patience: int
+    metric: str = "val/loss"
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise ValueError("patience must be at least 1")
+        if self.metric.startswith(("test/", "tests/")):
+            raise ValueError(f"metric={self.metric} would select on test data; use val/...")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What the training loop reads."""
+
+    batch_size: int | None = 64
+    eval_every: int = 1
+    checkpoint_seconds: float = 60.0
+    keep_epochs: tuple[int, ...] = ()
+    early_stopping: EarlyStopping | None = None
+    selection: str = "val/worst"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    channels_last: bool = False
+    device: str = "auto"
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "eval_every", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1")
+        if self.checkpoint_seconds < 0:
+            raise ValueError("checkpoint_seconds must not be negative")
+        if not self.selection.startswith("val/"):
+            raise ValueError(
+                f"selection={self.selection} is not a metric of the validation split;"
+                " only val/... may select"
+            )
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where data is read and results are written."""
+
+    data: Path
+    outputs: Path
+
+    def __post_init__(self) -> None:
+        for name in ("data", "outputs"):
+            absolute = Path(getattr(self, name)).expanduser().absolute()
+            object.__setattr__(self, name, absolute)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A checked `_target_` node: a class and its arguments, coerced to the constructor's types."""
+
+    path: str
+    target: str
+    arguments: dict[str, Any]
+
+    def build(self, **runtime: Any) -> Any:
+        """Construct the object; what its constructor refuses is the user's mistake."""
+        try:
+            return locate(self.target)(**self.arguments, **runtime)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"{self.path}: {error}") from error
+
+    def takes(self, argument: str) -> bool:
+        """Whether the constructor has an argument of that name."""
+        return argument in inspect.signature(locate(self.target)).parameters
+
+    def hashed(self) -> dict[str, Any]:
+        """Target and those arguments that differ from the constructor's defaults."""
+        defaults = {
+            name: parameter.default
+            for name, parameter in inspect.signature(locate(self.target)).parameters.items()
+        }
+        kept = {
+            key: value
+            for key, value in self.arguments.items()
+            if plain(value) != plain(defaults.get(key, inspect.Parameter.empty))
+        }
+        return {"_target_": self.target, **plain(kept)}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A checked configuration of `spurcor.train`: all that a run is made from."""
+
+    dataset: Node
+    backbone: Node
+    method: Node
+    optimizer: Node
+    schedule: Node
+    paths: Paths
+    train: TrainOptions
+    choices: dict[str, str]
+    features: dict[str, Node]
+    analysis: dict[str, Node]
+    tracker: dict[str, Node]
+    dfr: Node | None = None
+    seed: int = 0
+    sweep: str = "default"
+    rerun: bool = False
+    point: str | None = None
+
+    def __post_init__(self) -> None:
+        check_sweep_name(self.sweep)
+        if self.seed < 0:
+            raise ValueError("seed must not be negative")
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Hash of all that moves the weights, but for the seed, which is a folder."""
+        dataset = self.dataset.hashed()
+        for key in ("store", "workers"):
+            dataset.pop(key, None)
+        nodes = {name: getattr(self, name).hashed() for name in ("backbone", "method")}
+        nodes |= {name: getattr(self, name).hashed() for name in ("optimizer", "schedule")}
+        train = plain(self.train)
+        for option in dataclasses.fields(TrainOptions):
+            machine = option.name in ("device", "num_threads", "checkpoint_seconds", "keep_epochs")
+            if machine or train[option.name] == plain(option.default):
+                train.pop(option.name)
+        payload = {"dataset": dataset, **nodes, "train": train}
+        text = json.dumps(payload, sort_keys=True, allow_nan=True)
+        return "r" + hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    @property
+    def directory(self) -> Path:
+        """The run's place on disk."""
+        choices = self.choices
+        parent = self.paths.outputs / "runs" / choices["dataset"] / choices["method"]
+        return parent / self.identity / f"seed{self.seed}"
+
+
+def check_sweep_name(name: str) -> None:
+    """A sweep's name is a folder and an MLflow experiment."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        hint = ""
+        if (REPO / "sweeps" / f"{name}.yaml").exists():
+            hint = f"; to run the sweep file, say +sweeps={name}"
+        raise ValueError(f"sweep={name} is no name of letters, digits, '_', '-' and '.'{hint}")
+
+
+def plain(value: Any) -> Any:
+    """A value as YAML and JSON hold it."""
+    if isinstance(value, Node):
+        return {"_target_": value.target, **plain(value.arguments)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+# --- targets --------------------------------------------------------------------------------------
+
+
+@functools.cache
+def locate(target: str) -> type:
+    """The class that a `_target_` names, if it is one that a configuration may build.
+
+    Nothing outside the packages named here is imported, and nothing but a class is called:
+    `torch.hub.load` and `torch.load` run foreign code.
+    """
+    module_name, _, name = target.rpartition(".")
+    package = module_name.partition(".")[0]
+    if package != "spurcor" and package not in FOREIGN:
+        raise UserError(f"_target_={target} is not a class of spurcor, torch, torchvision or timm")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"_target_={target} does not exist ({error})") from error
+    refusal = UserError(f"_target_={target} is not a class that a configuration may build")
+    if not isinstance(found, type):
+        raise refusal
+    home = found.__module__.partition(".")[0]
+    bases = {f"{base.__module__}.{base.__qualname__}" for base in found.__mro__}
+    if home != "spurcor" and not (home in FOREIGN and bases.intersection(FOREIGN_BASES)):
+        raise refusal
+    return found
+
+
+# --- check ----------------------------------------------------------------------------------------
+
+
+def check(config: DictConfig | Mapping[str, Any], schema: type[T]) -> T:
+    """Type and coerce a composed configuration, or report all of its problems in one `UserError`.
+
+    Every `_target_` node is checked against the type hints of its constructor.
+    """
+    tree = (
+        OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+        if isinstance(config, DictConfig)
+        else dict(config)
+    )
+    problems: list[str] = []
+    arguments = _check_arguments("", tree, schema, set(), problems)
+    if not problems:
+        try:
+            return schema(**arguments)
+        except ValueError as error:
+            problems.append(str(error))
+    raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def _check_arguments(
+    path: str, values: Any, owner: type, runtime: set[str], problems: list[str]
+) -> dict[str, Any]:
+    """Check a mapping against the constructor of `owner`; returns the coerced arguments."""
+    signature = inspect.signature(owner)
+    hints = _hints(owner)
+    parameters = {
+        name: parameter
+        for name, parameter in signature.parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and name not in runtime
+    }
+    dot = f"{path}." if path else ""
+    coerced: dict[str, Any] = {}
+    for key, value in values.items():
+        if key == "_target_":
+            continue
+        if key not in parameters:
+            problems.append(unknown_key(f"{dot}{key}", list(parameters)))
+        elif value == "???":
+            problems.append(f"{dot}{key} has no value; give one as {dot}{key}=...")
+        else:
+            coerced[key] = _coerce(f"{dot}{key}", value, hints.get(key, Any), problems)
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in values:
+            problems.append(f"{dot}{name} is missing; add it as +{dot}{name}=...")
+    return coerced
+
+
+def _hints(owner: type) -> dict[str, Any]:
+    try:
+        constructor = owner if dataclasses.is_dataclass(owner) else owner.__init__  # type: ignore[misc]
+        return typing.get_type_hints(constructor)
+    except NameError:  # a foreign class with annotations for type checkers only
+        return {}
+
+
+def _coerce(path: str, value: Any, hint: Any, problems: list[str]) -> Any:
+    """One value as its type hint wants it."""
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+    if nested := _nested(hint, value):
+        return _check_nested(path, value, nested, problems)
+    members = _members(hint)
+    # Python counts True as an int, and a switch given where a number belongs is always a mistake.
+    if isinstance(value, bool) and not ({bool, Any} & members):
+        problems.append(f"{path}={value} is not {_describe(hint)}")
+        return None
+    try:
+        settings = ConfigDict(arbitrary_types_allowed=True)
+        return TypeAdapter(hint, config=settings).validate_python(value)
+    except ValidationError:
+        near = difflib.get_close_matches(str(value), [str(m) for m in _literals(hint)], 1)
+        hint_text = f"; did you mean {near[0]}?" if near else ""
+        problems.append(f"{path}={value} is not {_describe(hint)}{hint_text}")
+        return None
+
+
+def _nested(hint: Any, value: Any) -> Any:
+    """The dataclass, `Node` or mapping of nodes that a mapping is to become, or None."""
+    if not isinstance(value, Mapping):
+        return None
+    if typing.get_args(hint) == (str, Node):
+        return dict
+    for member in (hint, *typing.get_args(hint)):
+        if isinstance(member, type) and dataclasses.is_dataclass(member):
+            empty_allowed = types.NoneType in _members(hint) and not value
+            return types.NoneType if empty_allowed else member
+    return None
+
+
+def _check_nested(path: str, value: Mapping[str, Any], kind: Any, problems: list[str]) -> Any:
+    if kind is types.NoneType:
+        return None
+    if kind is dict:
+        return {
+            key: _check_nested(f"{path}.{key}", item, Node, problems) for key, item in value.items()
+        }
+    if kind is Node:
+        return _check_node(path, value, problems)
+    before = len(problems)
+    arguments = _check_arguments(path, value, kind, set(), problems)
+    if len(problems) == before:
+        try:
+            return kind(**arguments)
+        except ValueError as error:
+            problems.append(f"{path}.{error}")
+    return None
+
+
+def _check_node(path: str, value: Any, problems: list[str]) -> Node | None:
+    if not isinstance(value, Mapping) or not isinstance(value.get("_target_"), str):
+        problems.append(f"{path} names no _target_; choose one of the files in conf/{path}")
+        return None
+    if foreign := {"_args_", "_convert_", "_partial_", "_recursive_"} & set(value):
+        problems.append(f"{path}.{sorted(foreign)[0]} is refused; only _target_ and plain values")
+        return None
+    try:
+        owner = locate(value["_target_"])
+    except UserError as error:
+        problems.append(f"{path}: {error}")
+        return None
+    runtime = RUNTIME.get(path.partition(".")[0], set())
+    return Node(
+        path, value["_target_"], _check_arguments(path, value, owner, runtime, problems)
+    )
+
+
+def _members(hint: Any) -> set[Any]:
+    """The types that a union allows, or the one type."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return {member for arg in typing.get_args(hint) for member in _members(arg)}
+    if typing.get_origin(hint) is Literal:
+        return {type(member) for member in typing.get_args(hint)}
+    return {hint}
+
+
+def _literals(hint: Any) -> Iterator[Any]:
+    if typing.get_origin(hint) is Literal:
+        yield from typing.get_args(hint)
+    for member in typing.get_args(hint):
+        yield from _literals(member)
+
+
+def _describe(hint: Any) -> str:
+    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+    if literals := list(_literals(hint)):
+        return "one of " + ", ".join(map(str, literals))
+    known = [names[m] for m in (float, int, bool, str) if m in _members(hint)]
+    if types.NoneType in _members(hint):
+        known.append("null")
+    if known:
+        return " or ".join(known)
+    return f"a value of type {getattr(hint, '__name__', hint)}".replace("typing.", "")
+
+
+def unknown_key(path: str, names: list[str]) -> str:
+    """The sentence for a key that nothing takes."""
+    parent, _, key = path.rpartition(".")
+    dot = f"{parent}." if parent else ""
+    if near := difflib.get_close_matches(key, names, 1):
+        return f"{path} is no key; did you mean {dot}{near[0]}?"
+    return f"{path} is no key; {parent or 'the top level'} takes {', '.join(sorted(names))}"
+
+
+# --- resolvers ------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _choices() -> Mapping[str, Mapping[str, str]]:
+    import yaml
+
+    loaded: Mapping[str, Mapping[str, str]] = yaml.safe_load((CONF / "choices.yaml").read_text())
+    return loaded
+
+
+def choice(group: str, dataset: str, method: str) -> str:
+    """The default of a config group for a (data set, method), by conf/choices.yaml."""
+    table = _choices()[group]
+    return table.get(f"{dataset}/{method}") or table.get(dataset) or table["default"]
+
+
+def register() -> None:
+    """Make spurcor's resolvers known to OmegaConf."""
+    if not CONF.is_dir():
+        raise UserError(
+            f"there is no conf folder beside {Path(__file__).parent}; install spurcor from a clone"
+            " with 'pip install -e .'"
+        )
+    OmegaConf.register_new_resolver("choice", choice, replace=True)
+    OmegaConf.register_new_resolver("repo_root", lambda: str(REPO), replace=True)

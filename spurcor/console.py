@@ -1,0 +1,171 @@
+"""What a person sees: progress bars and tables on a terminal, plain lines when piped."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from spurcor.config import TrainConfig
+    from spurcor.method import Phase
+    from spurcor.trainer import Progress as RunProgress
+
+Rows = Sequence[Mapping[str, Any]]
+REDRAW_SECONDS = 0.1
+LINE_SECONDS = 10.0  # when piped, an epoch is told at most this often
+MANY_GROUPS = 16  # beyond this the table shows the worst groups only
+
+
+class Terminal:
+    """The output of a command."""
+
+    def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
+        self.console = console or Console(quiet=quiet, highlight=False)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def trace(self) -> None:
+        """The traceback of the exception being handled."""
+        self.console.print_exception(max_frames=6)
+
+    @contextmanager
+    def watch(self, rows: Callable[[Rows], None]) -> Iterator["Watcher"]:
+        """An observer of a training run that shows it here and hands its safe rows on."""
+        if not self.console.is_terminal:
+            yield Watcher(self, rows, None)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, refresh_per_second=5) as bars:
+            yield Watcher(self, rows, bars)
+
+    def result(
+        self, result: Mapping[str, Any], directory: Path, how: str, config: "TrainConfig"
+    ) -> None:
+        """The table of groups, the run's directory, and the way to the MLflow page."""
+        run = result["run"]
+        self.say("")
+        self.say(f"{run['dataset']} {run['method']} seed {run['seed']}: {how}")
+        self.console.print(group_table(result))
+        self.say(f"run     {directory}")
+        if "mlflow" in config.tracker:
+            from spurcor.tracking.mlflow import store_uri
+
+            uri = store_uri(config.paths.outputs, config.tracker["mlflow"].arguments.get("uri"))
+            if uri.startswith("http"):
+                self.say(f"MLflow  {uri}")
+            else:
+                self.say(f"MLflow  mlflow ui --backend-store-uri {uri}")
+
+
+class Watcher:
+    """Shows a training run; an `Observer` of the trainer."""
+
+    def __init__(
+        self, terminal: Terminal, rows: Callable[[Rows], None], bars: Progress | None
+    ) -> None:
+        self._terminal, self._rows, self._bars = terminal, rows, bars
+        self._tasks: dict[str, TaskID] = {}
+        self._worst = ""
+        self._drawn = self._told = 0.0
+
+    def step(self, progress: "RunProgress", phase: "Phase", num_steps: int) -> None:
+        """Move the phase's bar, a few times a second."""
+        now = time.monotonic()
+        if self._bars is None or now - self._drawn < REDRAW_SECONDS:
+            return
+        self._drawn = now
+        self._move(phase, progress.epoch * num_steps + progress.step, num_steps, progress)
+
+    def row(self, row: Mapping[str, Any], phase: "Phase") -> None:
+        """Tell an epoch."""
+        worst = row.get("val/worst")
+        self._worst = "" if worst is None else f"val worst {worst:.3f}"
+        loss = row.get("train/loss")
+        text = f"loss {loss:.3f}" if loss is not None else ""
+        if self._bars is not None and (task := self._tasks.get(phase.name)) is not None:
+            total = self._bars.tasks[task].total or 0
+            done = total * row["epoch"] / phase.epochs
+            self._bars.update(task, completed=done, status=f"{text}  {self._worst}")
+        now = time.monotonic()
+        last = row["epoch"] == phase.epochs
+        if self._bars is None and (last or now - self._told >= LINE_SECONDS):
+            self._told = now
+            self._terminal.say(
+                f"{phase.name} epoch {row['epoch']}/{phase.epochs}  {text}  {self._worst}"
+            )
+
+    def rows(self, rows: Rows) -> None:
+        """Hand on what a checkpoint holds."""
+        self._rows(rows)
+
+    def _move(self, phase: "Phase", done: int, num_steps: int, progress: "RunProgress") -> None:
+        assert self._bars is not None
+        if phase.name not in self._tasks:
+            total = phase.epochs * num_steps
+            self._tasks[phase.name] = self._bars.add_task(phase.name, total=total, status="")
+        loss = progress.sums.get("loss", 0.0) / max(progress.images, 1)
+        status = f"loss {loss:.3f}  {self._worst}"
+        self._bars.update(self._tasks[phase.name], completed=done, status=status)
+
+
+def group_table(result: Mapping[str, Any]) -> Table:
+    """Test accuracy of every group, before and after each DFR, and the usual summaries."""
+    table = Table("test group", title_justify="left")
+    table.add_column("count", justify="right")
+    columns = {result["run"]["method"]: result["test"]}
+    columns |= {f"+ DFR {name}": part["test"] for name, part in result["dfr"].items()}
+    for name in columns:
+        table.add_column(name, justify="right")
+    first = result["test"]
+    names = [name for name, group in first["groups"].items() if group["count"]]
+    if len(names) > MANY_GROUPS:
+        names = sorted(names, key=lambda name: first["groups"][name]["accuracy"])[:MANY_GROUPS]
+        table.caption = f"the {MANY_GROUPS} worst of {len(first['groups'])} groups"
+    for name in names:
+        cells = [percent(report["groups"][name]["accuracy"]) for report in columns.values()]
+        table.add_row(name, str(first["groups"][name]["count"]), *cells)
+    table.add_section()
+    for key in ("worst", "average", "adjusted", "aligned", "conflicting"):
+        table.add_row(key, "", *(percent(report[key]) for report in columns.values()))
+    for name, report in result["tests"].items():
+        others = [part["tests"][name]["worst"] for part in result["dfr"].values()]
+        cells = [percent(value) for value in (report["worst"], *others)]
+        table.add_row(f"{name}: worst", "", *cells)
+    return table
+
+
+def sweep_table(points: Sequence[Mapping[str, Any]]) -> Table:
+    """Status and test worst-group accuracy of every point of a sweep."""
+    table = Table("point", "status", "run")
+    table.add_column("test worst", justify="right")
+    table.add_column("+ DFR", justify="right")
+    for point in points:
+        style = {"done": "", "failed": "red"}.get(point["status"], "yellow")
+        table.add_row(
+            " ".join(point["overrides"]),
+            f"{point['status']} {point.get('message', '')}".strip(),
+            point["run"],
+            percent(point.get("worst")),
+            percent(point.get("dfr")),
+            style=style,
+        )
+    return table
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction in per cent, as papers print it."""
+    return "-" if fraction is None else f"{100 * fraction:.1f}"

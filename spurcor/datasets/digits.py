@@ -1,0 +1,71 @@
+"""The embedded data set: 1,797 real handwritten digits with a colour that gives the label away."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spurcor.data import GroupedDataset, GroupSpec, Split, Transform, derive_seed
+from spurcor.transforms import Normalize
+
+SIZES = {Split.TARGET: 300, Split.VAL: 300, Split.TEST: 400}  # TRAIN is the rest
+
+
+class Digits:
+    """Small (0-4) against large (5-9) digits, 3 x 8 x 8, tinted red or green.
+
+    In TRAIN a small digit is red and a large one green with probability `strength`, by exact
+    counts; in the other splits colour and label are independent. The test set `opposite` is TEST
+    with every colour against its label. Digits: scikit-learn's copy of the UCI set of Alpaydin and
+    Kaynak (1998), CC BY 4.0.
+    """
+
+    spec = GroupSpec(("small", "large"), ("red", "green"), aligned=(0, 1))
+    transform: Transform
+
+    def __init__(self, strength: float = 0.95, tint: float = 0.75, split_seed: int = 0) -> None:
+        """`tint`: how much the other two channels are darkened; 0 leaves the digits grey."""
+        for name, value in (("strength", strength), ("tint", tint)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}={value} must be between 0 and 1")
+        self.strength, self.tint, self.split_seed = strength, tint, split_seed
+        self.transform = Normalize(mean=(0.2,) * 3, std=(0.3,) * 3)
+
+    def load(self, root: Path) -> dict[str, GroupedDataset]:
+        """Nothing is read from `root`: the digits come with scikit-learn."""
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        grey = torch.from_numpy(digits.images)  # (1797, 8, 8) in 0 ... 16
+        y = torch.from_numpy(digits.target >= 5).long()
+        generator = torch.Generator().manual_seed(derive_seed("digits", self.split_seed))
+        order = torch.randperm(len(y), generator=generator)
+        *held_out, train = order.split([*SIZES.values(), len(y) - sum(SIZES.values())])
+        members = dict(zip(SIZES, held_out, strict=True))
+
+        def build(source: Tensor, a: Tensor) -> GroupedDataset:
+            return GroupedDataset(self.spec, self._paint(grey[source], a), y[source], a, source)
+
+        a = {name: _attribute(y[source], 0.5, generator) for name, source in members.items()}
+        a_train = _attribute(y[train], self.strength, generator)
+        splits: dict[str, GroupedDataset] = {Split.TRAIN: build(train, a_train)}
+        splits |= {name: build(source, a[name]) for name, source in members.items()}
+        splits["opposite"] = build(members[Split.TEST], 1 - y[members[Split.TEST]])
+        return splits
+
+    def _paint(self, grey: Tensor, a: Tensor) -> Tensor:
+        """(N, 8, 8) in 0 ... 16 to (N, 3, 8, 8) uint8: red (a = 0) or green (a = 1)."""
+        x = (grey / 16).unsqueeze(1).repeat(1, 3, 1, 1)
+        gain = torch.full((len(a), 3), 1 - self.tint, dtype=x.dtype)
+        gain[torch.arange(len(a)), a] = 1
+        return (x * gain[:, :, None, None] * 255).round().to(torch.uint8)
+
+
+def _attribute(y: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """a (N,) that equals y for a fraction `strength` of each class."""
+    a = y.clone()
+    for label in (0, 1):
+        members = (y == label).nonzero().squeeze(1)
+        shuffled = members[torch.randperm(len(members), generator=generator)]
+        a[shuffled[round(strength * len(members)) :]] = 1 - label
+    return a

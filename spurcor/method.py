@@ -1,0 +1,153 @@
+"""The contract of a method: phases, each with its streams, its optimiser and its length."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from spurcor.backbone import Backbone
+from spurcor.data import Batch, DataInfo, Split, Splits, Stream
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a phase gets from the run it is part of."""
+
+    splits: Splits
+    seed: int
+    batch_size: int | None
+    directory: Path
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
+    schedule: Callable[[Optimizer, int], LRScheduler]  # of an optimiser and a number of epochs
+
+    def stream(
+        self, split: str, role: str | None = None, weights: Tensor | None = None
+    ) -> Stream:
+        """Shuffled batches of a split, or samples drawn by `weights` (N,) with replacement."""
+        return Stream(
+            self.splits[split],
+            self.splits.transform,
+            self.batch_size,
+            seed=self.seed,
+            role=role or split,
+            weights=weights,
+        )
+
+
+class Phase(ABC):
+    """One stage of a method.
+
+    Entering a phase: `setup`, then `begin` when it starts afresh or `load_state_dict` when it is
+    resumed, then `streams`.
+    """
+
+    name: str
+    epochs: int
+
+    @abstractmethod
+    def setup(self, run: RunContext) -> None:
+        """Build what `step` needs (optimiser, schedule); called on resume too."""
+
+    def begin(self, run: RunContext) -> None:  # noqa: B027 - most phases have no offline work
+        """Offline work before the first step, once, in eval mode and without gradients."""
+
+    @abstractmethod
+    def streams(self, run: RunContext) -> Mapping[str, Stream]:
+        """Roles; the first paces the epoch, the others repeat."""
+
+    @abstractmethod
+    def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
+        """Exactly one update; returns detached scalars to be averaged over the epoch."""
+
+    @abstractmethod
+    def end_epoch(self) -> None:
+        """Step the schedules."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes during the phase and is not in the method."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+
+
+class Method(nn.Module, ABC):
+    """A way of training a classifier: backbone, linear head, and a list of phases."""
+
+    def __init__(self, backbone: Backbone, info: DataInfo) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.dim, info.spec.num_classes)
+
+    @abstractmethod
+    def phases(self) -> Sequence[Phase]:
+        """The phases in order; pure construction, also on resume."""
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        return self.head(self.backbone(x))  # type: ignore[no-any-return]
+
+    def weights(self) -> list[nn.Parameter]:
+        """What ERM trains and analyses differentiate."""
+        return [weight for weight in self.parameters() if weight.requires_grad]
+
+
+class Supervised(Phase):
+    """Minimise a reduction of the per-sample cross-entropies of TRAIN over a method's weights."""
+
+    def __init__(
+        self,
+        name: str,
+        method: Method,
+        epochs: int,
+        reduce: Callable[[Tensor, Batch], Tensor],
+        sampling: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """`reduce`: losses (B,) and batch to a scalar; `sampling`: g (N,) to sample weights (N,)."""
+        if epochs < 1:
+            raise ValueError(f"epochs={epochs} must be at least 1")
+        self.name, self.method, self.epochs = name, method, epochs
+        self.reduce, self.sampling = reduce, sampling
+
+    def setup(self, run: RunContext) -> None:
+        """One optimiser over all weights, one schedule over the epochs of the phase."""
+        self.optimizer = run.optimizer(self.method.weights())
+        self.schedule = run.schedule(self.optimizer, self.epochs)
+
+    def streams(self, run: RunContext) -> Mapping[str, Stream]:
+        """TRAIN, shuffled or sampled."""
+        weights = None if self.sampling is None else self.sampling(run.splits[Split.TRAIN].g.cpu())
+        return {"train": run.stream(Split.TRAIN, weights=weights)}
+
+    def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
+        """One step of the optimiser on the reduced loss; logs the plain mean loss."""
+        batch = batches["train"]
+        losses = F.cross_entropy(self.method.predict(batch.x), batch.y, reduction="none")
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.reduce(losses, batch))
+        self.optimizer.step()
+        return {"loss": losses.detach().mean()}
+
+    def end_epoch(self) -> None:
+        """Step the schedule."""
+        self.schedule.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser and schedule."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Optimiser and schedule."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])

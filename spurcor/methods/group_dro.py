@@ -1,0 +1,72 @@
+"""Group DRO (Sagawa et al., ICLR 2020): minimise the loss of the worst group."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spurcor.backbone import Backbone
+from spurcor.data import Batch, DataInfo
+from spurcor.method import Method, Phase, Supervised
+
+
+class GroupDro(Method):
+    """Online exponentiated-gradient ascent on the group weights q, descent on sum_g q_g L_g.
+
+    Order as in the authors' code: q moves first, then weighs the losses of the same batch.
+    """
+
+    q: Tensor
+    adjustment: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        info: DataInfo,
+        epochs: int,
+        eta: float = 0.01,
+        adjustments: tuple[float, ...] = (0.0,),
+        normalize: bool = False,
+        sampling: bool = False,
+    ) -> None:
+        """`adjustments` C: one for all groups or one per group, used if all are positive."""
+        super().__init__(backbone, info)
+        num_groups = info.spec.num_groups
+        if len(adjustments) not in (1, num_groups):
+            raise ValueError(
+                f"adjustments has {len(adjustments)} values; give one, or one for each of the"
+                f" {num_groups} groups"
+            )
+        self.epochs, self.eta, self.normalize, self.sampling = epochs, eta, normalize, sampling
+        self.register_buffer("q", torch.full((num_groups,), 1 / num_groups))
+        c = torch.tensor(adjustments).expand(num_groups)
+        n_g = info.group_counts.clamp(min=1)
+        c = c / n_g.sqrt() if bool((c > 0).all()) else torch.zeros(num_groups)
+        self.register_buffer("adjustment", c)
+        self.register_buffer("sample_weight", info.group_counts.clamp(min=1).float().reciprocal())
+
+    def phases(self) -> Sequence[Phase]:
+        """One phase."""
+        sampling = self.sample if self.sampling else None
+        return [Supervised("group_dro", self, self.epochs, self.reduce, sampling)]
+
+    def sample(self, g: Tensor) -> Tensor:
+        """Weights (N,) that draw every group equally often (`reweight_groups`)."""
+        return self.get_buffer("sample_weight").cpu()[g]
+
+    def reduce(self, losses: Tensor, batch: Batch) -> Tensor:
+        """q_g <- q_g exp(eta A_g), normalised; L = sum_g q_g L_g with A_g = L_g + C_g / sqrt(n_g).
+
+        L_g is the mean loss of the group in the batch, 0 where the batch has none of it.
+        """
+        member = F.one_hot(batch.g, len(self.q)).to(losses.dtype)  # (B, G)
+        group_losses = losses @ member / member.sum(0).clamp(min=1)  # (G,)
+        with torch.no_grad():
+            adjusted = group_losses + self.adjustment
+            if self.normalize:
+                adjusted = adjusted / adjusted.sum()
+            q = self.q * (self.eta * adjusted).exp()
+            self.q.copy_(q / q.sum())
+        # A copy: autograd keeps it for backward, and the buffer moves on with the next batch.
+        return self.q.clone() @ group_losses

@@ -1,0 +1,48 @@
+"""Importance weighting: every group counts the same."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spurcor.backbone import Backbone
+from spurcor.data import Batch, DataInfo
+from spurcor.method import Method, Phase, Supervised
+
+
+class ImportanceWeighting(Method):
+    """Weights N / (G n_g) on the losses, or samples drawn with probability in proportion to 1 / n_g.
+
+    N samples in G groups, n_g of them in group g; groups without a sample count in G. At full batch
+    the weighted loss has the gradient v_inv, the mean of the group gradients. Sampling is group_DRO's
+    `reweight_groups`.
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        info: DataInfo,
+        epochs: int,
+        by: Literal["weights", "sampling"] = "weights",
+    ) -> None:
+        super().__init__(backbone, info)
+        self.epochs, self.by = epochs, by
+        n_g = info.group_counts.double()
+        weight = torch.where(n_g > 0, n_g.sum() / (len(n_g) * n_g), 0.0)
+        self.register_buffer("weight", weight.float())
+
+    def phases(self) -> Sequence[Phase]:
+        """One phase."""
+        sampling = self.sampling if self.by == "sampling" else None
+        return [Supervised("iw", self, self.epochs, self.reduce, sampling)]
+
+    def sampling(self, g: Tensor) -> Tensor:
+        """Weights (N,) that draw every group equally often."""
+        return self.weight.cpu()[g]
+
+    def reduce(self, losses: Tensor, batch: Batch) -> Tensor:
+        """L = 1/B sum_i w_{g_i} l_i, or the plain mean of sampled batches."""
+        return losses.mean() if self.by == "sampling" else (self.weight[batch.g] * losses).mean()

@@ -1,0 +1,146 @@
+"""Accuracies by group, and the evaluation that yields them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spurcor.data import GroupedDataset, GroupSpec, Split, Splits, Transform
+
+EVALUATION_BATCH = 512
+
+
+@dataclass(frozen=True)
+class GroupMetrics:
+    """Correct predictions and samples per group, (G,) int64; merged with +.
+
+    Fractions are NaN where no sample defines them. Groups without a sample keep their place and
+    are left out of every minimum and mean.
+    """
+
+    spec: GroupSpec
+    correct: Tensor
+    count: Tensor
+
+    def __add__(self, other: GroupMetrics) -> GroupMetrics:
+        return GroupMetrics(
+            self.spec, self.correct + other.correct, self.count + other.count
+        )
+
+    @property
+    def accuracy(self) -> Tensor:
+        """(G,) float64."""
+        return self.correct.double() / self.count  # 0 / 0 is NaN
+
+    @property
+    def worst(self) -> float:
+        """Lowest accuracy of a group that has samples."""
+        accuracy = self.accuracy[self.count > 0]
+        return float(accuracy.min()) if len(accuracy) else math.nan
+
+    @property
+    def average(self) -> float:
+        """Fraction correct of all samples."""
+        return self._pooled(torch.ones_like(self.count, dtype=torch.bool))
+
+    @property
+    def balanced(self) -> float:
+        """Mean of the groups' accuracies."""
+        return float(self.accuracy.nanmean())
+
+    @property
+    def aligned(self) -> float:
+        """Fraction correct of the samples whose attribute is the usual one of their class."""
+        return self._pooled(self.spec.is_aligned()) if self.spec.aligned else math.nan
+
+    @property
+    def conflicting(self) -> float:
+        """Fraction correct of the others."""
+        return self._pooled(~self.spec.is_aligned()) if self.spec.aligned else math.nan
+
+    @property
+    def per_class(self) -> Tensor:
+        """(K,) float64."""
+        shape = (self.spec.num_classes, -1)
+        return self.correct.view(shape).sum(1).double() / self.count.view(shape).sum(1)
+
+    def adjusted(self, train_counts: Tensor) -> float:
+        """Average weighted by the prevalence of the groups in TRAIN (group_DRO's convention).
+
+        Groups without a sample here are left out and the weights of the others renormalised.
+        """
+        weights = torch.where(self.count > 0, train_counts, 0).double()
+        return float((weights * self.accuracy.nan_to_num()).sum() / weights.sum())
+
+    def summary(self, train_counts: Tensor) -> dict[str, Any]:
+        """The record written to result.json; None where undefined."""
+        numbers = {
+            "worst": self.worst,
+            "average": self.average,
+            "adjusted": self.adjusted(train_counts),
+            "balanced": self.balanced,
+            "aligned": self.aligned,
+            "conflicting": self.conflicting,
+        }
+        groups = {
+            name: {"accuracy": none_if_undefined(float(accuracy)), "count": int(count)}
+            for name, accuracy, count in zip(
+                self.spec.names, self.accuracy, self.count, strict=True
+            )
+        }
+        return {**{key: none_if_undefined(value) for key, value in numbers.items()}, "groups": groups}
+
+    def _pooled(self, chosen: Tensor) -> float:
+        return float(self.correct[chosen].sum().double() / self.count[chosen].sum())
+
+
+def none_if_undefined(value: float) -> float | None:
+    """JSON has neither NaN nor infinity."""
+    return value if math.isfinite(value) else None
+
+
+def group_metrics(logits: Tensor, y: Tensor, g: Tensor, spec: GroupSpec) -> GroupMetrics:
+    """Count correct predictions per group; logits (N, K), y and g (N,)."""
+    correct = logits.argmax(dim=1) == y
+    return GroupMetrics(
+        spec,
+        torch.bincount(g[correct], minlength=spec.num_groups).cpu(),
+        torch.bincount(g, minlength=spec.num_groups).cpu(),
+    )
+
+
+@torch.no_grad()
+def apply(
+    function: Callable[[Tensor], Tensor],
+    dataset: GroupedDataset,
+    transform: Transform,
+    batch_size: int = EVALUATION_BATCH,
+) -> Tensor:
+    """`function` of every un-augmented image of a split, in its order."""
+    device = dataset.y.device
+    chunks = torch.arange(len(dataset), device=device).split(batch_size)
+    return torch.cat([function(transform(dataset.fetch(indices).x)) for indices in chunks])
+
+
+def evaluate(predict: Callable[[Tensor], Tensor], splits: Splits) -> dict[str, float | None]:
+    """Row entries of every evaluated split: loss, accuracies, and the accuracy of each group."""
+    entries: dict[str, float | None] = {}
+    train_counts = splits[Split.TRAIN].group_counts.cpu()
+    for name, split in splits.evaluated.items():
+        logits = apply(predict, split, splits.transform)
+        summary = group_metrics(logits, split.y, split.g, split.spec).summary(train_counts)
+        groups = summary.pop("groups")
+        entries[f"{name}/loss"] = none_if_undefined(float(F.cross_entropy(logits, split.y)))
+        entries |= {f"{name}/{key}": value for key, value in summary.items()}
+        entries |= {
+            f"{name}/group/{group}": value["accuracy"]
+            for group, value in groups.items()
+            if value["count"]
+        }
+    return entries

@@ -1,0 +1,79 @@
+"""What a finished run says: predictions, result.json, and the parts it is made from."""
+
+import functools
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spurcor.config import REPO
+from spurcor.data import Split, Splits
+from spurcor.files import read_json, replacing, write_json
+from spurcor.metrics import apply, group_metrics
+
+VERSIONS = ("spurcor", "torch", "torchvision", "numpy", "scikit-learn")
+
+
+def predict_all(predict: Callable[[Tensor], Tensor], splits: Splits, path: Path) -> dict[str, Any]:
+    """Evaluate every split that reports, keep the predictions; returns metrics by split."""
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    reports: dict[str, Any] = {"val": None, "test": None, "tests": {}}
+    train_counts = splits[Split.TRAIN].group_counts.cpu()
+    for name, split in splits.evaluated.items():
+        logits = apply(predict, split, splits.transform)
+        columns = {"index": torch.arange(len(split)), "y": split.y, "a": split.a, "logits": logits}
+        arrays |= {f"{name}/{key}": value.cpu().numpy() for key, value in columns.items()}
+        report = group_metrics(logits, split.y, split.g, split.spec).summary(train_counts)
+        if name in (Split.VAL, Split.TEST):
+            reports[name] = report
+        else:
+            reports["tests"][name] = report
+    with replacing(path) as beside, beside.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    return reports
+
+
+def write_result(directory: Path, trained: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Rebuild result.json from the training's part and those of its DFR folders."""
+    path = directory / "result.json"
+    parts = dict(trained) if trained is not None else read_json(path)
+    parts["dfr"] = {
+        part.parent.name: read_json(part) for part in sorted(directory.glob("dfr/*/result.json"))
+    }
+    write_json(path, parts)
+    return parts
+
+
+def versions() -> dict[str, str]:
+    """The versions that move numbers."""
+    found = {name: importlib.metadata.version(name) for name in VERSIONS}
+    return {"python": platform.python_version(), **found}
+
+
+@functools.cache
+def commit() -> str:
+    """The commit of the code that runs, with a + where files differ from it."""
+    copied = REPO / "commit"  # a sweep's copy of the code says what it was copied from
+    if copied.exists():
+        return copied.read_text().strip()
+    git = ["git", "-C", str(REPO)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        watched = ["spurcor", "conf", "sweeps"]
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--", *watched],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if changed else "")

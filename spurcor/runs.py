@@ -1,0 +1,416 @@
+"""A run on disk: its identity, its lock, what it is rebuilt from, and how it is carried out."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+
+from spurcor import checkpoint, results
+from spurcor.config import Node, TrainConfig, check, plain
+from spurcor.console import Terminal
+from spurcor.data import Split, Splits
+from spurcor.dfr import Table
+from spurcor.errors import RunError, UserError
+from spurcor.files import read_json, write_json, write_text
+from spurcor.lock import Held, holder, lock_of, locked
+from spurcor.method import Method, RunContext
+from spurcor.metrics import apply
+from spurcor.tracking import Record, Trackers
+from spurcor.trainer import Interrupted, Trainer, untouched
+
+log = logging.getLogger(__name__)
+Status = Literal["done", "failed", "held", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command on a run ended."""
+
+    status: Status
+    directory: Path
+    message: str = ""
+    result: Mapping[str, Any] = field(default_factory=dict)
+    exit_code: int = 0
+
+
+# --- opening and rebuilding -----------------------------------------------------------------------
+
+
+def read_config(directory: Path) -> TrainConfig:
+    """The configuration a run was made with. It is data: nothing in it is resolved or imported."""
+    path = directory / "config.yaml"
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{directory} is not a run: it has no readable config.yaml") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} is not the configuration of a run")
+    return check(tree, TrainConfig)
+
+
+def find(reference: str, outputs: Path) -> Path:
+    """A finished run from its directory, or from the first digits of its identity."""
+    if Path(reference).is_dir():
+        directory = Path(reference).absolute()
+    else:
+        pattern = f"*/*/{reference.rstrip('/')}*"
+        found = [
+            seed
+            for run in sorted((outputs / "runs").glob(pattern))
+            for seed in sorted(run.glob("seed*"))
+            if seed.is_dir() and seed.name.removeprefix("seed").isdigit()
+        ]
+        if "/" in reference:  # <identity>/seed<k>
+            found = [path for path in sorted((outputs / "runs").glob(f"*/*/{reference}"))]
+        if not found:
+            raise UserError(
+                f"run={reference} is no directory and no run under {outputs}/runs begins with it"
+            )
+        if len(found) > 1:
+            names = ", ".join(f"{path.parent.name}/{path.name}" for path in found[:6])
+            raise UserError(f"run={reference} fits {len(found)} runs ({names}); name one")
+        directory = found[0]
+    if not (directory / "config.yaml").exists():
+        raise UserError(f"run={reference} is not a run: {directory} has no config.yaml")
+    return directory
+
+
+def device(options: str) -> torch.device:
+    """The device named, or the GPU where there is one."""
+    if options == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(options)
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"train.device={options} cannot be used here; say cpu or auto") from error
+    return chosen
+
+
+def build(config: TrainConfig) -> tuple[Splits, Method]:
+    """Data and untrained method of a run; every draw of its initialisation is seeded."""
+    if config.features:
+        raise UserError("features: no feature extraction is built yet; say features=none")
+    options = config.train
+    if options.num_threads is not None:
+        torch.set_num_threads(options.num_threads)
+    splits = Splits.load(config.dataset.build(), config.paths.data, device(options.device))
+    torch.manual_seed(config.seed)
+    backbone = config.backbone.build(info=splits.info)
+    method: Method = config.method.build(backbone=backbone, info=splits.info)
+    try:
+        method.phases()
+    except ValueError as error:
+        raise UserError(f"method.{error}") from error
+    backbone.autocast = torch.bfloat16 if options.precision == "bf16" else None
+    backbone.channels_last = options.channels_last
+    if options.channels_last:
+        method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if options.compile:
+        backbone.compile()
+    return splits, method.to(splits.device)
+
+
+# --- carrying out ---------------------------------------------------------------------------------
+
+
+def status(config: TrainConfig) -> str:
+    """What the files of a run say: done, failed, running, interrupted or missing."""
+    directory = config.directory
+    if _complete(config, directory):
+        return "done"
+    if holder(lock_of(directory)) is not None:
+        return "running"
+    if (directory / "failed").exists():
+        return "failed"
+    return "interrupted" if directory.exists() else "missing"
+
+
+def execute(
+    config: TrainConfig, terminal: Terminal, on_start: Callable[[], None] | None = None
+) -> Outcome:
+    """Train what is not trained, repair what is not repaired, say what is there.
+
+    Everything that the user may have got wrong is found before `on_start` and the first file.
+    """
+    directory = config.directory
+    if not config.rerun and _complete(config, directory):
+        return _report(config, directory, terminal, "was done before")
+    lock = lock_of(directory)
+    if (owner := holder(lock)) is not None:
+        return _held(directory, Held(lock, owner), terminal)
+    splits, method = build(config)
+    context = _context(config, splits, directory)  # what is refused is refused before any trace
+    if config.dfr is not None:
+        for name in config.dfr.build().reads:
+            splits[name]
+    if on_start is not None:
+        on_start()
+    try:
+        with locked(lock, config.paths.outputs / ".guard"):
+            if config.rerun:
+                _set_aside(directory)
+            directory.mkdir(exist_ok=True)
+            with logged(directory / "train.log"), ExitStack() as stack:
+                trackers = Trackers.open(config, stack)
+                if not (directory / "done").exists():
+                    outcome = _train(config, context, method, trackers, terminal)
+                    if outcome is not None:
+                        return outcome
+                if config.dfr is not None:
+                    repair(directory, config, config.dfr, splits, method, trackers)
+    except Held as held:
+        return _held(directory, held, terminal)
+    return _report(config, directory, terminal, "done")
+
+
+def retrain(
+    directory: Path, node: Node, tracker: Mapping[str, Node], terminal: Terminal
+) -> Outcome:
+    """Repair a finished run, rebuilt from its own configuration."""
+    config = dataclasses.replace(read_config(directory), dfr=node, tracker=dict(tracker))
+    if not (directory / "done").exists():
+        raise UserError(f"run={directory} is not finished; the command that began it goes on")
+    if (directory / "dfr" / dfr_name(node) / "result.json").exists():
+        return _report(config, directory, terminal, "was repaired like this before")
+    lock = lock_of(directory)
+    if (owner := holder(lock)) is not None:
+        return _held(directory, Held(lock, owner), terminal)
+    splits, method = build(config)
+    for name in node.build().reads:
+        splits[name]
+    try:
+        with locked(lock, config.paths.outputs / ".guard"), ExitStack() as stack:
+            with logged(directory / "train.log"):
+                trackers = Trackers.open(config, stack)
+                repair(directory, config, node, splits, method, trackers)
+    except Held as held:
+        return _held(directory, held, terminal)
+    return _report(config, directory, terminal, "repaired")
+
+
+def repair(
+    directory: Path,
+    config: TrainConfig,
+    node: Node,
+    splits: Splits,
+    method: Method,
+    trackers: Trackers,
+) -> Path:
+    """Deep Feature Reweighting of a finished run, unless it is there; returns its folder."""
+    folder = directory / "dfr" / dfr_name(node)
+    if (folder / "result.json").exists():
+        return folder
+    trained = read_json(directory / "result.json")["run"]
+    _refuse_leak(trained["splits"], splits)
+    dfr = node.build()
+    layer = method.backbone.layer(dfr.layer)
+    name = {"last": "last.safetensors", "selected": "model.safetensors"}[dfr.weights]
+    checkpoint.load_weights(method, directory / name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with untouched(method):
+        features = {
+            name: apply(
+                lambda x: method.backbone.features(x, [layer])[layer],
+                splits[name],
+                splits.transform,
+            )
+            for name in dfr.reads
+        }
+        tables = {
+            name: Table(
+                x.double().cpu().numpy(),
+                splits[name].y.cpu().numpy(),
+                splits[name].g.cpu().numpy(),
+            )
+            for name, x in features.items()
+        }
+        fit = dfr.fit(tables, splits.info.spec, trained["seed"])
+        device = splits.device
+        weight = torch.from_numpy(fit.linear.weight).to(device)
+        bias = torch.from_numpy(fit.linear.bias).to(device)
+        reports = results.predict_all(
+            lambda x: method.backbone.features(x, [layer])[layer].double() @ weight.T + bias,
+            splits,
+            folder / "predictions.npz",
+        )
+    fitted_on_val = dfr.split is Split.VAL
+    part = {
+        "options": plain(node.arguments),
+        "layer": layer,
+        "c": fit.c,
+        **reports,
+        "val": None if fitted_on_val else reports["val"],
+        "val_is": "none" if fitted_on_val else "held_out",
+    }
+    checkpoint.save_weights(
+        folder / "weights.safetensors", {"weight": weight.cpu(), "bias": bias.cpu()}
+    )
+    write_json(folder / "result.json", part)
+    results.write_result(directory)
+    trackers.report(Record.of_dfr(directory, folder, node, config))
+    return folder
+
+
+def dfr_name(node: Node) -> str:
+    """Folder of a DFR: what it reads and fits, with a hash of its options."""
+    text = json.dumps(node.hashed(), sort_keys=True)
+    kind = node.arguments.get("split", "val")
+    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _train(
+    config: TrainConfig,
+    context: RunContext,
+    method: Method,
+    trackers: Trackers,
+    terminal: Terminal,
+) -> Outcome | None:
+    """Train to the end and write the result; an outcome only where that did not come about."""
+    directory = config.directory
+    (directory / "failed").unlink(missing_ok=True)
+    if not (directory / "config.yaml").exists():
+        tree = {**plain(config), "rerun": False, "point": None}
+        write_text(directory / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
+    record = Record.of_run(directory, config)
+    trackers.start(record)
+    analyses = [node.build() for node in config.analysis.values()]
+    with terminal.watch(lambda rows: trackers.rows(record, rows)) as observer:
+        trainer = Trainer(directory, config.train, context, observer, analyses)
+        try:
+            trainer.fit(method)
+            _finish(config, context.splits, method, trainer)
+        except Interrupted as interrupted:
+            trackers.finish(record, "KILLED")
+            code = 128 + interrupted.number
+            return Outcome("interrupted", directory, str(interrupted), exit_code=code)
+        except UserError:
+            trackers.finish(record, "FAILED")
+            raise
+        except Exception as error:
+            write_text(directory / "failed", traceback.format_exc())
+            log.exception("the run failed")
+            trackers.finish(record, "FAILED")
+            if not isinstance(error, RunError):
+                terminal.trace()
+            return Outcome("failed", directory, _one_line(error), exit_code=1)
+    trackers.report(record)
+    return None
+
+
+def _finish(config: TrainConfig, splits: Splits, method: Method, trainer: Trainer) -> None:
+    directory, progress = config.directory, trainer.progress
+    checkpoint.save_weights(directory / "last.safetensors", checkpoint.snapshot(method))
+    selected = dict(progress.selected or {"criterion": None, "phase": None, "epoch": None})
+    checkpoint.load_weights(method, directory / selected.pop("file", "last.safetensors"))
+    checkpoint.save_weights(directory / "model.safetensors", checkpoint.snapshot(method))
+    with untouched(method):
+        reports = results.predict_all(method.predict, splits, directory / "predictions.npz")
+    run = {
+        "identity": config.identity,
+        "seed": config.seed,
+        **{key: config.choices.get(key) for key in ("dataset", "method", "backbone")},
+        "commit": results.commit(),
+        "versions": results.versions(),
+        "environment": progress.environment,
+        "moved": progress.moved,
+        "seconds": round(progress.seconds, 1),
+        "images_seen": progress.images_seen,
+        "splits": splits.fingerprints,
+    }
+    results.write_result(directory, {"run": run, "selected": selected, **reports})
+    write_text(directory / "done", results.commit() + "\n")
+    for path in directory.glob("selected-*.safetensors"):
+        path.unlink()
+
+
+def _context(config: TrainConfig, splits: Splits, directory: Path) -> RunContext:
+    def optimizer(parameters: Any) -> Any:
+        return config.optimizer.build(params=list(parameters))
+
+    def schedule(optimizer: Any, epochs: int) -> Any:
+        total = {"T_max": epochs} if config.schedule.takes("T_max") else {}
+        return config.schedule.build(optimizer=optimizer, **total)
+
+    probe = optimizer([torch.nn.Parameter(torch.zeros(1))])
+    schedule(probe, 1)
+    return RunContext(
+        splits, config.seed, config.train.batch_size, directory, optimizer, schedule
+    )
+
+
+def _complete(config: TrainConfig, directory: Path) -> bool:
+    """Whether the run and the repairs asked for are on disk."""
+    if not (directory / "done").exists():
+        return False
+    return config.dfr is None or (directory / "dfr" / dfr_name(config.dfr) / "result.json").exists()
+
+
+def _report(config: TrainConfig, directory: Path, terminal: Terminal, how: str) -> Outcome:
+    result = read_json(directory / "result.json")
+    made, now = result["run"]["commit"], results.commit()
+    if made != now:
+        how += f" (trained at commit {made}; the code is at {now})"
+    terminal.result(result, directory, how, config)
+    return Outcome("done", directory, result=result)
+
+
+def _held(directory: Path, held: Held, terminal: Terminal) -> Outcome:
+    message = f"{directory} is being worked on by {held}"
+    terminal.say(message)
+    return Outcome("held", directory, message)
+
+
+def _set_aside(directory: Path) -> None:
+    if directory.exists():
+        number = 1
+        while (aside := directory.with_name(f"{directory.name}.old{number}")).exists():
+            number += 1
+        os.replace(directory, aside)
+
+
+def _refuse_leak(trained: Mapping[str, str], splits: Splits) -> None:
+    changed = [name for name, print_ in splits.fingerprints.items() if trained.get(name) != print_]
+    if changed:
+        raise UserError(
+            f"the {', '.join(changed)} split is not the one this run was trained with: samples it"
+            " was trained on may now be tested on; restore the data it was made from"
+        )
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    first = text[0] if text else ""
+    return first if isinstance(error, RunError) else f"{type(error).__name__}: {first}"
+
+
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """Write spurcor's log to a file for the while."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("spurcor")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """1 if any failed or is not done; an interruption's own code when it was alone."""
+    if len(outcomes) == 1:
+        return outcomes[0].exit_code
+    return int(any(outcome.status in ("failed", "interrupted") for outcome in outcomes))
+

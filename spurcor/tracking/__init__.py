@@ -1,0 +1,160 @@
+"""Trackers mirror the files of a run; the files are the record, and training never waits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from spurcor.config import Node, TrainConfig, plain
+from spurcor.files import read_json, read_lines
+
+log = logging.getLogger(__name__)
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+UNTRACKED = ("phase", "time", "step")  # row entries that are no metrics
+
+
+@dataclass(frozen=True)
+class Record:
+    """One thing that trackers show: a run, a DFR of a run, or a sweep."""
+
+    directory: Path
+    kind: Literal["run", "dfr", "sweep"]
+    name: str
+    sweep: str
+    parent: Path | None = None
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_run(cls, directory: Path, config: TrainConfig) -> Record:
+        """A training run: its hashed configuration as params, the machine's part as tags."""
+        nodes = ("dataset", "backbone", "method", "optimizer", "schedule")
+        params = {name: config.choices.get(name, "") for name in nodes} | {"seed": str(config.seed)}
+        for name in nodes:
+            params |= _flat(name, plain(getattr(config, name).arguments))
+        machine = ("device", "num_threads", "checkpoint_seconds", "keep_epochs")
+        train = plain(config.train)
+        params |= _flat("train", {k: v for k, v in train.items() if k not in machine})
+        tags = {
+            **_flat("train", {k: train[k] for k in machine}),
+            "spurcor.identity": config.identity,
+            f"sweep.{config.sweep}": "true",
+        }
+        name = f"{config.choices['dataset']} {config.choices['method']} seed{config.seed}"
+        sweep = config.paths.outputs / "sweeps" / config.sweep
+        return cls(directory, "run", name, config.sweep, sweep, params, tags)
+
+    @classmethod
+    def of_dfr(cls, directory: Path, folder: Path, node: Node, config: TrainConfig) -> Record:
+        """A DFR of a run, shown below it; it repeats what runs are compared by."""
+        run = cls.of_run(directory, config)
+        shown = ("dataset", "backbone", "seed")
+        params = {name: run.params[name] for name in shown}
+        params |= {"method": f"{run.params['method']}+dfr"} | _flat("dfr", plain(node.arguments))
+        tags = {key: run.tags[key] for key in ("spurcor.identity", f"sweep.{config.sweep}")}
+        name = f"{run.name} dfr {folder.name}"
+        return cls(folder, "dfr", name, config.sweep, directory, params, tags)
+
+    @classmethod
+    def of_sweep(cls, folder: Path) -> Record:
+        """A sweep, above its runs."""
+        return cls(folder, "sweep", f"sweep {folder.name}", folder.name)
+
+
+def _flat(prefix: str, value: Any) -> dict[str, str]:
+    if isinstance(value, Mapping):
+        return {k: v for key in value for k, v in _flat(f"{prefix}.{key}", value[key]).items()}
+    return {prefix: str(value)}
+
+
+class Tracker(Protocol):
+    """A mirror. Calls return at once and may come twice with the same content."""
+
+    def start(self, record: Record) -> None:
+        """Show a record as running, continuing what is shown of it already."""
+
+    def log(self, record: Record, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Show metrics: rows with `step` and `time` (epoch ms); other numbers are metrics."""
+
+    def artifact(self, record: Record, path: Path) -> None:
+        """Show a file."""
+
+    def finish(self, record: Record, status: Status) -> None:
+        """Show how the record ended."""
+
+    def close(self) -> None:
+        """Send what is left."""
+
+
+class Trackers:
+    """All trackers of a run. One that fails is dropped with a warning."""
+
+    def __init__(self, trackers: Iterable[Tracker]) -> None:
+        self._trackers = list(trackers)
+        self._sent: dict[Path, int] = {}
+
+    @classmethod
+    def open(cls, config: TrainConfig, stack: ExitStack) -> Trackers:
+        """Build the trackers that a configuration names; closed with the stack."""
+        outputs = config.paths.outputs
+        trackers = cls(node.build(outputs=outputs) for node in config.tracker.values())
+        stack.callback(trackers.close)
+        return trackers
+
+    def start(self, record: Record) -> None:
+        """See `Tracker.start`."""
+        self._each("start", record)
+
+    def rows(self, record: Record, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Send those of a run's rows that were not sent yet."""
+        sent = self._sent.get(record.directory, 0)
+        if fresh := rows[sent:]:
+            self._each("log", record, fresh)
+            self._sent[record.directory] = len(rows)
+
+    def report(self, record: Record) -> None:
+        """Send the result of a finished record and show it as finished."""
+        if record.kind == "dfr":
+            self.start(record)
+        self._each("log", record, [_result_row(record)])
+        for name in ("config.yaml", "result.json"):
+            if (path := record.directory / name).exists():
+                self._each("artifact", record, path)
+        self.finish(record, "FINISHED")
+
+    def finish(self, record: Record, status: Status) -> None:
+        """See `Tracker.finish`."""
+        self._each("finish", record, status)
+
+    def close(self) -> None:
+        """See `Tracker.close`."""
+        self._each("close")
+
+    def _each(self, call: str, *arguments: Any) -> None:
+        for tracker in list(self._trackers):
+            try:
+                getattr(tracker, call)(*arguments)
+            except Exception as error:  # whatever a tracker does, the run goes on
+                log.warning("%s is switched off: %s", type(tracker).__name__, error)
+                self._trackers.remove(tracker)
+
+
+def _result_row(record: Record) -> dict[str, Any]:
+    """Metrics of result.json as one row; `selected/` marks those of a run's selected epoch."""
+    path = record.directory / "result.json"
+    result = read_json(path)
+    prefix = "selected/" if record.kind == "run" else ""
+    reports = {"val": result["val"], "test": result["test"], **result["tests"]}
+    rows = read_lines(record.directory / "metrics.jsonl")
+    if rows:
+        row = {"step": rows[-1]["step"], "time": rows[-1]["time"]}
+    else:
+        row = {"step": 0, "time": int(path.stat().st_mtime * 1000)}
+    for split, report in reports.items():
+        numbers = {k: v for k, v in (report or {}).items() if k != "groups"}
+        row |= {f"{prefix}{split}/{key}": value for key, value in numbers.items()}
+    return row

@@ -1,0 +1,334 @@
+"""The training loop: phases, rows, checkpoints, exact resume. It names no method and no data set."""
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from spurcor import checkpoint, selection
+from spurcor.config import TrainOptions
+from spurcor.data import Batch, Splits, Stream
+from spurcor.errors import RunError, UserError
+from spurcor.files import append_line, keep_lines, read_lines
+from spurcor.method import Method, Phase, RunContext
+from spurcor.metrics import evaluate
+
+log = logging.getLogger(__name__)
+CHECK_STEPS = 64  # losses stay on the device for this many steps before they are looked at
+
+
+class Analysis(Protocol):
+    """Quantities measured during training; leaves no trace on the run."""
+
+    def due(self, epoch: int) -> bool:
+        """Whether to run after this many finished epochs of the phase."""
+
+    def run(self, method: Method, splits: Splits, epoch: int) -> dict[str, float]:
+        """Row entries `<analysis>/<quantity>/<split>`."""
+
+
+class Observer(Protocol):
+    """Who watches a run: the terminal and the trackers."""
+
+    def step(self, progress: "Progress", phase: Phase, num_steps: int) -> None:
+        """After an update."""
+
+    def rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows that a checkpoint holds: they will not be taken back."""
+
+    def row(self, row: Mapping[str, Any], phase: Phase) -> None:
+        """A row just written."""
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the run goes on later
+    """The scheduler or the user asked the run to stop; its state is saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on")
+        self.number = number
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all of it is in the checkpoint."""
+
+    phase: int = 0
+    epoch: int = 0  # finished epochs of the phase
+    step: int = 0  # finished steps of the epoch
+    rows: int = 0
+    steps: int = 0  # updates since the run began
+    images_seen: int = 0
+    seconds: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)  # per logged value, over images
+    images: int = 0  # images in `sums`
+    selected: dict[str, Any] | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    moved: bool = False  # resumed under another thread count, device or precision
+
+
+class Trainer:
+    """Trains a method in a run directory; the same call continues what was interrupted."""
+
+    def __init__(
+        self,
+        directory: Path,
+        options: TrainOptions,
+        context: RunContext,
+        observer: Observer,
+        analyses: Sequence[Analysis] = (),
+    ) -> None:
+        self.directory, self.options, self.context = directory, options, context
+        self.observer, self.analyses = observer, analyses
+        self.progress = Progress()
+        self._rows: list[dict[str, Any]] = []
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []
+        self._best: dict[str, Tensor] | None = None
+        self._stop: int | None = None
+
+    def fit(self, method: Method) -> Progress:
+        """Run all phases; on return everything is on disk and the method holds the last weights."""
+        splits, progress = self.context.splits, self.progress
+        phases = method.phases()
+        fresh = self._resume(method, phases)
+        with self._signals():
+            for phase in phases[progress.phase :]:
+                streams = self._enter(phase, method, fresh)
+                num_steps = len(next(iter(streams.values())))
+                while progress.epoch < phase.epochs and not self._exhausted(phase):
+                    position = progress.epoch * num_steps + progress.step
+                    feeds = {role: stream.start(position) for role, stream in streams.items()}
+                    for _ in range(progress.step, num_steps):
+                        batches = {role: next(feed) for role, feed in feeds.items()}
+                        self._record(phase.step(batches), batches)
+                        self._boundary(method, phase, num_steps)
+                    self._flush(phase)
+                    phase.end_epoch()
+                    progress.epoch, progress.step = progress.epoch + 1, 0
+                    self._end_epoch(method, phase, splits, last_phase=phase is phases[-1])
+                self._leave(method)
+                fresh = True
+        return progress
+
+    # --- phases -----------------------------------------------------------------------------------
+
+    def _enter(self, phase: Phase, method: Method, fresh: bool) -> Mapping[str, Stream]:
+        if fresh:
+            phase.setup(self.context)
+            method.eval()
+            with torch.no_grad():
+                phase.begin(self.context)
+        method.train()
+        return phase.streams(self.context)
+
+    def _exhausted(self, phase: Phase) -> bool:
+        stopping = self.options.early_stopping
+        if stopping is None or self.progress.step or not self._rows:
+            return False
+        if self._rows[-1]["phase"] != phase.name:
+            return False
+        return selection.is_exhausted(self._rows, stopping.metric, stopping.patience)
+
+    def _leave(self, method: Method) -> None:
+        progress = self.progress
+        progress.phase, progress.epoch, progress.step = progress.phase + 1, 0, 0
+        self._save(method, None)
+
+    # --- steps ------------------------------------------------------------------------------------
+
+    def _record(self, values: dict[str, Tensor], batches: Mapping[str, Batch]) -> None:
+        first = len(next(iter(batches.values())).y)
+        self._pending.append((first, values))
+        self.progress.step += 1
+        self.progress.steps += 1
+        self.progress.images_seen += sum(len(batch.y) for batch in batches.values())
+
+    def _boundary(self, method: Method, phase: Phase, num_steps: int) -> None:
+        if len(self._pending) >= CHECK_STEPS:
+            self._flush(phase)
+        self.observer.step(self.progress, phase, num_steps)
+        due = time.monotonic() - self._saved_at >= self.options.checkpoint_seconds
+        if self._stop is not None or (due and self.progress.step < num_steps):
+            self._flush(phase)
+            self._save(method, phase)
+        if self._stop is not None:
+            raise Interrupted(self._stop)
+
+    def _flush(self, phase: Phase) -> None:
+        """Add up what the last steps logged, in their order, and stop at the first bad number."""
+        progress = self.progress
+        names = list(self._pending[0][1]) if self._pending else []
+        columns = {n: torch.stack([v[n] for _, v in self._pending]).tolist() for n in names}
+        for i, (size, _) in enumerate(self._pending):
+            progress.images += size
+            for name in names:
+                value = columns[name][i]
+                if not math.isfinite(value):
+                    step = progress.step - len(self._pending) + i + 1
+                    raise RunError(
+                        f"{phase.name}: {name} is {value} at epoch {progress.epoch + 1}, step"
+                        f" {step}; a smaller optimizer.lr may help"
+                    )
+                progress.sums[name] = progress.sums.get(name, 0.0) + value * size
+        self._pending.clear()
+
+    # --- epochs -----------------------------------------------------------------------------------
+
+    def _end_epoch(
+        self, method: Method, phase: Phase, splits: Splits, *, last_phase: bool
+    ) -> None:
+        progress, options = self.progress, self.options
+        if progress.epoch in options.keep_epochs and last_phase:
+            folder = self.directory / "weights"
+            folder.mkdir(exist_ok=True)
+            name = f"{phase.name}-{progress.epoch}.safetensors"
+            checkpoint.save_weights(folder / name, checkpoint.snapshot(method))
+        if progress.epoch % options.eval_every == 0 or progress.epoch == phase.epochs:
+            row: dict[str, Any] = {
+                "phase": phase.name,
+                "epoch": progress.epoch,
+                "step": progress.steps,
+                "time": time.time_ns() // 1_000_000,
+                "seconds": 0.0,
+            }
+            row |= {f"train/{k}": v / progress.images for k, v in progress.sums.items()}
+            with untouched(method):
+                row |= evaluate(method.predict, splits)
+                for analysis in self.analyses:
+                    if analysis.due(progress.epoch):
+                        row |= analysis.run(method, splits, progress.epoch)
+            progress.sums, progress.images = {}, 0
+            self._tick()
+            row["seconds"] = round(progress.seconds, 3)
+            self._rows.append(row)
+            append_line(self.directory / "metrics.jsonl", row)
+            progress.rows += 1
+            if last_phase:
+                self._select(method, row)
+            self.observer.row(row, phase)
+        if time.monotonic() - self._saved_at >= options.checkpoint_seconds:
+            self._save(method, phase)
+
+    def _select(self, method: Method, row: Mapping[str, Any]) -> None:
+        criterion = selection.default_criterion(row, self.options.selection)
+        if self.progress.selected is None or selection.is_best(self._rows, criterion):
+            self._best = checkpoint.snapshot(method)
+            self.progress.selected = {
+                "criterion": criterion,
+                "phase": row["phase"],
+                "epoch": row["epoch"],
+            }
+
+    # --- state ------------------------------------------------------------------------------------
+
+    def _save(self, method: Method, phase: Phase | None) -> None:
+        """Save everything; the best weights first, under a name that only this checkpoint knows."""
+        progress = self.progress
+        self._tick()
+        if self._best is not None and progress.selected is not None:
+            name = f"selected-{progress.rows}.safetensors"
+            checkpoint.save_weights(self.directory / name, self._best)
+            progress.selected["file"], self._best = name, None
+        state = {
+            "progress": dict(vars(progress)),
+            "method": method.state_dict(),
+            "phase": None if phase is None else phase.state_dict(),
+            "random": checkpoint.random_state(),
+            "fingerprints": self.context.splits.fingerprints,
+        }
+        checkpoint.save(self.directory / "checkpoint.pt", state)
+        kept = (progress.selected or {}).get("file")
+        for path in self.directory.glob("selected-*.safetensors"):
+            if path.name != kept:
+                path.unlink()
+        self.observer.rows(self._rows[: progress.rows])
+        self._saved_at = time.monotonic()
+
+    def _resume(self, method: Method, phases: Sequence[Phase]) -> bool:
+        """Go back to the last checkpoint; returns whether the next phase begins afresh."""
+        self._saved_at = self._clock = time.monotonic()
+        progress, path = self.progress, self.directory / "checkpoint.pt"
+        state = checkpoint.load(path) if path.exists() else None
+        if state is None:
+            keep_lines(self.directory / "metrics.jsonl", 0)
+            progress.environment = self._environment()
+            return True
+        if state["fingerprints"] != self.context.splits.fingerprints:
+            raise UserError(
+                f"{path} was trained on other data splits than the data set gives now; rerun=true"
+                " sets the run aside and starts over"
+            )
+        vars(progress).update(state["progress"])
+        if self.options.num_threads is None:
+            torch.set_num_threads(progress.environment["num_threads"])
+        if progress.environment != (environment := self._environment()):
+            log.warning(
+                "resumed under %s after %s: the numbers may differ in the last digits",
+                environment,
+                progress.environment,
+            )
+            progress.environment, progress.moved = environment, True
+        inside = state["phase"] is not None
+        for phase in phases[: progress.phase + inside]:
+            phase.setup(self.context)  # what a phase registers on the method must be there to load
+        method.load_state_dict(state["method"])
+        if inside:
+            phases[progress.phase].load_state_dict(state["phase"])
+        checkpoint.restore_random_state(state["random"])
+        keep_lines(self.directory / "metrics.jsonl", progress.rows)
+        self._rows = read_lines(self.directory / "metrics.jsonl")
+        self.observer.rows(self._rows)
+        log.info("resumed after %d steps", progress.steps)
+        return not inside
+
+    def _environment(self) -> dict[str, Any]:
+        return {
+            "num_threads": torch.get_num_threads(),
+            "device": self.context.splits.device.type,
+            "precision": self.options.precision,
+        }
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self.progress.seconds += now - self._clock
+        self._clock = now
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn the scheduler's signals into a checkpoint at the next step boundary."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def remember(number: int, _frame: Any) -> None:
+            if self._stop is not None:
+                raise KeyboardInterrupt
+            self._stop = number
+
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+        before = {number: signal.signal(number, remember) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def untouched(method: Method) -> Iterator[None]:
+    """Eval mode without a trace: neither the mode nor the random state is changed for training."""
+    training = method.training
+    method.eval()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        method.train(training)
