@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, load without executing anything, and refuse what they could not load."""
+"""Checkpoints that are whole, execute nothing, and refuse what they could not load."""
 
 import pickle
 from collections.abc import Mapping

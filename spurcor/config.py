@@ -92,6 +92,16 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
+class OutputPaths:
+    """Where results are."""
+
+    outputs: Path
+
+    def __post_init__(self) -> None:
+        _make_absolute(self)
+
+
+@dataclass(frozen=True)
 class Paths:
     """Where data is read and results are written."""
 
@@ -99,9 +109,14 @@ class Paths:
     outputs: Path
 
     def __post_init__(self) -> None:
-        for name in ("data", "outputs"):
-            absolute = Path(getattr(self, name)).expanduser().absolute()
-            object.__setattr__(self, name, absolute)
+        _make_absolute(self)
+
+
+def _make_absolute(paths: Any) -> None:
+    """Points run in another working directory."""
+    for option in dataclasses.fields(paths):
+        absolute = Path(getattr(paths, option.name)).expanduser().absolute()
+        object.__setattr__(paths, option.name, absolute)
 
 
 @dataclass(frozen=True)
@@ -248,11 +263,10 @@ def check(config: DictConfig | Mapping[str, Any], schema: type[T]) -> T:
 
     Every `_target_` node is checked against the type hints of its constructor.
     """
-    tree = (
-        OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
-        if isinstance(config, DictConfig)
-        else dict(config)
-    )
+    tree: Any = config
+    if isinstance(config, DictConfig):
+        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        tree = OmegaConf.to_container(own, resolve=True)
     problems: list[str] = []
     arguments = _check_arguments("", tree, schema, set(), problems)
     if not problems:
@@ -366,9 +380,7 @@ def _check_node(path: str, value: Any, problems: list[str]) -> Node | None:
         problems.append(f"{path}: {error}")
         return None
     runtime = RUNTIME.get(path.partition(".")[0], set())
-    return Node(
-        path, value["_target_"], _check_arguments(path, value, owner, runtime, problems)
-    )
+    return Node(path, value["_target_"], _check_arguments(path, value, owner, runtime, problems))
 
 
 def _members(hint: Any) -> set[Any]:

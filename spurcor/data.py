@@ -167,9 +167,7 @@ class Splits:
 
     def __getitem__(self, name: str) -> GroupedDataset:
         if name not in self.data:
-            raise UserError(
-                f"this data set has no {name} split; it has {', '.join(self.data)}"
-            )
+            raise UserError(f"this data set has no {name} split; it has {', '.join(self.data)}")
         return self.data[name]
 
     @property

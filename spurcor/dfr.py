@@ -59,8 +59,8 @@ class Dfr:
 
     `split` is the reweighting data. C is chosen by `criterion` either on a random half of it that
     does not fit (`tune=half`, the paper's for VAL) or on VAL (`tune=val`, the paper's for TRAIN).
-    `scaler` says whose features standardise the final fits; `tune=half` standardises by the balanced
-    half that fits. `layer` and `weights` say which features of which network are read.
+    `scaler` says whose features standardise the final fits; `tune=half` standardises by the
+    balanced half that fits. `layer` and `weights` say which features of which network are read.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +52,10 @@ class Point:
 
 
 def read(cfg: DictConfig, choices: Mapping[str, Any]) -> TrainConfig:
-    """Check a composed configuration; the names that were chosen for the groups become part of it."""
-    tree = OmegaConf.to_container(cfg, resolve=True)
+    """Check a composed configuration; the names chosen for the groups become part of it."""
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    tree = OmegaConf.to_container(own, resolve=True)
     assert isinstance(tree, dict)
-    tree.pop("hydra", None)
     if "choices" in tree:
         raise UserError("choices is no key; say dataset=..., method=... and so on")
     tree["choices"] = {group: str(choices[group]) for group in GROUPS if choices.get(group)}
@@ -90,7 +90,7 @@ def _execute(config: TrainConfig, on_start: Any = None) -> "Outcome":
     import spurcor.runs
     from spurcor.console import Terminal
 
-    _log_to_terminal()
+    log_to_terminal()
     outcome = spurcor.runs.execute(config, Terminal(), on_start)
     if outcome.status in ("failed", "interrupted"):
         print(f"spurcor: {outcome.directory}: {outcome.message}", file=sys.stderr)
@@ -98,7 +98,7 @@ def _execute(config: TrainConfig, on_start: Any = None) -> "Outcome":
 
 
 @functools.cache
-def _log_to_terminal() -> None:
+def log_to_terminal() -> None:
     """Warnings go to stderr; the rest is in the run's train.log."""
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
@@ -177,7 +177,7 @@ class InProcess(Launcher):
 
 
 class LocalPool(InProcess):
-    """`n_jobs` processes at a time, each running one point from a frozen copy of code and config."""
+    """`n_jobs` processes at a time, each with one point, from a frozen copy of code and config."""
 
     def __init__(self, n_jobs: int = 2) -> None:
         if n_jobs < 1:
@@ -209,7 +209,7 @@ class LocalPool(InProcess):
         return "" if code_ == 0 else f"{_last_line(log)}"
 
 
-# Hydra accepts launchers under this name only; an editable install provides no hydra_plugins package.
+# Hydra accepts launchers under such a name only, and an editable install has no hydra_plugins.
 PLUGINS = {
     "hydra_plugins.spurcor.InProcess": InProcess,
     "hydra_plugins.spurcor.LocalPool": LocalPool,
@@ -219,6 +219,18 @@ PLUGINS = {
 def sweep_folder(config: TrainConfig) -> Path:
     """Where a sweep keeps its manifest, points and code."""
     return config.paths.outputs / "sweeps" / config.sweep
+
+
+def manifest(outputs: Path, name: str) -> list[dict[str, Any]]:
+    """The points of a sweep, in the order they were first asked for."""
+    path = outputs / "sweeps" / name / "points.jsonl"
+    if not path.exists():
+        found = sorted(p.parent.name for p in (outputs / "sweeps").glob("*/points.jsonl"))
+        raise UserError(
+            f"sweep={name} does not exist in {outputs}; there is {', '.join(found) or 'none yet'}"
+        )
+    entries = {entry["directory"]: entry for entry in read_lines(path)}
+    return list(entries.values())
 
 
 def write_manifest(points: Sequence[Point]) -> None:
@@ -272,7 +284,7 @@ def open_sweep(config: TrainConfig) -> None:
 
     from spurcor.tracking import Record, Trackers
 
-    _log_to_terminal()
+    log_to_terminal()
     with ExitStack() as stack:
         trackers = Trackers.open(config, stack)
         record = Record.of_sweep(sweep_folder(config))
@@ -300,12 +312,16 @@ def state(point: Point, message: str | None) -> dict[str, Any]:
     return entry
 
 
-def _show(states: Iterable[Mapping[str, Any]], command: str | None) -> None:
+def _show(states: Sequence[dict[str, Any]], command: str | None) -> None:
     from spurcor.console import Terminal, sweep_table
+
+    shared = set.intersection(*(set(entry["overrides"]) for entry in states))
+    for entry in states if len(states) > 1 else []:
+        entry["overrides"] = [text for text in entry["overrides"] if text not in shared]
 
     terminal = Terminal()
     terminal.say("")
-    terminal.console.print(sweep_table(list(states)))
+    terminal.console.print(sweep_table(states))
     if command is not None:
         terminal.say(f"to run what is not done: {command}")
 

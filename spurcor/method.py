@@ -27,9 +27,7 @@ class RunContext:
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
     schedule: Callable[[Optimizer, int], LRScheduler]  # of an optimiser and a number of epochs
 
-    def stream(
-        self, split: str, role: str | None = None, weights: Tensor | None = None
-    ) -> Stream:
+    def stream(self, split: str, role: str | None = None, weights: Tensor | None = None) -> Stream:
         """Shuffled batches of a split, or samples drawn by `weights` (N,) with replacement."""
         return Stream(
             self.splits[split],
@@ -111,7 +109,7 @@ class Supervised(Phase):
         reduce: Callable[[Tensor, Batch], Tensor],
         sampling: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """`reduce`: losses (B,) and batch to a scalar; `sampling`: g (N,) to sample weights (N,)."""
+        """`reduce`: losses (B,) and batch to a scalar; `sampling`: g (N,) to weights (N,)."""
         if epochs < 1:
             raise ValueError(f"epochs={epochs} must be at least 1")
         self.name, self.method, self.epochs = name, method, epochs

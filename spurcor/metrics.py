@@ -29,9 +29,7 @@ class GroupMetrics:
     count: Tensor
 
     def __add__(self, other: GroupMetrics) -> GroupMetrics:
-        return GroupMetrics(
-            self.spec, self.correct + other.correct, self.count + other.count
-        )
+        return GroupMetrics(self.spec, self.correct + other.correct, self.count + other.count)
 
     @property
     def accuracy(self) -> Tensor:
@@ -94,7 +92,10 @@ class GroupMetrics:
                 self.spec.names, self.accuracy, self.count, strict=True
             )
         }
-        return {**{key: none_if_undefined(value) for key, value in numbers.items()}, "groups": groups}
+        return {
+            **{key: none_if_undefined(value) for key, value in numbers.items()},
+            "groups": groups,
+        }
 
     def _pooled(self, chosen: Tensor) -> float:
         return float(self.correct[chosen].sum().double() / self.count[chosen].sum())
@@ -124,7 +125,7 @@ def apply(
 ) -> Tensor:
     """`function` of every un-augmented image of a split, in its order."""
     device = dataset.y.device
-    chunks = torch.arange(len(dataset), device=device).split(batch_size)
+    chunks = torch.split(torch.arange(len(dataset), device=device), batch_size)
     return torch.cat([function(transform(dataset.fetch(indices).x)) for indices in chunks])
 
 

@@ -3,10 +3,10 @@
 import sys
 from dataclasses import dataclass
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from spurcor import cli
-from spurcor.config import Node, Paths, check
+from spurcor.config import Node, OutputPaths, check
 
 
 @dataclass(frozen=True)
@@ -16,19 +16,18 @@ class RetrainConfig:
     run: str
     dfr: Node
     tracker: dict[str, Node]
-    paths: Paths
+    paths: OutputPaths
 
 
 def main(cfg: DictConfig) -> int:
     """One repair; returns its exit code."""
-    tree = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(tree, dict)
-    tree["paths"]["data"] = tree["paths"].get("data", ".")
-    config = check({str(k): v for k, v in tree.items()}, RetrainConfig)
+    config = check(cfg, RetrainConfig)
 
     from spurcor import runs
     from spurcor.console import Terminal
+    from spurcor.launcher import log_to_terminal
 
+    log_to_terminal()
     directory = runs.find(config.run, config.paths.outputs)
     return runs.retrain(directory, config.dfr, config.tracker, Terminal()).exit_code
 

@@ -21,7 +21,7 @@ from spurcor.console import Terminal
 from spurcor.data import Split, Splits
 from spurcor.dfr import Table
 from spurcor.errors import RunError, UserError
-from spurcor.files import read_json, write_json, write_text
+from spurcor.files import read_json, read_lines, write_json, write_text
 from spurcor.lock import Held, holder, lock_of, locked
 from spurcor.method import Method, RunContext
 from spurcor.metrics import apply
@@ -115,7 +115,7 @@ def build(config: TrainConfig) -> tuple[Splits, Method]:
     backbone.autocast = torch.bfloat16 if options.precision == "bf16" else None
     backbone.channels_last = options.channels_last
     if options.channels_last:
-        method.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        method.to(memory_format=torch.channels_last)
     if options.compile:
         backbone.compile()
     return splits, method.to(splits.device)
@@ -161,7 +161,8 @@ def execute(
             if config.rerun:
                 _set_aside(directory)
             directory.mkdir(exist_ok=True)
-            with logged(directory / "train.log"), ExitStack() as stack:
+            with ExitStack() as stack:
+                stack.enter_context(logged(directory / "train.log"))
                 trackers = Trackers.open(config, stack)
                 if not (directory / "done").exists():
                     outcome = _train(config, context, method, trackers, terminal)
@@ -190,10 +191,11 @@ def retrain(
     for name in node.build().reads:
         splits[name]
     try:
-        with locked(lock, config.paths.outputs / ".guard"), ExitStack() as stack:
-            with logged(directory / "train.log"):
-                trackers = Trackers.open(config, stack)
-                repair(directory, config, node, splits, method, trackers)
+        with ExitStack() as stack:
+            stack.enter_context(locked(lock, config.paths.outputs / ".guard"))
+            stack.enter_context(logged(directory / "train.log"))
+            trackers = Trackers.open(config, stack)
+            repair(directory, config, node, splits, method, trackers)
     except Held as held:
         return _held(directory, held, terminal)
     return _report(config, directory, terminal, "repaired")
@@ -260,6 +262,26 @@ def repair(
     results.write_result(directory)
     trackers.report(Record.of_dfr(directory, folder, node, config))
     return folder
+
+
+def mirror(directory: Path, config: TrainConfig, trackers: Trackers) -> None:
+    """Send everything that is on disk of a run that nobody works on."""
+    record = Record.of_run(directory, config)
+    rows = read_lines(directory / "metrics.jsonl")
+    done = (directory / "done").exists()
+    if not done:  # later rows will be made again, with another time
+        saved = directory / "checkpoint.pt"
+        rows = rows[: checkpoint.load(saved)["progress"]["rows"] if saved.exists() else 0]
+    trackers.start(record)
+    trackers.rows(record, rows)
+    if not done:
+        trackers.finish(record, "FAILED" if (directory / "failed").exists() else "KILLED")
+        return
+    trackers.report(record)
+    for part in sorted(directory.glob("dfr/*/result.json")):
+        options = read_json(part)["options"]
+        node = Node("dfr", "spurcor.dfr.Dfr", options)
+        trackers.report(Record.of_dfr(directory, part.parent, node, config))
 
 
 def dfr_name(node: Node) -> str:
@@ -344,9 +366,7 @@ def _context(config: TrainConfig, splits: Splits, directory: Path) -> RunContext
 
     probe = optimizer([torch.nn.Parameter(torch.zeros(1))])
     schedule(probe, 1)
-    return RunContext(
-        splits, config.seed, config.train.batch_size, directory, optimizer, schedule
-    )
+    return RunContext(splits, config.seed, config.train.batch_size, directory, optimizer, schedule)
 
 
 def _complete(config: TrainConfig, directory: Path) -> bool:
@@ -413,4 +433,3 @@ def exit_code(outcomes: Sequence[Outcome]) -> int:
     if len(outcomes) == 1:
         return outcomes[0].exit_code
     return int(any(outcome.status in ("failed", "interrupted") for outcome in outcomes))
-

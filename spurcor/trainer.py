@@ -1,4 +1,4 @@
-"""The training loop: phases, rows, checkpoints, exact resume. It names no method and no data set."""
+"""The training loop: phases, rows, checkpoints, exact resume; no method and no data set."""
 
 import logging
 import math
@@ -182,9 +182,7 @@ class Trainer:
 
     # --- epochs -----------------------------------------------------------------------------------
 
-    def _end_epoch(
-        self, method: Method, phase: Phase, splits: Splits, *, last_phase: bool
-    ) -> None:
+    def _end_epoch(self, method: Method, phase: Phase, splits: Splits, *, last_phase: bool) -> None:
         progress, options = self.progress, self.options
         if progress.epoch in options.keep_epochs and last_phase:
             folder = self.directory / "weights"

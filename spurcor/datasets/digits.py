@@ -40,7 +40,7 @@ class Digits:
         y = torch.from_numpy(digits.target >= 5).long()
         generator = torch.Generator().manual_seed(derive_seed("digits", self.split_seed))
         order = torch.randperm(len(y), generator=generator)
-        *held_out, train = order.split([*SIZES.values(), len(y) - sum(SIZES.values())])
+        *held_out, train = torch.split(order, [*SIZES.values(), len(y) - sum(SIZES.values())])
         members = dict(zip(SIZES, held_out, strict=True))
 
         def build(source: Tensor, a: Tensor) -> GroupedDataset:

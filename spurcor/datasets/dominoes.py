@@ -21,7 +21,7 @@ PER_CLASS = 5000  # CIFAR-10's training images of a class, and the digits that a
 
 
 class Dominoes:
-    """Ten classes, ten digits, 3 x 64 x 32: the label is the CIFAR class below, the cue the digit above.
+    """Ten classes, 3 x 64 x 32: the label is the CIFAR class below, the cue the digit above.
 
     `pool_size` V images with independent halves are held out of training, the first half of a
     random order of them VAL, the second TARGET. In TRAIN (50,000 - V) the digit is the class, but
@@ -88,7 +88,7 @@ class Dominoes:
     def _hold_out(
         self, labels: Tensor, counts: list[int], generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Indices of the pool (V / 10 per class) and of training (the rest of `counts`), by class."""
+        """Indices of the pool (V / 10 per class) and of training (up to `counts`), by class."""
         shuffled = torch.randperm(len(labels), generator=generator)
         num_pool = self.pool_size // 10
         per_class = [shuffled[labels[shuffled] == label] for label in range(10)]

@@ -12,11 +12,11 @@ from spurcor.method import Method, Phase, Supervised
 
 
 class ImportanceWeighting(Method):
-    """Weights N / (G n_g) on the losses, or samples drawn with probability in proportion to 1 / n_g.
+    """Weights N / (G n_g) on the losses, or samples drawn in proportion to 1 / n_g.
 
     N samples in G groups, n_g of them in group g; groups without a sample count in G. At full batch
-    the weighted loss has the gradient v_inv, the mean of the group gradients. Sampling is group_DRO's
-    `reweight_groups`.
+    the weighted loss has the gradient v_inv, the mean of the group gradients. Sampling is
+    group_DRO's `reweight_groups`.
     """
 
     weight: Tensor

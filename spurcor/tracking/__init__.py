@@ -74,6 +74,10 @@ def _flat(prefix: str, value: Any) -> dict[str, str]:
 class Tracker(Protocol):
     """A mirror. Calls return at once and may come twice with the same content."""
 
+    @property
+    def alive(self) -> bool:
+        """Whether everything sent so far was taken."""
+
     def start(self, record: Record) -> None:
         """Show a record as running, continuing what is shown of it already."""
 
@@ -96,6 +100,11 @@ class Trackers:
     def __init__(self, trackers: Iterable[Tracker]) -> None:
         self._trackers = list(trackers)
         self._sent: dict[Path, int] = {}
+
+    @property
+    def alive(self) -> bool:
+        """Whether no mirror has failed."""
+        return all(tracker.alive for tracker in self._trackers)
 
     @classmethod
     def open(cls, config: TrainConfig, stack: ExitStack) -> Trackers:

@@ -19,7 +19,6 @@ from spurcor.lock import holder, lock_of
 from spurcor.tracking import UNTRACKED, Record, Status
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
@@ -51,6 +50,11 @@ class MlflowTracker:
         self._experiments: dict[str, str] = {}
         self._worker = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._worker.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the store has taken everything so far."""
+        return self.failure is None
 
     # --- calls of the run: they only queue --------------------------------------------------------
 
@@ -178,7 +182,7 @@ class MlflowTracker:
         )
 
     def _known(self, record: Record) -> "Run | None":
-        """The MLflow run of a record: as stored with it, or by its tag if that was never written."""
+        """The MLflow run of a record: by its stored id, or by its tag if that is missing."""
         from mlflow.exceptions import MlflowException
 
         if stored := self._stored_id(record.directory):
@@ -205,7 +209,9 @@ class MlflowTracker:
         from mlflow.entities import Metric
 
         metrics = [
-            Metric(re.sub(r"[^\w\-. /]", "_", key), float(value), int(row["time"]), int(row["step"]))
+            Metric(
+                re.sub(r"[^\w\-. /]", "_", key), float(value), int(row["time"]), int(row["step"])
+            )
             for row in rows
             for key, value in row.items()
             if key not in UNTRACKED and value is not None

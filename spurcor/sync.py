@@ -1,0 +1,81 @@
+"""Send to the trackers what they miss: python -m spurcor.sync [sweep=...]. Safe to repeat."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from spurcor import cli
+from spurcor.config import Node, OutputPaths, check
+from spurcor.errors import UserError
+
+if TYPE_CHECKING:
+    from spurcor.tracking import Trackers
+
+
+@dataclass(frozen=True)
+class SyncConfig:
+    """Which runs, and which trackers."""
+
+    tracker: dict[str, Node]
+    paths: OutputPaths
+    sweep: str | None = None
+
+
+def main(cfg: DictConfig) -> int:
+    """Mirror every run on disk again; returns the exit code."""
+    config = check(cfg, SyncConfig)
+
+    from spurcor.console import Terminal
+    from spurcor.launcher import log_to_terminal, manifest
+    from spurcor.tracking import Trackers
+
+    if config.sweep is not None:
+        manifest(config.paths.outputs, config.sweep)
+    log_to_terminal()
+    trackers = Trackers(
+        node.build(outputs=config.paths.outputs) for node in config.tracker.values()
+    )
+    try:
+        sent, skipped = _send(config, trackers)
+    finally:
+        trackers.close()
+    terminal = Terminal()
+    for directory, reason in skipped:
+        terminal.say(f"left out {directory}: {reason}")
+    terminal.say(f"sent {sent} runs" if trackers.alive else "nothing was sent")
+    return 0 if trackers.alive else 1
+
+
+def _send(config: SyncConfig, trackers: "Trackers") -> tuple[int, list[tuple[Path, str]]]:
+    """Returns how many runs were sent, and which were left out and why."""
+    from spurcor import runs
+    from spurcor.lock import holder, lock_of
+    from spurcor.tracking import Record
+
+    outputs, sent, skipped = config.paths.outputs, 0, []
+    for folder in sorted((outputs / "sweeps").glob("*/points.jsonl")):
+        if config.sweep in (None, folder.parent.name):
+            trackers.start(record := Record.of_sweep(folder.parent))
+            trackers.finish(record, "FINISHED")
+    for directory in sorted((outputs / "runs").glob("*/*/*/seed*")):
+        if not directory.name.removeprefix("seed").isdigit() or not directory.is_dir():
+            continue
+        if (owner := holder(lock_of(directory))) is not None:
+            skipped.append((directory, f"process {owner['pid']} on {owner['host']} works on it"))
+            continue
+        try:
+            run = runs.read_config(directory)
+        except UserError as error:
+            skipped.append((directory, str(error)))
+            continue
+        if config.sweep in (None, run.sweep):
+            runs.mirror(directory, run, trackers)
+            sent += 1
+    return sent, skipped
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, "sync"))
