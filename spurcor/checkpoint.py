@@ -70,6 +70,7 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 def _refuse_unloadable(value: Any, path: str) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
+            _refuse_unloadable(key, f"the key {key!r} of {path}")
             _refuse_unloadable(item, f"{path}.{key}")
     elif isinstance(value, list | tuple):
         for i, item in enumerate(value):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -89,10 +89,23 @@ def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={name} does not exist; choose one of {', '.join(sorted(error.options))}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read; quote a value with brackets, commas or spaces"
     if match := re.search(r"Could not (?:override|delete from config\. ) ?'([^']+)'", text):
         return _unknown_override(match[1], config_name, overrides)
+    if match := re.search(r"An item is already at '([^']+)'", text):
+        return _added_twice(match[1], overrides)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def _added_twice(key: str, overrides: list[str]) -> str:
+    """A + before a key that exists; one letter short of +sweeps it is a sweep file."""
+    typed = next(o for o in overrides if o.lstrip("+").partition("=")[0] == key)
+    value = typed.partition("=")[2]
+    if key == "sweep" and (config.REPO / "sweeps" / f"{value}.yaml").exists():
+        return f"{typed}: sweep names the sweep; to run the sweep file say +sweeps={value}"
+    return f"{typed}: {key} exists already; say {key}={value}"
 
 
 def _unknown_override(key: str, config_name: str, overrides: list[str]) -> str:

@@ -162,7 +162,7 @@ class Splits:
     @classmethod
     def load(cls, source: DataSource, root: Path, device: torch.device) -> "Splits":
         """Read a data set and put it where it is trained on."""
-        data = {name: split.to(device) for name, split in source.load(root).items()}
+        data = {str(name): split.to(device) for name, split in source.load(root).items()}
         return cls(data, source.transform, device)
 
     def __getitem__(self, name: str) -> GroupedDataset:

@@ -23,7 +23,7 @@ class Digits:
     spec = GroupSpec(("small", "large"), ("red", "green"), aligned=(0, 1))
     transform: Transform
 
-    def __init__(self, strength: float = 0.95, tint: float = 0.75, split_seed: int = 0) -> None:
+    def __init__(self, strength: float = 0.96, tint: float = 0.75, split_seed: int = 0) -> None:
         """`tint`: how much the other two channels are darkened; 0 leaves the digits grey."""
         for name, value in (("strength", strength), ("tint", tint)):
             if not 0 <= value <= 1:

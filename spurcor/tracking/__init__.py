@@ -99,12 +99,13 @@ class Trackers:
 
     def __init__(self, trackers: Iterable[Tracker]) -> None:
         self._trackers = list(trackers)
+        self._dropped: list[Tracker] = []
         self._sent: dict[Path, int] = {}
 
     @property
     def alive(self) -> bool:
         """Whether no mirror has failed."""
-        return all(tracker.alive for tracker in self._trackers)
+        return not self._dropped and all(tracker.alive for tracker in self._trackers)
 
     @classmethod
     def open(cls, config: TrainConfig, stack: ExitStack) -> Trackers:
@@ -150,6 +151,7 @@ class Trackers:
             except Exception as error:  # whatever a tracker does, the run goes on
                 log.warning("%s is switched off: %s", type(tracker).__name__, error)
                 self._trackers.remove(tracker)
+                self._dropped.append(tracker)
 
 
 def _result_row(record: Record) -> dict[str, Any]:

@@ -1,0 +1,147 @@
+"""Bad input: one sentence, exit code 2, nothing left behind."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import REPO
+
+QUICK = ("method.epochs=1", "tracker=none", "dfr=none")
+
+BAD = {
+    "wrong type": (["optimizer.lr=abc"], ["optimizer.lr=abc is not a number"]),
+    "unknown method key": (["method.lrr=1"], ["method.lrr is no key"]),
+    "near optimizer key": (["optimizer.lrr=1"], ["optimizer.lrr is no key", "optimizer.lr?"]),
+    "added optimizer key": (["+optimizer.lrr=1"], ["optimizer.lrr is no key", "optimizer.lr?"]),
+    "sweep for sweeps": (["+sweep=digits/main"], ["sweep=digits/main", "+sweeps=digits/main"]),
+    "unknown root key": (["+learning_rate=1"], ["learning_rate is no key"]),
+    "near root key": (["sede=1"], ["sede is no key", "seed?"]),
+    "unknown dataset": (["dataset=nosuch"], ["dataset=nosuch", "digits", "dominoes"]),
+    "range": (["method.epochs=0"], ["method.epochs=0"]),
+    "negative learning rate": (["optimizer.lr=-1"], ["optimizer", "learning rate"]),
+    "switch for number": (["method.epochs=true"], ["method.epochs=True is not a whole number"]),
+    "bad choice": (["train.precision=fp8"], ["train.precision=fp8", "fp32", "bf16"]),
+    "selection on test": (["train.selection=test/worst"], ["test/worst", "only val/"]),
+    "absent device": (["train.device=cuda:7"], ["train.device=cuda:7"]),
+    "broken override": (["method.epochs=[1"], ["method.epochs=[1"]),
+    "missing data": (["dataset=dominoes", "backbone=small_cnn"], ["MNIST", "put"]),
+    "foreign point": (["point=/nowhere.yaml"], ["point=/nowhere.yaml"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_told_in_one_sentence_and_leaves_nothing(case, command_line, tmp_path):
+    overrides, words = BAD[case]
+    outputs, data = tmp_path / "outputs", tmp_path / "data"
+    ended = command_line.run(
+        "train", f"paths.outputs={outputs}", f"paths.data={data}", *QUICK, *overrides
+    )
+    assert ended.code == 2, ended.err
+    lines = ended.err.strip().splitlines()
+    assert len(lines) == 1, ended.err
+    for word in words:
+        assert word in lines[0]
+    assert not outputs.exists()
+    assert not data.exists()
+
+
+def test_all_problems_are_told_at_once(command_line, tmp_path):
+    ended = command_line.run(
+        "train", f"paths.outputs={tmp_path}/o", "optimizer.lr=abc", "+method.colour=red", "seed=x"
+    )
+    assert ended.code == 2
+    for key in ("optimizer.lr", "method.colour", "seed"):
+        assert key in ended.err
+
+
+def test_one_bad_point_stops_a_sweep_before_it_starts(command_line, tmp_path):
+    outputs = tmp_path / "outputs"
+    ended = command_line.run("train", "-m", f"paths.outputs={outputs}", "optimizer.lr=0.1,abc")
+    assert ended.code == 2
+    assert ended.err.strip().count("\n") == 0
+    assert "optimizer.lr=abc" in ended.err
+    assert not outputs.exists()
+
+
+def test_overrides_may_stand_on_both_sides_of_a_flag(command_line, tmp_path):
+    ended = command_line.run("train", f"paths.outputs={tmp_path}", *QUICK, "-m", "seed=0,1")
+    assert ended.code == 0, ended.err
+    assert len(list(tmp_path.glob("runs/digits/erm/*/seed?/done"))) == 2
+
+
+def test_retrain_of_what_is_no_run(command_line, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for reference in ("rffff", str(tmp_path / "empty")):
+        ended = command_line.run("retrain", f"run={reference}", f"paths.outputs={tmp_path}")
+        assert ended.code == 2
+        assert len(ended.err.strip().splitlines()) == 1
+        assert f"run={reference}" in ended.err
+    missing = command_line.run("retrain")
+    assert missing.code == 2
+    assert "run" in missing.err
+
+
+@pytest.fixture(scope="module")
+def finished(command_line, tmp_path_factory):
+    outputs = tmp_path_factory.mktemp("finished")
+    assert command_line.run("train", f"paths.outputs={outputs}", *QUICK).code == 0
+    return next(outputs.glob("runs/*/*/*/seed0"))
+
+
+@pytest.mark.parametrize("target", ["torch.hub.load", "os.system", "builtins.eval", "torch.load"])
+def test_a_saved_config_builds_no_foreign_code(target, finished, command_line, tmp_path):
+    run = tmp_path / "seed0"
+    run.mkdir()
+    tree = yaml.safe_load((finished / "config.yaml").read_text())
+    tree["dataset"] = {"_target_": target, "repo_or_dir": str(tmp_path), "model": "evil"}
+    (tmp_path / "hubconf.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    (run / "config.yaml").write_text(yaml.safe_dump(tree))
+    (run / "done").touch()
+    ended = command_line.run("retrain", f"run={run}", f"paths.outputs={tmp_path}")
+    assert ended.code == 2
+    assert target in ended.err
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_corrupt_checkpoint_is_left_for_its_owner(command_line, tmp_path):
+    arguments = (f"paths.outputs={tmp_path}", *QUICK)
+    assert command_line.run("train", *arguments).code == 0
+    run = next(tmp_path.glob("runs/*/*/*/seed0"))
+    (run / "done").unlink()
+    (run / "checkpoint.pt").write_bytes(b"PK\x03\x04 broken")
+    before = {path: path.read_bytes() for path in run.iterdir() if path.name != "train.log"}
+    ended = command_line.run("train", *arguments)
+    assert ended.code == 2
+    assert "checkpoint.pt" in ended.err
+    assert "rerun=true" in ended.err
+    after = {path: path.read_bytes() for path in run.iterdir() if path.name != "train.log"}
+    assert after == before
+    assert command_line.run("train", *arguments, "rerun=true").code == 0
+    assert (run / "done").exists()
+    assert (run.with_name("seed0.old1") / "checkpoint.pt").read_bytes() == b"PK\x03\x04 broken"
+
+
+def test_a_nan_loss_fails_the_run_with_its_step(command_line, tmp_path):
+    ended = command_line.run(
+        "train", f"paths.outputs={tmp_path}", *QUICK, "optimizer=sgd", "optimizer.lr=1e30"
+    )
+    assert ended.code == 1
+    assert "epoch 1, step" in ended.err
+    run = next(tmp_path.glob("runs/*/*/*/seed0"))
+    assert "RunError" in (run / "failed").read_text()
+    assert not (run / "done").exists()
+
+
+@pytest.mark.cold
+def test_help_imports_nothing_slow():
+    code = (
+        "import sys; sys.argv = ['train', '--help']\n"
+        "from spurcor import cli, train\n"
+        "cli.run(train.main, 'train')\n"
+        "slow = {'torch', 'torchvision', 'mlflow', 'sklearn', 'pydantic'} & set(sys.modules)\n"
+        "assert not slow, slow\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "method: erm, group_dro, iw" in ended.stdout

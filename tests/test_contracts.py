@@ -1,0 +1,237 @@
+"""What every method, data set and backbone must hold; plug-ins are found by listing conf/."""
+
+import os
+
+import pytest
+import torch
+from conftest import REPO
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from training import Silent, read, rows_of, trainer_of, without_time
+
+from spurcor import config
+from spurcor.config import CONF
+from spurcor.data import Split
+
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+DATASETS = sorted(path.stem for path in (CONF / "dataset").glob("*.yaml"))
+OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
+BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
+SWEEPS = {"digits/main": 15}
+
+
+class CrashError(Exception):
+    pass
+
+
+class StopAt(Silent):
+    """An observer that raises after a number of steps, as a crash would."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.left = step
+
+    def step(self, progress, phase, num_steps):
+        self.left -= 1
+        if self.left == 0:
+            raise CrashError
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_resumes_exactly_from_every_kind_of_moment(method, tmp_path):
+    """In an epoch, at its end, and at the end of the phase, with a checkpoint after every step."""
+    small = ("backbone=mlp", "backbone.width=16", "train.batch_size=200", "method.epochs=2")
+    cfg = read(f"method={method}", *small, "train.checkpoint_seconds=0")
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    whole, straight = trainer_of(cfg, folder)
+    whole.fit(straight)
+    num_steps = 4
+    assert whole.progress.steps == 2 * num_steps
+    for moment in (1, num_steps - 1, num_steps, num_steps + 2, 2 * num_steps):
+        at = tmp_path / f"at{moment}"
+        at.mkdir()
+        first, broken = trainer_of(cfg, at)
+        first.observer = StopAt(moment)
+        with pytest.raises(CrashError):
+            first.fit(broken)
+        second, resumed = trainer_of(cfg, at)
+        torch.manual_seed(12345)  # whatever the new process has drawn by now
+        second.fit(resumed)
+        assert second.progress.steps == whole.progress.steps
+        assert without_time(rows_of(at)) == without_time(rows_of(folder))
+        assert second.progress.selected == whole.progress.selected
+        for name, value in straight.state_dict().items():
+            assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_learns_the_tiny_set(method, tmp_path):
+    cfg = read(f"method={method}", "method.epochs=4", "dataset.tint=0", "dataset.strength=0.5")
+    trainer, trained = trainer_of(cfg, tmp_path)
+    trainer.fit(trained)
+    rows = rows_of(tmp_path)
+    assert rows[-1]["train/loss"] < 0.6 * rows[0]["train/loss"]
+    assert rows[-1]["val/average"] > 0.85
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_begin_and_evaluation_leave_the_method_alone(method, tmp_path):
+    cfg = read(f"method={method}")
+    trainer, trained = trainer_of(cfg, tmp_path)
+    before = {name: value.clone() for name, value in trained.state_dict().items()}
+    for phase in trained.phases():
+        phase.setup(trainer.context)
+        trained.eval()
+        with torch.no_grad():
+            phase.begin(trainer.context)
+        break
+    for name, value in before.items():
+        assert torch.equal(value, trained.state_dict()[name]), name
+
+
+class Measure:
+    """An analysis that draws random numbers and runs the network in whatever mode it finds."""
+
+    def due(self, epoch):
+        return epoch == 1
+
+    def run(self, method, splits, epoch):
+        assert not method.training
+        noise = torch.rand(1)
+        batch = splits["val"].fetch(torch.arange(8))
+        method.predict(splits.transform(batch.x))
+        return {"measure/noise/val": float(noise)}
+
+
+def test_an_analysis_leaves_no_trace(tmp_path):
+    cfg = read("method.epochs=2", "backbone=mlp")
+    ends = []
+    for name, analyses in (("plain", ()), ("measured", (Measure(),))):
+        folder = tmp_path / name
+        folder.mkdir()
+        trainer, method = trainer_of(cfg, folder, analyses)
+        trainer.fit(method)
+        ends.append(method.state_dict())
+    measured = rows_of(tmp_path / "measured")
+    assert "measure/noise/val" in measured[0]
+    assert "measure/noise/val" not in measured[1]
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name])
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_typed_beats_tuned_beats_dataset(dataset, method, optimizer):
+    pair = (f"dataset={dataset}", f"method={method}", f"optimizer={optimizer}")
+    plain = read(*pair)
+    typed = read(*pair, "optimizer.lr=0.125", "method.epochs=3", "train.batch_size=7")
+    assert typed.optimizer.arguments["lr"] == 0.125
+    assert typed.method.arguments["epochs"] == 3
+    assert typed.train.batch_size == 7
+    tuned = CONF / "tuned" / dataset / f"{method}.yaml"
+    if tuned.exists():
+        import yaml
+
+        values = yaml.safe_load(tuned.read_text())
+        for node, arguments in values.items():
+            found = getattr(plain, node)
+            for key, value in arguments.items():
+                actual = getattr(found, key, None) or found.arguments.get(key)
+                assert config.plain(actual) == value, f"{tuned}: {node}.{key}"
+
+
+def test_tuned_files_name_pairs_that_exist_and_say_where_they_come_from():
+    for path in (CONF / "tuned").rglob("*.yaml"):
+        assert path.parent.name in DATASETS
+        assert path.stem in METHODS
+        assert path.read_text().count("#") >= 2, f"{path} names no source"
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_composes_and_passes_check(backbone):
+    assert read(f"backbone={backbone}").backbone.target.startswith("spurcor.backbones.")
+
+
+@pytest.mark.parametrize("group", ["dfr", "schedule", "tracker", "features", "analysis"])
+def test_every_option_of_the_other_groups_passes_check(group):
+    for path in (CONF / group).glob("*.yaml"):
+        read(f"{group}={path.stem}")
+
+
+def test_every_sweep_file_has_its_job_count_asserted():
+    found = {
+        str(path.relative_to(REPO / "sweeps").with_suffix(""))
+        for path in (REPO / "sweeps").rglob("*.yaml")
+    }
+    assert found == set(SWEEPS)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_sweep_file_composes_and_has_its_number_of_points(name):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [f"+sweeps={name}"], return_hydra_config=True)
+    parsed = OverridesParser.create().parse_overrides(
+        [f"{key}={value}" for key, value in cfg.hydra.sweeper.params.items()]
+    )
+    batches = BasicSweeper.split_arguments(parsed, None)
+    assert sum(len(batch) for batch in batches) == SWEEPS[name]
+    identities = set()
+    for point in batches[0]:
+        checked = read(f"+sweeps={name}", *point)
+        assert checked.sweep == cfg.sweep
+        identities.add(checked.directory)
+    assert len(identities) == SWEEPS[name]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_precision_and_memory_format_train(precision, tmp_path):
+    cfg = read("method.epochs=1", f"train.precision={precision}", "train.channels_last=true")
+    trainer, method = trainer_of(cfg, tmp_path)
+    trainer.fit(method)
+    assert rows_of(tmp_path)[-1]["train/loss"] < 1.0
+    batch = trainer.context.splits[Split.VAL].fetch(torch.arange(4))
+    assert method.predict(trainer.context.splits.transform(batch.x)).dtype == torch.float32
+
+
+def test_training_does_not_depend_on_when_checkpoints_are_written(tmp_path):
+    ends = []
+    for seconds in ("0", "60"):
+        folder = tmp_path / seconds
+        folder.mkdir()
+        options = ("method.epochs=2", "train.eval_every=2", "backbone=mlp", "train.batch_size=200")
+        cfg = read(*options, f"train.checkpoint_seconds={seconds}")
+        trainer, method = trainer_of(cfg, folder)
+        trainer.fit(method)
+        ends.append((without_time(rows_of(folder)), method.state_dict()))
+    assert ends[0][0] == ends[1][0]
+    for name, value in ends[0][1].items():
+        assert torch.equal(value, ends[1][1][name])
+
+
+def test_early_stopping_ends_a_phase_and_keeps_the_best_epoch(tmp_path):
+    cfg = read(
+        "method.epochs=40",
+        "train.early_stopping={patience: 2, metric: val/loss}",
+        "train.selection=val/loss",
+        "optimizer.lr=0.01",
+        "backbone=mlp",
+    )
+    trainer, method = trainer_of(cfg, tmp_path)
+    trainer.fit(method)
+    losses = [row["val/loss"] for row in rows_of(tmp_path)]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 1 + 2 < 40
+    assert trainer.progress.selected["epoch"] == best + 1
+
+
+def test_kept_epochs_and_handed_rows(tmp_path):
+    cfg = read("method.epochs=3", "train.keep_epochs=[1,3]", "backbone=mlp")
+    trainer, method = trainer_of(cfg, tmp_path)
+    trainer.fit(method)
+    kept = sorted(path.name for path in (tmp_path / "weights").iterdir())
+    assert kept == ["erm-1.safetensors", "erm-3.safetensors"]
+    assert len(trainer.observer.handed) == 3
+    assert os.path.getsize(tmp_path / "checkpoint.pt") > 0

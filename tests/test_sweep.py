@@ -1,0 +1,128 @@
+"""Sweeps: points checked together, one failure hides nothing, re-issuing runs what is missing."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+QUICK = ("method.epochs=1", "backbone=mlp", "dfr=none")
+
+
+def status_of(out: str) -> dict[str, int]:
+    words = [line.split("│")[2].split() for line in out.splitlines() if line.count("│") > 4]
+    found = [cells[0] for cells in words if cells]
+    return {word: found.count(word) for word in found}
+
+
+def test_a_sweep_in_one_process_runs_every_point_and_shows_them(command_line, tmp_path):
+    ended = command_line.run(
+        "train", "-m", f"paths.outputs={tmp_path}", *QUICK, "tracker=none", "seed=0,1",
+        "method=erm,iw,group_dro", "sweep=six", COLUMNS="200",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert status_of(ended.out) == {"done": 6}
+    entries = [json.loads(line) for line in (tmp_path / "sweeps/six/points.jsonl").open()]
+    assert len({entry["directory"] for entry in entries}) == 6
+    for entry in entries:
+        assert (Path(entry["directory"]) / "done").exists()
+        assert f"seed={entry['seed']}" in entry["overrides"]
+
+
+def test_a_failed_point_is_named_and_the_others_are_done(command_line, tmp_path):
+    arguments = (
+        "-m", f"paths.outputs={tmp_path}", *QUICK, "tracker=none", "sweep=three",
+        "optimizer=sgd", "optimizer.lr=0.01,1e30,0.02",
+    )  # fmt: skip
+    ended = command_line.run("train", *arguments, COLUMNS="200")
+    assert ended.code == 1
+    assert status_of(ended.out) == {"done": 2, "failed": 1}
+    assert "1 of 3 points are not done" in ended.err
+    assert "loss is" in ended.out
+    assert "to run what is not done: python -m spurcor.train -m" in ended.out
+
+
+def test_a_point_that_cannot_be_built_fails_alone(command_line, tmp_path):
+    ended = command_line.run(
+        "train", "-m", f"paths.outputs={tmp_path}", *QUICK, "tracker=none",
+        "optimizer=sgd", "optimizer.lr=0.01,-1", COLUMNS="200",
+    )  # fmt: skip
+    assert ended.code == 1
+    assert status_of(ended.out) == {"done": 1, "missing": 1}
+    assert "Invalid learning rate" in ended.out
+
+
+@pytest.mark.cold
+def test_a_pool_survives_the_kill_of_a_point_and_runs_just_that_one_again(command_line, tmp_path):
+    """Six points, two at a time, on a fresh sqlite store; cold processes, as users have them."""
+    arguments = (
+        "-m", "hydra/launcher=local_pool", "hydra.launcher.n_jobs=2", "sweep=pool",
+        f"paths.outputs={tmp_path}", *QUICK, "seed=0,1,2", "method=erm,iw",
+    )  # fmt: skip
+    started = command_line.start("train", *arguments, COLUMNS="200")
+    victim = kill_a_point(started, tmp_path)
+    ended = started.wait(300)
+    assert ended.code == 1, ended.out + ended.err
+    assert status_of(ended.out)["done"] == 5
+    assert "killed by signal 9" in ended.out
+    entries = [json.loads(line) for line in (tmp_path / "sweeps/pool/points.jsonl").open()]
+    missing = [e for e in entries if not (Path(e["directory"]) / "done").exists()]
+    assert [f"{e['identity']}-seed{e['seed']}.yaml" for e in missing] == [victim]
+    stamps = {e["directory"]: stamp(e) for e in entries if e not in missing}
+
+    ended = command_line.run("train", *arguments, COLUMNS="200")
+    assert ended.code == 0, ended.out + ended.err
+    assert status_of(ended.out) == {"done": 6}
+    assert {e["directory"]: stamp(e) for e in entries if e not in missing} == stamps
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("pool")
+    runs = client.search_runs([experiment.experiment_id])
+    kinds = [run.data.tags["spurcor.kind"] for run in runs]
+    assert sorted(kinds) == ["run"] * 6 + ["sweep"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    parent = next(run for run in runs if run.data.tags["spurcor.kind"] == "sweep")
+    for run in runs:
+        if run is not parent:
+            assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+            assert run.data.metrics["selected/test/worst"] >= 0
+
+
+def kill_a_point(started, outputs: Path) -> str:
+    """SIGKILL the first point process that has taken its lock; returns its point file's name."""
+    while started.running():
+        for lock in outputs.glob("runs/*/*/*/*.lock"):
+            try:
+                pid = json.loads(lock.read_text())["pid"]
+                command = psutil.Process(pid).cmdline()
+            except (OSError, ValueError, psutil.NoSuchProcess):
+                continue
+            os.kill(pid, signal.SIGKILL)
+            point = next(word for word in command if word.startswith("point="))
+            return Path(point.removeprefix("point=")).name
+        time.sleep(0.005)
+    raise AssertionError(started.text("err"))
+
+
+def stamp(entry: dict) -> int:
+    return (Path(entry["directory"]) / "done").stat().st_mtime_ns
+
+
+def test_points_run_from_a_frozen_copy(tmp_path):
+    from training import read
+
+    from spurcor.launcher import Point, copy_code, sweep_folder, write_point
+
+    cfg = read(f"paths.outputs={tmp_path}", "seed=3")
+    code = copy_code(sweep_folder(cfg))
+    assert (code / "conf" / "sweeps" / "digits" / "main.yaml").exists()
+    assert (code / "spurcor" / "train.py").exists()
+    assert not list(code.rglob("__pycache__"))
+    assert copy_code(sweep_folder(cfg)) == code
+    path = write_point(Point(("seed=3",), cfg))
+    assert "seed: 3" in path.read_text()

@@ -1,0 +1,50 @@
+"""Training in the test's own process: composed configurations, trainers, rows."""
+
+import json
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from spurcor import config, launcher, runs
+from spurcor.config import CONF, TrainConfig
+from spurcor.method import RunContext
+from spurcor.trainer import Trainer
+
+
+def read(*overrides: str) -> TrainConfig:
+    config.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", list(overrides), return_hydra_config=True)
+    choices = cfg.hydra.runtime.choices
+    return launcher.read(cfg, choices)
+
+
+class Silent:
+    """An observer that keeps the rows it is handed."""
+
+    def __init__(self):
+        self.handed = []
+
+    def step(self, progress, phase, num_steps):
+        pass
+
+    def row(self, row, phase):
+        pass
+
+    def rows(self, rows):
+        self.handed = list(rows)
+
+
+def trainer_of(cfg: TrainConfig, directory, analyses=()):
+    torch.set_num_threads(1)
+    splits, method = runs.build(cfg)
+    context: RunContext = runs._context(cfg, splits, directory)
+    return Trainer(directory, cfg.train, context, Silent(), analyses), method
+
+
+def without_time(rows):
+    return [{k: v for k, v in row.items() if k not in ("time", "seconds")} for row in rows]
+
+
+def rows_of(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
