@@ -7,12 +7,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from spurcor.errors import UserError
 from spurcor.files import replacing
 
+# What torch's weights_only unpickler raises on damaged or foreign files.
+UNREADABLE = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError),
+    *(TypeError, AttributeError, AssertionError, pickle.UnpicklingError),
+)
 PLAIN = (Tensor, int, float, str, bool, type(None))
 
 
@@ -27,7 +33,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU; nothing in it is executed."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         raise UserError(
             f"{path} is not a readable checkpoint; rerun=true sets the run aside and starts over"
         ) from error
@@ -36,8 +42,9 @@ def load(path: Path) -> dict[str, Any]:
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write weights and buffers as safetensors."""
+    tensors = {name: value.contiguous() for name, value in state.items()}
     with replacing(path) as beside:
-        save_file({name: value.contiguous() for name, value in state.items()}, beside)
+        beside.write_bytes(serialise(tensors))
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -38,7 +39,11 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
     overrides: list[str] = []
     try:
         config.register()
-        overrides = _sort_arguments()
+        arguments = get_args_parser().parse_intermixed_args(sys.argv[1:])
+        overrides = list(arguments.overrides)
+        if arguments.help:
+            print(_help(config_name, overrides))
+            return 0
         with _scratch() as scratch:
             Plugins.instance().class_name_to_class.update(launcher.PLUGINS)
             sys.argv[1:1] = [] if "--hydra-help" in sys.argv else [f"hydra.sweep.dir={scratch}"]
@@ -48,6 +53,9 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
             )()
         if refused is not None:
             raise refused
+        return code
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code
     except (UserError, RunError, HydraException, OmegaConfBaseException) as error:
         if show_trace:
@@ -69,13 +77,31 @@ def _scratch() -> Iterator[str]:
         yield folder
 
 
-def _sort_arguments() -> list[str]:
-    """The overrides in argv, which may stand on both sides of a flag such as -m."""
-    return list(get_args_parser().parse_intermixed_args(sys.argv[1:]).overrides)
+def _help(config_name: str, overrides: list[str]) -> str:
+    """Commands, groups with their options, and the composed configuration.
+
+    Hydra's own help composes anew for every group there is, which takes seconds.
+    """
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        composed = compose(config_name, overrides)
+    header = (config.CONF / f"{config_name}.yaml").read_text().split("\ndefaults:")[0]
+    groups = []
+    for folder in sorted(path for path in config.CONF.iterdir() if path.is_dir()):
+        options = sorted(path.stem for path in folder.glob("*.yaml"))
+        if options and folder.name in composed:
+            groups.append(f"{folder.name}: {', '.join(options)}")
+    sweeps = [str(p.relative_to(config.CONF / "sweeps"))[:-5] for p in config.sweep_files()]
+    lines = [line.removeprefix("#").removeprefix(" ") for line in header.splitlines()]
+    lines += ["", "Groups, chosen by group=option", *(f"  {group}" for group in groups)]
+    if "sweep" in composed and "method" in composed:
+        lines += [f"  +sweeps (with -m): {', '.join(sweeps)}"]
+    lines += ["", "Configuration, changed by key=value"]
+    lines += [f"  {line}" for line in OmegaConf.to_yaml(composed).splitlines()]
+    return "\n".join([*lines, "", "Also: --cfg job, --multirun (-m), --hydra-help"])
 
 
 def _flags_first(arguments: list[str]) -> list[str]:
-    """Hydra's parser takes overrides in one block only."""
+    """Overrides may stand on both sides of a flag such as -m; Hydra takes them in one block."""
     overrides = get_args_parser().parse_intermixed_args(arguments).overrides
     rest = list(arguments)
     for override in overrides:
@@ -110,8 +136,6 @@ def _added_twice(key: str, overrides: list[str]) -> str:
 
 def _unknown_override(key: str, config_name: str, overrides: list[str]) -> str:
     """Name the key nearest to one that no configuration has."""
-    from hydra import compose, initialize_config_dir
-
     others = [o for o in overrides if o.lstrip("+~").partition("=")[0] != key]
     parent = key.rpartition(".")[0]
     with initialize_config_dir(str(config.CONF), version_base="1.3"):

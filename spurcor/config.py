@@ -57,8 +57,8 @@ class EarlyStopping:
     def __post_init__(self) -> None:
         if self.patience < 1:
             raise ValueError("patience must be at least 1")
-        if self.metric.startswith(("test/", "tests/")):
-            raise ValueError(f"metric={self.metric} would select on test data; use val/...")
+        if not self.metric.startswith("val/"):
+            raise ValueError(f"metric={self.metric} is no metric of the validation split")
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,11 @@ def check_sweep_name(name: str) -> None:
         if (REPO / "sweeps" / f"{name}.yaml").exists():
             hint = f"; to run the sweep file, say +sweeps={name}"
         raise ValueError(f"sweep={name} is no name of letters, digits, '_', '-' and '.'{hint}")
+
+
+def sweep_files() -> list[Path]:
+    """The sweep files, sweeps/<dataset>/<question>.yaml."""
+    return sorted((CONF / "sweeps").glob("*/*.yaml"))
 
 
 def plain(value: Any) -> Any:

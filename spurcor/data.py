@@ -102,7 +102,7 @@ class GroupedDataset:
         """Hash of which samples are in the split, in which order, with which labels."""
         digest = hashlib.sha256()
         for array in (self.source, self.y, self.a):
-            digest.update(array.contiguous().numpy().tobytes())
+            digest.update(array.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def fetch(self, indices: Tensor) -> Batch:

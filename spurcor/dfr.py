@@ -93,9 +93,12 @@ class Dfr:
     @property
     def reads(self) -> list[str]:
         """The splits whose features a fit needs."""
-        names = {self.split: True, Split.TRAIN: self.scaler == "train"}
-        names[Split.VAL] = names.get(Split.VAL, False) or self.tune == "val"
-        return [str(name) for name, needed in names.items() if needed]
+        needed = {str(self.split)}
+        if self.scaler == "train":
+            needed.add(str(Split.TRAIN))
+        if self.tune == "val":
+            needed.add(str(Split.VAL))
+        return sorted(needed)
 
     def fit(self, tables: Mapping[str, Table], spec: GroupSpec, seed: int) -> Fit:
         """Choose C, then average `num_retrains` fits on fresh balanced subsets."""

@@ -79,5 +79,6 @@ def keep_lines(path: Path, count: int) -> None:
     size = 0
     with path.open("rb") as file:
         for _ in range(count):
-            size += len(file.readline())
+            line = file.readline()
+            size += len(line) if line.endswith(b"\n") else 0
     os.truncate(path, size)

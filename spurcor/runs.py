@@ -150,7 +150,7 @@ def execute(
     if (owner := holder(lock)) is not None:
         return _held(directory, Held(lock, owner), terminal)
     splits, method = build(config)
-    context = _context(config, splits, directory)  # what is refused is refused before any trace
+    context = context_of(config, splits, directory)  # what is refused is refused before any trace
     if config.dfr is not None:
         for name in config.dfr.build().reads:
             splits[name]
@@ -356,7 +356,9 @@ def _finish(config: TrainConfig, splits: Splits, method: Method, trainer: Traine
         path.unlink()
 
 
-def _context(config: TrainConfig, splits: Splits, directory: Path) -> RunContext:
+def context_of(config: TrainConfig, splits: Splits, directory: Path) -> RunContext:
+    """What the phases of a run get; optimiser and schedule are tried on the way."""
+
     def optimizer(parameters: Any) -> Any:
         return config.optimizer.build(params=list(parameters))
 

@@ -38,7 +38,7 @@ class Silent:
 def trainer_of(cfg: TrainConfig, directory, analyses=()):
     torch.set_num_threads(1)
     splits, method = runs.build(cfg)
-    context: RunContext = runs._context(cfg, splits, directory)
+    context: RunContext = runs.context_of(cfg, splits, directory)
     return Trainer(directory, cfg.train, context, Silent(), analyses), method
 
 

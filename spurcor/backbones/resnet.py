@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spurcor.backbone import Backbone
+from spurcor.checkpoint import UNREADABLE
 from spurcor.data import DataInfo
 from spurcor.errors import UserError
 
@@ -35,7 +36,7 @@ class ResNet(Backbone):
         build = {18: torchvision.models.resnet18, 50: torchvision.models.resnet50}[depth]
         network = build(weights=None)
         if pretrained != "none":
-            network.load_state_dict(_weights(depth, pretrained))
+            _load(network, depth, pretrained)
         self.stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
         self.layer1, self.layer2 = network.layer1, network.layer2
         self.layer3, self.layer4 = network.layer3, network.layer4
@@ -53,23 +54,41 @@ class ResNet(Backbone):
         return {name: outputs[name] for name in layers}
 
 
-def _weights(depth: int, pretrained: str) -> dict[str, Tensor]:
+def _load(network: nn.Module, depth: int, pretrained: str) -> None:
+    """Fill a torchvision network; its classifier is not used, so the file's may have any shape."""
+    state = _imagenet(depth) if pretrained == "imagenet" else load_state(Path(pretrained))
+    own = network.state_dict()
+    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    state |= {name: value for name, value in own.items() if name.startswith("fc.")}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"backbone.pretrained={pretrained} does not hold a ResNet-{depth} ({reason} ...)"
+        ) from error
+
+
+def load_state(path: Path) -> dict[str, Tensor]:
+    """A state dict from a file of the user's; nothing in it is executed."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        raise UserError(f"backbone.pretrained={path} cannot be read as a state dict") from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"backbone.pretrained={path} is not a state dict of tensors")
+    return state
+
+
+def _imagenet(depth: int) -> dict[str, Tensor]:
     import torchvision
 
-    if pretrained != "imagenet":
-        try:
-            state: dict[str, Tensor] = torch.load(Path(pretrained), weights_only=True)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"backbone.pretrained={pretrained} cannot be read as a state dict ({error})"
-            ) from error
-        return state
     models = torchvision.models
     known = {18: models.ResNet18_Weights.IMAGENET1K_V1, 50: models.ResNet50_Weights.IMAGENET1K_V1}
     weights = known[depth]
     try:
-        state = weights.get_state_dict(progress=True, check_hash=True)
-    except OSError as error:
+        state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:
         name = weights.url.rpartition("/")[2]
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise UserError(

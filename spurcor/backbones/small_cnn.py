@@ -19,6 +19,8 @@ class SmallCnn(Backbone):
 
     def __init__(self, info: DataInfo, padding: int = 1) -> None:
         super().__init__()
+        if min(info.shape[1:]) < (4 if padding else 16):
+            raise ValueError(f"padding={padding} leaves nothing of images of {info.shape[1:]}")
         self.dims = {"block1": 16, "block2": 32, "hidden": 256}
         self.block1 = _block(info.shape[0], 16, padding)
         self.block2 = _block(16, 32, padding)

@@ -1,5 +1,6 @@
 """MNIST-CIFAR dominoes as in SCALE: a digit above a photograph, and the digit tells the class."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,7 @@ def _torchvision(kind: Any, root: Path, train: bool, what: str) -> Any:
         return kind(root, train=train)
     except RuntimeError:  # torchvision's "Dataset not found or corrupted"
         pass
+    existed = root.exists()
     try:
         return kind(root, train=train, download=True)
     except (OSError, RuntimeError) as error:
@@ -155,7 +157,7 @@ def _torchvision(kind: Any, root: Path, train: bool, what: str) -> Any:
             f"paths.data={root} lacks {kind.__name__}, which cannot be downloaded here; put {what}"
         ) from error
     finally:
-        _remove_empty(root / "MNIST" / "raw", root / "MNIST", root)
+        _remove_empty(root / "MNIST" / "raw", root / "MNIST", *([] if existed else [root]))
 
 
 def _remove_empty(*folders: Path) -> None:
@@ -172,18 +174,29 @@ def _read_folders(folder: Path) -> tuple[Tensor, Tensor]:
     missing = [name for name in CLASSES if not (folder / name).is_dir()]
     if missing:
         raise UserError(f"{folder} lacks the class folders {', '.join(missing)}")
-    files = [sorted(path for path in (folder / name).iterdir()) for name in CLASSES]
+    files = [
+        sorted(path for path in (folder / name).iterdir() if not path.name.startswith("."))
+        for name in CLASSES
+    ]
     labels = torch.tensor([y for y, members in enumerate(files) for _ in members])
     newest = max(path.stat().st_mtime_ns for path in (folder, *(folder / n for n in CLASSES)))
     store = folder.parent / f".{folder.name}-{len(labels)}-{newest}.npy"
     if not store.exists():
         images = np.empty((len(labels), 3, 32, 32), np.uint8)
         for i, path in enumerate(path for members in files for path in members):
-            with Image.open(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
+            try:
+                with Image.open(path) as image:
+                    pixels = np.asarray(image.convert("RGB"))
+            except OSError as error:
+                raise UserError(f"{path} cannot be read as an image") from error
             if pixels.shape != (32, 32, 3):
                 raise UserError(f"{path} is {pixels.shape[1]} x {pixels.shape[0]}, not 32 x 32")
             images[i] = pixels.transpose(2, 0, 1)
+        if not os.access(folder.parent, os.W_OK):
+            return torch.from_numpy(images), labels
         with replacing(store) as beside, beside.open("wb") as file:
             np.save(file, images)
+        for outdated in folder.parent.glob(f".{folder.name}-*.npy"):
+            if outdated != store:
+                outdated.unlink()
     return torch.from_numpy(np.load(store, allow_pickle=False)), labels

@@ -33,6 +33,8 @@ class GroupDro(Method):
         """`adjustments` C: one for all groups or one per group, used if all are positive."""
         super().__init__(backbone, info)
         num_groups = info.spec.num_groups
+        if eta < 0:
+            raise ValueError(f"eta={eta} must not be negative")
         if len(adjustments) not in (1, num_groups):
             raise ValueError(
                 f"adjustments has {len(adjustments)} values; give one, or one for each of the"
@@ -65,7 +67,7 @@ class GroupDro(Method):
         with torch.no_grad():
             adjusted = group_losses + self.adjustment
             if self.normalize:
-                adjusted = adjusted / adjusted.sum()
+                adjusted = adjusted / adjusted.sum().clamp(min=torch.finfo(adjusted.dtype).tiny)
             q = self.q * (self.eta * adjusted).exp()
             self.q.copy_(q / q.sum())
         # A copy: autograd keeps it for backward, and the buffer moves on with the next batch.

@@ -1,0 +1,412 @@
+"""MNIST-CIFAR dominoes from small copies of both data sets in their real formats."""
+
+import hashlib
+import pickle
+import struct
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import CIFAR10
+
+from spurcor.data import Split
+from spurcor.datasets.dominoes import CLASSES, Dominoes, read_cifar10, read_mnist
+from spurcor.errors import UserError
+from spurcor.transforms import CropFlip, Normalize
+
+TRAIN, TEST, POOL = 40, 10, 100  # photographs per class in train and test; held out in all
+
+
+def write_idx(path, array):
+    """A file as MNIST has it: magic number, sizes and bytes, big endian."""
+    header = struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape)
+    path.write_bytes(header + array.tobytes())
+
+
+def write_mnist(root, rng):
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    # As in the real thing no digit is there equally often, and test has more than photographs.
+    for name, counts in (("train", 44 + np.arange(10)), ("t10k", 8 + np.arange(10) % 7)):
+        labels = rng.permutation(np.repeat(np.arange(10, dtype=np.uint8), counts))
+        images = rng.integers(1, 256, (len(labels), 28, 28), dtype=np.uint8)
+        write_idx(raw / f"{name}-images-idx3-ubyte", images)
+        write_idx(raw / f"{name}-labels-idx1-ubyte", labels)
+
+
+def write_photo(path, rng):
+    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+
+
+def write_folders(root, rng):
+    for part, count in (("train", TRAIN), ("test", TEST)):
+        for name in CLASSES:
+            folder = root / "cifar10" / part / name
+            folder.mkdir(parents=True)
+            suffix = "jpg" if name == "bird" else "png"
+            for i in range(count):
+                write_photo(folder / f"{i:04}.{suffix}", rng)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Data that no test changes."""
+    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    write_mnist(root, rng)
+    write_folders(root, rng)
+    return root
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Data to change."""
+    rng = np.random.default_rng(0)
+    write_mnist(tmp_path, rng)
+    write_folders(tmp_path, rng)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    def refuse(*args, **options):
+        raise URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+
+
+def load(root, **options):
+    return Dominoes(**{"pool_size": POOL, **options}).load(root)
+
+
+def matches(split):
+    return int((split.y == split.a).sum())
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def test_reading_mnist(shared):
+    images, digits = read_mnist(shared, train=True)
+    assert images.shape == (485, 28, 28)
+    assert torch.bincount(digits).tolist() == list(range(44, 54))
+    raw = (shared / "MNIST" / "raw" / "train-images-idx3-ubyte").read_bytes()
+    assert images.numpy().tobytes() == raw[16:]
+
+
+def test_reading_photographs(shared):
+    images, labels = read_cifar10(shared, train=True)
+    assert images.shape == (400, 3, 32, 32)
+    assert torch.equal(labels, torch.arange(10).repeat_interleave(TRAIN))
+    for i in (0, 2 * TRAIN + 3, 399):
+        name = CLASSES[i // TRAIN]
+        suffix = "jpg" if name == "bird" else "png"
+        path = shared / "cifar10" / "train" / name / f"{i % TRAIN:04}.{suffix}"
+        expected = np.asarray(Image.open(path)).transpose(2, 0, 1)
+        assert np.array_equal(images[i].numpy(), expected)
+
+
+def test_grey_photographs_get_three_channels(own):
+    path = own / "cifar10" / "test" / "airplane" / "0000.png"
+    Image.open(path).convert("L").save(path)
+    images, _ = read_cifar10(own, train=False)
+    assert torch.equal(images[0, 0], images[0, 2])
+
+
+# --- composition ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def splits(shared):
+    return load(shared)
+
+
+def test_sizes(splits):
+    sizes = {str(name): len(split) for name, split in splits.items()}
+    assert sizes == {"train": 10 * (TRAIN - POOL // 10), "target": 50, "val": 50, "test": 100}
+    assert splits[Split.TRAIN].images.shape == (300, 3, 64, 32)
+
+
+def test_a_domino_is_a_digit_over_a_photograph(splits, shared):
+    for name, split in splits.items():
+        train = name != Split.TEST
+        digits, photos = read_mnist(shared, train), read_cifar10(shared, train)
+        top, bottom = split.images[:, :, :32], split.images[:, :, 32:]
+        upper, lower = split.source.unbind(1)
+        for channel in range(3):
+            assert torch.equal(top[:, channel, 2:30, 2:30], digits[0][upper])
+        border = torch.ones(32, 32, dtype=torch.bool)
+        border[2:30, 2:30] = False
+        assert top[:, :, border].sum() == 0
+        assert torch.equal(bottom, photos[0][lower])
+        assert torch.equal(split.a, digits[1][upper])
+        assert torch.equal(split.y, photos[1][lower])
+        assert torch.equal(split.g, 10 * split.y + split.a)
+
+
+def test_names_of_groups(splits):
+    spec = splits[Split.TRAIN].spec
+    assert spec.num_groups == 100
+    assert spec.names[35] == "cat/5"
+    assert spec.is_aligned().nonzero().flatten().tolist() == list(range(0, 100, 11))
+
+
+def test_full_strength_pairs_digit_and_class(splits):
+    train = splits[Split.TRAIN]
+    assert torch.equal(train.y, train.a)
+    assert torch.bincount(train.y).tolist() == [30] * 10
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 0.9])
+def test_weaker_correlation_permutes_some_photographs(shared, strength):
+    found = []
+    for split_seed in range(6):
+        train = load(shared, strength=strength, split_seed=split_seed)[Split.TRAIN]
+        assert matches(train) >= round(300 * strength)
+        assert torch.bincount(train.y).tolist() == torch.bincount(train.a).tolist() == [30] * 10
+        assert train.source[:, 1].unique().numel() == 300
+        found.append(matches(train) / 300)
+    # 1 - s of the photographs are permuted and 1 in 10 of them meets its digit by chance
+    assert np.mean(found) == pytest.approx(strength + (1 - strength) / 10, abs=0.03)
+
+
+def test_strength_leaves_the_other_splits_membership_alone(shared, splits):
+    other = load(shared, strength=0.8)
+    for position in (0, 1):
+        pools = [
+            torch.cat([s[Split.VAL].source, s[Split.TARGET].source])[:, position]
+            for s in (splits, other)
+        ]
+        assert set(pools[0].tolist()) == set(pools[1].tolist())
+
+
+@pytest.mark.parametrize("name", [Split.VAL, Split.TARGET, Split.TEST])
+def test_halves_are_independent_outside_of_train(shared, name):
+    held_out = [load(shared, split_seed=seed)[name] for seed in range(10)]
+    rate = sum(map(matches, held_out)) / sum(map(len, held_out))
+    assert 0.06 < rate < 0.14
+    assert len({tuple(split.source.flatten().tolist()) for split in held_out}) == 10
+
+
+def test_the_pool_has_as_many_of_every_class(splits):
+    for labels in ("y", "a"):
+        pool = torch.cat([getattr(splits[name], labels) for name in (Split.VAL, Split.TARGET)])
+        assert torch.bincount(pool).tolist() == [10] * 10
+    assert len(torch.bincount(splits[Split.VAL].y).unique()) > 1
+
+
+def test_splits_share_no_digit_and_no_photograph(splits):
+    for position in (0, 1):
+        sources = torch.cat(
+            [splits[n].source[:, position] for n in (Split.TRAIN, Split.VAL, Split.TARGET)]
+        )
+        assert sources.unique().numel() == 400
+
+
+def test_test_uses_every_photograph_once_with_true_digits(splits, shared):
+    test = splits[Split.TEST]
+    assert sorted(test.source[:, 1].tolist()) == list(range(100))
+    assert test.source[:, 0].unique().numel() == 100
+    assert torch.bincount(test.y).tolist() == [10] * 10
+    assert torch.equal(test.a, read_mnist(shared, train=False)[1][test.source[:, 0]])
+    assert len(torch.bincount(test.a).unique()) > 1
+
+
+def test_the_split_is_drawn_by_its_seed_alone(shared, splits):
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    again, other = load(shared), load(shared, split_seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name, split in splits.items():
+        assert again[name].fingerprint == split.fingerprint
+        assert other[name].fingerprint != split.fingerprint
+
+
+def test_transforms():
+    assert isinstance(Dominoes().transform, CropFlip)
+    plain = Dominoes(augment=False).transform
+    assert isinstance(plain, Normalize)
+    x = torch.full((1, 3, 64, 32), 255, dtype=torch.uint8)
+    expected = [(1 - 0.4914) / 0.2023, (1 - 0.4822) / 0.1994, (1 - 0.4465) / 0.2010]
+    assert plain(x)[0, :, 40, 7].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"strength": 1.5}, {"strength": -0.1}, *[{"pool_size": n} for n in (0, 30, -20, 50000)]],
+)
+def test_bad_options_are_refused(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{name}={value} must be"):
+        Dominoes(**options)
+
+
+def test_a_pool_that_takes_everything_is_refused(shared):
+    with pytest.raises(UserError, match=r"pool_size=400 .* 40 images.* smaller than 400"):
+        load(shared, pool_size=400)
+
+
+# --- the decoded array ----------------------------------------------------------------------------
+
+
+def test_photographs_are_decoded_once(own, monkeypatch):
+    first, _ = read_cifar10(own, train=True)
+    stores = list((own / "cifar10").glob(".train-*.npy"))
+    assert len(stores) == 1
+
+    def refuse(*args):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(Image, "open", refuse)
+    again, labels = read_cifar10(own, train=True)
+    assert torch.equal(first, again)
+    assert len(labels) == 400
+
+
+def test_an_added_photograph_is_seen(own):
+    read_cifar10(own, train=True)
+    folder = own / "cifar10" / "train" / "cat"
+    write_photo(folder / "9999.png", np.random.default_rng(1))
+    images, labels = read_cifar10(own, train=True)
+    assert torch.bincount(labels).tolist() == [40, 40, 40, 41, 40, 40, 40, 40, 40, 40]
+    expected = np.asarray(Image.open(folder / "9999.png")).transpose(2, 0, 1)
+    assert np.array_equal(images[4 * TRAIN].numpy(), expected)
+
+
+def test_a_replaced_photograph_is_seen(own):
+    before, _ = read_cifar10(own, train=True)
+    path = own / "cifar10" / "train" / "cat" / "0000.png"
+    path.unlink()
+    write_photo(path, np.random.default_rng(1))
+    after, _ = read_cifar10(own, train=True)
+    changed = (before != after).flatten(1).any(1)
+    assert changed.nonzero().flatten().tolist() == [3 * TRAIN]
+
+
+def test_a_photograph_of_another_size_is_refused_and_nothing_is_stored(own):
+    path = own / "cifar10" / "train" / "truck" / "0007.png"
+    Image.new("RGB", (48, 32)).save(path)
+    with pytest.raises(UserError, match=r"truck/0007\.png is 48 x 32, not 32 x 32"):
+        read_cifar10(own, train=True)
+    assert not list((own / "cifar10").glob(".train*"))
+
+
+# --- missing data ---------------------------------------------------------------------------------
+
+
+def test_missing_data_are_told_and_leave_nothing_behind(tmp_path):
+    root = tmp_path / "data"
+    with pytest.raises(UserError, match=rf"paths\.data={root} lacks MNIST.*{root}/MNIST/raw"):
+        load(root)
+    assert not root.exists()
+
+
+def test_missing_photographs_are_told_and_leave_nothing_behind(tmp_path):
+    write_mnist(tmp_path, np.random.default_rng(0))
+    before = sorted(tmp_path.rglob("*"))
+    folder = f"{tmp_path}/cifar10/train"
+    with pytest.raises(UserError, match=rf"lacks CIFAR10.*{folder}.*cifar-10-batches-py"):
+        load(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_missing_class_folder_is_told(own):
+    folder = own / "cifar10" / "train" / "frog"
+    folder.rename(own / "frog")
+    with pytest.raises(UserError, match=rf"{folder.parent} lacks the class folders frog$"):
+        load(own)
+    assert not list((own / "cifar10").glob(".train*"))
+
+
+def test_a_truncated_mnist_file_is_told(own):
+    path = own / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UserError, match="MNIST"):
+        load(own)
+
+
+# --- torchvision's batches ------------------------------------------------------------------------
+
+
+def write_batches(root, monkeypatch, photos):
+    """CIFAR-10 as torchvision unpickles it, with the checksums of these files."""
+    folder = root / CIFAR10.base_folder
+    folder.mkdir()
+
+    def write(name, content):
+        data = pickle.dumps(content)
+        (folder / name).write_bytes(data)
+        return hashlib.md5(data).hexdigest()
+
+    def batches(names, images, labels):
+        rows = images.reshape(len(labels), -1).numpy()
+        return [
+            [name, write(name, {"data": part, "labels": part_labels.tolist()})]
+            for name, part, part_labels in zip(
+                names,
+                np.array_split(rows, len(names)),
+                np.array_split(labels.numpy(), len(names)),
+                strict=True,
+            )
+        ]
+
+    names = [f"data_batch_{i}" for i in range(1, 6)]
+    monkeypatch.setattr(CIFAR10, "train_list", batches(names, *photos["train"]))
+    monkeypatch.setattr(CIFAR10, "test_list", batches(["test_batch"], *photos["test"]))
+    md5 = write("batches.meta", {"label_names": list(CLASSES)})
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5})
+    return folder
+
+
+@pytest.fixture
+def batches(shared, tmp_path, monkeypatch):
+    write_mnist(tmp_path, np.random.default_rng(0))
+    photos = {part: read_cifar10(shared, part == "train") for part in ("train", "test")}
+    return write_batches(tmp_path, monkeypatch, photos)
+
+
+def test_batches_give_the_same_data_as_folders(batches, shared, splits):
+    for train in (True, False):
+        for one, other in zip(
+            read_cifar10(batches.parent, train), read_cifar10(shared, train), strict=True
+        ):
+            assert torch.equal(one, other)
+    for name, split in load(batches.parent).items():
+        assert split.fingerprint == splits[name].fingerprint
+        assert torch.equal(split.images, splits[name].images)
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_altered_batches_are_refused_before_they_are_unpickled(batches, tmp_path):
+    victim = tmp_path / "executed"
+    (batches / "data_batch_3").write_bytes(pickle.dumps(Payload(victim)))
+    with pytest.raises(UserError, match="lacks CIFAR10"):
+        load(batches.parent)
+    assert not victim.exists()
+
+
+# --- the real thing -------------------------------------------------------------------------------
+
+
+@pytest.mark.real_data
+def test_real_sizes(data_root):
+    splits = Dominoes(strength=0.95).load(data_root)
+    sizes = {str(name): len(split) for name, split in splits.items()}
+    assert sizes == {"train": 48000, "target": 1000, "val": 1000, "test": 10000}
+    train, test = splits[Split.TRAIN], splits[Split.TEST]
+    assert torch.bincount(train.y).tolist() == torch.bincount(train.a).tolist() == [4800] * 10
+    assert matches(train) / 48000 == pytest.approx(0.955, abs=0.004)
+    # MNIST's test digits in their true numbers
+    digits = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert torch.bincount(test.a).tolist() == digits
+    assert matches(test) / 10000 == pytest.approx(0.1, abs=0.015)
+    mean = train.images[::16, :, 32:].double().mean((0, 2, 3)) / 255
+    assert mean.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=0.01)

@@ -1,0 +1,97 @@
+"""Batch transforms against plain per-sample computations."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from spurcor.transforms import CropFlip, Normalize
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+def images(num_samples=6, height=9, width=7, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    size = (num_samples, 3, height, width)
+    return torch.randint(256, size, generator=generator, dtype=torch.uint8)
+
+
+def reference(x, parameters, padding):
+    """Pad, cut and flip one sample after the other."""
+    height, width = x.shape[2:]
+    cut = []
+    for image, (down, right, flip) in zip(x.float(), parameters.tolist(), strict=True):
+        padded = F.pad(image[None], (padding,) * 4, mode="reflect")[0]
+        top, left = padding + down, padding + right
+        window = padded[:, top : top + height, left : left + width]
+        cut.append(window.flip(2) if flip else window)
+    return torch.stack(cut)
+
+
+def test_normalize_by_hand():
+    x = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    expected = torch.tensor([(0 - 0.4) / 0.2, (0.2 - 0.5) / 0.25, (1 - 0.6) / 0.3])
+    torch.testing.assert_close(Normalize(MEAN, STD)(x), expected.view(1, 3, 1, 1))
+
+
+def test_normalize_every_byte_and_position():
+    x = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(2, 3, 1, 1)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    z = Normalize(MEAN, STD)(x)
+    assert z.dtype == torch.float32
+    torch.testing.assert_close(z, (x.float() / 255 - mean) / std, atol=1e-6, rtol=1e-6)
+
+
+def test_normalize_draws_nothing():
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    assert Normalize(MEAN, STD).draw(5, generator) is None
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("padding", [1, 4])
+def test_crop_and_flip_for_every_parameter(padding):
+    reach = range(-padding, padding + 1)
+    parameters = torch.tensor([[d, r, f] for d in reach for r in reach for f in (0, 1)])
+    x = images(len(parameters))
+    identity = Normalize((0.0,) * 3, (1 / 255,) * 3)
+    z = CropFlip(identity, padding)(x, parameters)
+    torch.testing.assert_close(z, reference(x, parameters, padding), atol=1e-3, rtol=0)
+
+
+def test_the_crop_is_normalized():
+    x, parameters = images(2), torch.tensor([[1, -2, 1], [0, 3, 0]])
+    normalize = Normalize(MEAN, STD)
+    expected = normalize(reference(x, parameters, 4).to(torch.uint8))
+    assert torch.equal(CropFlip(normalize)(x, parameters), expected)
+
+
+def test_without_parameters_as_in_evaluation():
+    normalize, x = Normalize(MEAN, STD), images()
+    assert torch.equal(CropFlip(normalize)(x), normalize(x))
+
+
+def test_stored_images_stay_as_they_are():
+    x = images()
+    before = x.clone()
+    transform = CropFlip(Normalize(MEAN, STD))
+    transform(x, transform.draw(len(x), torch.Generator().manual_seed(0)))
+    assert torch.equal(x, before)
+
+
+def test_draws_are_uniform_and_only_from_the_generator_given():
+    transform = CropFlip(Normalize(MEAN, STD), padding=2)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    drawn = transform.draw(20_000, torch.Generator().manual_seed(1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert drawn.shape == (20_000, 3)
+    for column in (0, 1):
+        values, counts = drawn[:, column].unique(return_counts=True)
+        assert values.tolist() == [-2, -1, 0, 1, 2]
+        torch.testing.assert_close(counts / 20_000, torch.full((5,), 0.2), atol=0.015, rtol=0)
+    assert drawn[:, 2].unique().tolist() == [0, 1]
+    assert abs(drawn[:, 2].float().mean() - 0.5) < 0.02
+    correlation = torch.corrcoef(drawn.T.float())
+    torch.testing.assert_close(correlation, torch.eye(3), atol=0.03, rtol=0)
+    again = transform.draw(20_000, torch.Generator().manual_seed(1))
+    assert torch.equal(drawn, again)
