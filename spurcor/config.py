@@ -34,6 +34,8 @@ RUNTIME = {
     "schedule": {"optimizer", "T_max"},
     "tracker": {"outputs"},
 }
+# Options of the machine, not of the experiment: they are in no identity.
+MACHINE = ("device", "num_threads", "checkpoint_seconds", "keep_epochs")
 # Foreign classes that a _target_ may name: their package, and what they must derive from.
 FOREIGN = ("torch", "torchvision", "timm")
 FOREIGN_BASES = (
@@ -188,11 +190,12 @@ class TrainConfig:
             dataset.pop(key, None)
         nodes = {name: getattr(self, name).hashed() for name in ("backbone", "method")}
         nodes |= {name: getattr(self, name).hashed() for name in ("optimizer", "schedule")}
-        train = plain(self.train)
-        for option in dataclasses.fields(TrainOptions):
-            machine = option.name in ("device", "num_threads", "checkpoint_seconds", "keep_epochs")
-            if machine or train[option.name] == plain(option.default):
-                train.pop(option.name)
+        defaults = plain(TrainOptions())
+        train = {
+            key: value
+            for key, value in plain(self.train).items()
+            if key not in MACHINE and value != defaults[key]
+        }
         payload = {"dataset": dataset, **nodes, "train": train}
         text = json.dumps(payload, sort_keys=True, allow_nan=True)
         return "r" + hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from spurcor import checkpoint, results
-from spurcor.config import Node, TrainConfig, check, plain
+from spurcor.config import MACHINE, Node, TrainConfig, check, plain
 from spurcor.console import Terminal
 from spurcor.data import Split, Splits
 from spurcor.dfr import Table
@@ -144,6 +144,8 @@ def execute(
     Everything that the user may have got wrong is found before `on_start` and the first file.
     """
     directory = config.directory
+    if not config.rerun:
+        _refuse_changed_defaults(config, directory)
     if not config.rerun and _complete(config, directory):
         return _report(config, directory, terminal, "was done before")
     lock = lock_of(directory)
@@ -399,6 +401,22 @@ def _set_aside(directory: Path) -> None:
         while (aside := directory.with_name(f"{directory.name}.old{number}")).exists():
             number += 1
         os.replace(directory, aside)
+
+
+def _refuse_changed_defaults(config: TrainConfig, directory: Path) -> None:
+    """Defaults are left out of the identity, so a run from before one changed has the same name."""
+    if not (directory / "config.yaml").exists():
+        return
+    before = read_config(directory)
+    for name in ("dataset", "backbone", "method", "optimizer", "schedule", "train"):
+        nodes = [getattr(c, name) for c in (before, config)]
+        then, now = (plain(n.arguments if isinstance(n, Node) else n) for n in nodes)
+        for key in then.keys() & now.keys() - {"store", "workers", *MACHINE}:
+            if then[key] != now[key]:
+                raise UserError(
+                    f"{name}.{key}={now[key]} was {then[key]} by default when {directory} was made;"
+                    f" say {name}.{key}={then[key]}, or rerun=true to set that run aside"
+                )
 
 
 def _refuse_leak(trained: Mapping[str, str], splits: Splits) -> None:

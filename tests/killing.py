@@ -38,8 +38,15 @@ def kill_at_random(
 ) -> str:
     """Start a run and SIGKILL it at a random moment; returns where it was, or 'ended'."""
     started = line.start("train", *command, f"paths.outputs={outputs}")
-    at_the_end = rng.random() < 0.25
-    deadline = time.monotonic() + rng.uniform(0.0, longest)
+    at_the_end = rng.random() < 0.2
+    before_the_lock = rng.random() < 0.1
+    delay = rng.uniform(0.0, longest)  # from the moment that the run is this process's
+    while started.running() and not before_the_lock:
+        locks = list(outputs.glob("runs/*/*/*/seed0.lock"))  # the last one's may still be there
+        if locks and json.loads(locks[0].read_text())["pid"] == started.pid:
+            break
+        time.sleep(0.001)
+    deadline = time.monotonic() + delay
     while started.running():
         if at_the_end:
             found = list(outputs.glob("runs/*/*/*/seed*/last.safetensors"))
@@ -62,7 +69,10 @@ def kill_at_random(
     if (runs[0] / "last.safetensors").exists():
         return "finishing"
     rows = len((runs[0] / "metrics.jsonl").read_text().splitlines())
-    writing = " inside a checkpoint write" if list(runs[0].glob(".checkpoint*")) else ""
+    beside = list(runs[0].glob(".*.tmp"))
+    writing = ", inside the writing of a file" if beside else ""
+    for path in beside:
+        path.unlink()
     return f"after {rows} rows{writing}"
 
 

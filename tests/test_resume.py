@@ -14,8 +14,8 @@ METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_killed_twice_ends_like_one_left_in_peace(method, command_line, tmp_path):
-    command = (f"method={method}", "method.epochs=8", "backbone=mlp")
-    moments, different = compare(command_line, command, tmp_path, kills=2, seed=3, longest=1.5)
+    command = (f"method={method}", "method.epochs=40", "backbone=mlp")
+    moments, different = compare(command_line, command, tmp_path, kills=2, seed=3, longest=0.6)
     assert different == []
     assert moments, "the run ended before it could be killed"
 

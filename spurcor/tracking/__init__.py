@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from spurcor.config import Node, TrainConfig, plain
+from spurcor.config import MACHINE, Node, TrainConfig, plain
 from spurcor.files import read_json, read_lines
 
 log = logging.getLogger(__name__)
@@ -36,11 +36,10 @@ class Record:
         params = {name: config.choices.get(name, "") for name in nodes} | {"seed": str(config.seed)}
         for name in nodes:
             params |= _flat(name, plain(getattr(config, name).arguments))
-        machine = ("device", "num_threads", "checkpoint_seconds", "keep_epochs")
         train = plain(config.train)
-        params |= _flat("train", {k: v for k, v in train.items() if k not in machine})
+        params |= _flat("train", {k: v for k, v in train.items() if k not in MACHINE})
         tags = {
-            **_flat("train", {k: train[k] for k in machine}),
+            **_flat("train", {k: train[k] for k in MACHINE}),
             "spurcor.identity": config.identity,
             f"sweep.{config.sweep}": "true",
         }

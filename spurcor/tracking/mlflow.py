@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 BATCH = 1000  # metrics in one request, MLflow's limit
 CONNECT_SECONDS = 1.0
 CLOSE_SECONDS = 60.0
+# The page opens on tables and charts of runs; without it, on traces of language models.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 # Set before mlflow is imported: its own defaults block for minutes on a dead server.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
@@ -138,7 +140,7 @@ class MlflowTracker:
                     local = self.uri.startswith("sqlite")
                     place = (self.outputs / "mlflow-artifacts").as_uri() if local else None
                     try:
-                        created = self._client.create_experiment(name, artifact_location=place)
+                        created = self._client.create_experiment(name, place, EXPERIMENT_TAGS)
                     except Exception:
                         found = self._client.get_experiment_by_name(name)
                         if found is None:  # not created by another process meanwhile either
