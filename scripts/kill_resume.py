@@ -33,7 +33,7 @@ def main() -> int:
             place = Path(folder) / path.stem
             place.mkdir()
             command = (f"method={path.stem}", "method.epochs=60")
-            moments, different = compare(line, command, place, options.kills, options.seed, 1.5)
+            moments, different = compare(line, command, place, options.kills, options.seed, 1.0, 4)
             where = ", ".join(f"{n} x {m}" for m, n in Counter(moments).most_common())
             print(f"{path.stem}: {len(moments)} kills ({where})")
             print(f"{path.stem}: {'DIFFERENT: ' + str(different) if different else 'identical'}")

@@ -23,6 +23,12 @@ def replacing(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes killed inside `replacing` left; the caller holds the folder's lock."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink()
+
+
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
     """The same for a folder; if another process was first, theirs stays."""

@@ -21,7 +21,7 @@ from spurcor.console import Terminal
 from spurcor.data import Split, Splits
 from spurcor.dfr import Table
 from spurcor.errors import RunError, UserError
-from spurcor.files import read_json, read_lines, write_json, write_text
+from spurcor.files import read_json, read_lines, remove_leftovers, write_json, write_text
 from spurcor.lock import Held, holder, lock_of, locked
 from spurcor.method import Method, RunContext
 from spurcor.metrics import apply
@@ -163,6 +163,7 @@ def execute(
             if config.rerun:
                 _set_aside(directory)
             directory.mkdir(exist_ok=True)
+            remove_leftovers(directory)
             with ExitStack() as stack:
                 stack.enter_context(logged(directory / "train.log"))
                 trackers = Trackers.open(config, stack)

@@ -21,7 +21,7 @@ def contents(run: Path) -> dict[str, object]:
     """All that must be equal: rows and result but for clocks, and weights to the bit."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     result = json.loads((run / "result.json").read_text())
-    del result["run"]["seconds"]
+    del result["run"]["seconds"], result["run"]["commit"]  # a commit may come between
     return {
         "rows": [{k: v for k, v in row.items() if k not in ("time", "seconds")} for row in rows],
         "result": result,
@@ -34,11 +34,19 @@ def contents(run: Path) -> dict[str, object]:
 
 
 def kill_at_random(
-    line: CommandLine, command: tuple[str, ...], outputs: Path, rng: random.Random, longest: float
+    line: CommandLine,
+    command: tuple[str, ...],
+    outputs: Path,
+    rng: random.Random,
+    longest: float,
+    at_the_end: bool,
 ) -> str:
-    """Start a run and SIGKILL it at a random moment; returns where it was, or 'ended'."""
+    """Start a run and SIGKILL it; returns where it was, or 'ended'.
+
+    The moment is random, up to `longest` seconds after the run took its lock, or, `at_the_end`,
+    random between the end of its last phase and the word that it is done.
+    """
     started = line.start("train", *command, f"paths.outputs={outputs}")
-    at_the_end = rng.random() < 0.2
     before_the_lock = rng.random() < 0.1
     delay = rng.uniform(0.0, longest)  # from the moment that the run is this process's
     while started.running() and not before_the_lock:
@@ -46,13 +54,11 @@ def kill_at_random(
         if locks and json.loads(locks[0].read_text())["pid"] == started.pid:
             break
         time.sleep(0.001)
-    deadline = time.monotonic() + delay
+    deadline = None if at_the_end else time.monotonic() + delay
     while started.running():
-        if at_the_end:
-            found = list(outputs.glob("runs/*/*/*/seed*/last.safetensors"))
-            if found and not (found[0].parent / "done").exists():
-                break
-        elif time.monotonic() > deadline:
+        if deadline is None and list(outputs.glob("runs/*/*/*/seed*/last.safetensors")):
+            deadline = time.monotonic() + delay * 0.1
+        if deadline is not None and time.monotonic() > deadline:
             break
         time.sleep(0.001)
     else:
@@ -69,24 +75,30 @@ def kill_at_random(
     if (runs[0] / "last.safetensors").exists():
         return "finishing"
     rows = len((runs[0] / "metrics.jsonl").read_text().splitlines())
-    beside = list(runs[0].glob(".*.tmp"))
-    writing = ", inside the writing of a file" if beside else ""
-    for path in beside:
-        path.unlink()
+    writing = ", inside the writing of a file" if list(runs[0].glob(".*.tmp")) else ""
     return f"after {rows} rows{writing}"
 
 
 def compare(
-    line: CommandLine, command: tuple[str, ...], folder: Path, kills: int, seed: int, longest: float
+    line: CommandLine,
+    command: tuple[str, ...],
+    folder: Path,
+    kills: int,
+    seed: int,
+    longest: float,
+    at_the_end: int = 1,
 ) -> tuple[list[str], list[str]]:
-    """Returns where the kills fell, and the names of what differs in the end."""
+    """Returns where the kills fell, and the names of what differs in the end.
+
+    The last `at_the_end` kills fall after training, where weights and results are written.
+    """
     command = (*command, *OPTIONS)
     peace, war = folder / "peace", folder / "war"
     assert line.run("train", *command, f"paths.outputs={peace}").code == 0
     rng = random.Random(seed)
     moments: list[str] = []
-    while len(moments) < kills:
-        moment = kill_at_random(line, command, war, rng, longest)
+    for left in range(kills, 0, -1):
+        moment = kill_at_random(line, command, war, rng, longest, left <= at_the_end)
         if moment == "ended":
             break
         moments.append(moment)
