@@ -32,7 +32,7 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
     def task(cfg: DictConfig) -> None:
         nonlocal code, refused
         try:
-            code = main(cfg)
+            code = max(code, main(cfg))
         except (UserError, RunError) as error:  # Hydra would print its own line about it
             refused = error
 

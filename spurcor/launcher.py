@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -173,7 +174,8 @@ class InProcess(Launcher):
         """What re-runs the points that are not done: the same sweep."""
         if all(entry["status"] == "done" for entry in states):
             return None
-        return "python -m spurcor.train " + " ".join(sys.argv[1:])
+        typed = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
+        return f"python -m spurcor.train {shlex.join(typed)}"
 
 
 class LocalPool(InProcess):
