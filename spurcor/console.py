@@ -85,7 +85,7 @@ class Watcher:
     ) -> None:
         self._terminal, self._rows, self._bars = terminal, rows, bars
         self._tasks: dict[str, TaskID] = {}
-        self._worst = ""
+        self._worst = self._loss = ""
         self._drawn = self._told = 0.0
 
     def step(self, progress: "RunProgress", phase: "Phase", num_steps: int) -> None:
@@ -101,7 +101,7 @@ class Watcher:
         worst = row.get("val/worst")
         self._worst = "" if worst is None else f"val worst {worst:.3f}"
         loss = row.get("train/loss")
-        text = f"loss {loss:.3f}" if loss is not None else ""
+        self._loss = text = f"loss {loss:.3f}" if loss is not None else ""
         if self._bars is not None and (task := self._tasks.get(phase.name)) is not None:
             total = self._bars.tasks[task].total or 0
             done = total * row["epoch"] / phase.epochs
@@ -123,8 +123,9 @@ class Watcher:
         if phase.name not in self._tasks:
             total = phase.epochs * num_steps
             self._tasks[phase.name] = self._bars.add_task(phase.name, total=total, status="")
-        loss = progress.sums.get("loss", 0.0) / max(progress.images, 1)
-        status = f"loss {loss:.3f}  {self._worst}"
+        if progress.images:  # losses are looked at now and then, not to wait for the device
+            self._loss = f"loss {progress.sums.get('loss', 0.0) / progress.images:.3f}"
+        status = f"{self._loss}  {self._worst}"
         self._bars.update(self._tasks[phase.name], completed=done, status=status)
 
 

@@ -297,6 +297,7 @@ def open_sweep(config: TrainConfig) -> None:
 def state(point: Point, message: str | None) -> dict[str, Any]:
     """Status of a point from its files, with the figures of the table."""
     import spurcor.runs
+    from spurcor.repair import dfr_name
 
     config = point.config
     directory = config.directory
@@ -309,7 +310,7 @@ def state(point: Point, message: str | None) -> dict[str, Any]:
     if (directory / "result.json").exists():
         result = read_json(directory / "result.json")
         entry["worst"] = result["test"]["worst"]
-        name = None if config.dfr is None else spurcor.runs.dfr_name(config.dfr)
+        name = None if config.dfr is None else dfr_name(config.dfr)
         entry["dfr"] = result["dfr"].get(name, {}).get("test", {}).get("worst")
     return entry
 

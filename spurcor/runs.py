@@ -1,8 +1,6 @@
 """A run on disk: its identity, its lock, what it is rebuilt from, and how it is carried out."""
 
 import dataclasses
-import hashlib
-import json
 import logging
 import os
 import traceback
@@ -18,13 +16,12 @@ import yaml
 from spurcor import checkpoint, results
 from spurcor.config import MACHINE, Node, TrainConfig, check, plain
 from spurcor.console import Terminal
-from spurcor.data import Split, Splits
-from spurcor.dfr import Table
+from spurcor.data import Splits
 from spurcor.errors import RunError, UserError
-from spurcor.files import read_json, read_lines, remove_leftovers, write_json, write_text
+from spurcor.files import read_json, read_lines, remove_leftovers, write_text
 from spurcor.lock import Held, holder, lock_of, locked
 from spurcor.method import Method, RunContext
-from spurcor.metrics import apply
+from spurcor.repair import dfr_name, repair
 from spurcor.tracking import Record, Trackers
 from spurcor.trainer import Interrupted, Trainer, untouched
 
@@ -204,69 +201,6 @@ def retrain(
     return _report(config, directory, terminal, "repaired")
 
 
-def repair(
-    directory: Path,
-    config: TrainConfig,
-    node: Node,
-    splits: Splits,
-    method: Method,
-    trackers: Trackers,
-) -> Path:
-    """Deep Feature Reweighting of a finished run, unless it is there; returns its folder."""
-    folder = directory / "dfr" / dfr_name(node)
-    if (folder / "result.json").exists():
-        return folder
-    trained = read_json(directory / "result.json")["run"]
-    _refuse_leak(trained["splits"], splits)
-    dfr = node.build()
-    layer = method.backbone.layer(dfr.layer)
-    name = {"last": "last.safetensors", "selected": "model.safetensors"}[dfr.weights]
-    checkpoint.load_weights(method, directory / name)
-    folder.mkdir(parents=True, exist_ok=True)
-    with untouched(method):
-        features = {
-            name: apply(
-                lambda x: method.backbone.features(x, [layer])[layer],
-                splits[name],
-                splits.transform,
-            )
-            for name in dfr.reads
-        }
-        tables = {
-            name: Table(
-                x.double().cpu().numpy(),
-                splits[name].y.cpu().numpy(),
-                splits[name].g.cpu().numpy(),
-            )
-            for name, x in features.items()
-        }
-        fit = dfr.fit(tables, splits.info.spec, trained["seed"])
-        device = splits.device
-        weight = torch.from_numpy(fit.linear.weight).to(device)
-        bias = torch.from_numpy(fit.linear.bias).to(device)
-        reports = results.predict_all(
-            lambda x: method.backbone.features(x, [layer])[layer].double() @ weight.T + bias,
-            splits,
-            folder / "predictions.npz",
-        )
-    fitted_on_val = dfr.split is Split.VAL
-    part = {
-        "options": plain(node.arguments),
-        "layer": layer,
-        "c": fit.c,
-        **reports,
-        "val": None if fitted_on_val else reports["val"],
-        "val_is": "none" if fitted_on_val else "held_out",
-    }
-    checkpoint.save_weights(
-        folder / "weights.safetensors", {"weight": weight.cpu(), "bias": bias.cpu()}
-    )
-    write_json(folder / "result.json", part)
-    results.write_result(directory)
-    trackers.report(Record.of_dfr(directory, folder, node, config))
-    return folder
-
-
 def mirror(directory: Path, config: TrainConfig, trackers: Trackers) -> None:
     """Send everything that is on disk of a run that nobody works on."""
     record = Record.of_run(directory, config)
@@ -285,13 +219,6 @@ def mirror(directory: Path, config: TrainConfig, trackers: Trackers) -> None:
         options = read_json(part)["options"]
         node = Node("dfr", "spurcor.dfr.Dfr", options)
         trackers.report(Record.of_dfr(directory, part.parent, node, config))
-
-
-def dfr_name(node: Node) -> str:
-    """Folder of a DFR: what it reads and fits, with a hash of its options."""
-    text = json.dumps(node.hashed(), sort_keys=True)
-    kind = node.arguments.get("split", "val")
-    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _train(
@@ -418,15 +345,6 @@ def _refuse_changed_defaults(config: TrainConfig, directory: Path) -> None:
                     f"{name}.{key}={now[key]} was {then[key]} by default when {directory} was made;"
                     f" say {name}.{key}={then[key]}, or rerun=true to set that run aside"
                 )
-
-
-def _refuse_leak(trained: Mapping[str, str], splits: Splits) -> None:
-    changed = [name for name, print_ in splits.fingerprints.items() if trained.get(name) != print_]
-    if changed:
-        raise UserError(
-            f"the {', '.join(changed)} split is not the one this run was trained with: samples it"
-            " was trained on may now be tested on; restore the data it was made from"
-        )
 
 
 def _one_line(error: BaseException) -> str:
