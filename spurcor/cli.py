@@ -41,6 +41,11 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
         config.register()
         arguments = get_args_parser().parse_intermixed_args(sys.argv[1:])
         overrides = list(arguments.overrides)
+        for override in overrides:  # Hydra ends in a traceback over a group that is null
+            group, _, value = override.partition("=")
+            if value == "null" and (config.CONF / group).is_dir():
+                options = sorted(path.stem for path in (config.CONF / group).glob("*.yaml"))
+                raise UserError(f"{override} names no option; choose one of {', '.join(options)}")
         if arguments.help:
             print(_help(config_name, overrides))
             return 0
@@ -54,12 +59,17 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
         if refused is not None:
             raise refused
         return code
+    except KeyboardInterrupt:
+        print("spurcor: interrupted; the same command goes on", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code
     except (UserError, RunError, HydraException, OmegaConfBaseException) as error:
         if show_trace:
             raise
+        if isinstance(error.__cause__, UserError):  # raised while Hydra built a launcher
+            error = error.__cause__
         sentence = str(error)
         if not isinstance(error, UserError | RunError):
             sentence = _explain(error, config_name, overrides)

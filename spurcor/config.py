@@ -43,10 +43,29 @@ FOREIGN_BASES = (
     "torch.optim.optimizer.Optimizer",
     "torch.optim.lr_scheduler.LRScheduler",
 )
+# What a node of each group must be.
+ROLES = {
+    "backbone": "spurcor.backbone.Backbone",
+    "method": "spurcor.method.Method",
+    "optimizer": FOREIGN_BASES[1],
+    "schedule": FOREIGN_BASES[2],
+    "dfr": "spurcor.dfr.Dfr",
+}
+METRICS = ("worst", "average", "adjusted", "balanced", "aligned", "conflicting", "loss")
 T = TypeVar("T")
 
 
 # --- schema ---------------------------------------------------------------------------------------
+
+
+def check_criterion(key: str, criterion: str) -> None:
+    """Only metrics of the validation split select."""
+    split, _, name = criterion.partition("/")
+    if split == "val" and (name in METRICS or name.startswith("group/")):
+        return
+    near = difflib.get_close_matches(name, METRICS, 1) if split == "val" else []
+    fix = f"did you mean val/{near[0]}?" if near else f"only val/... selects: {', '.join(METRICS)}"
+    raise ValueError(f"{key}={criterion} is no metric of the validation split; {fix}")
 
 
 @dataclass(frozen=True)
@@ -59,8 +78,7 @@ class EarlyStopping:
     def __post_init__(self) -> None:
         if self.patience < 1:
             raise ValueError("patience must be at least 1")
-        if not self.metric.startswith("val/"):
-            raise ValueError(f"metric={self.metric} is no metric of the validation split")
+        check_criterion("metric", self.metric)
 
 
 @dataclass(frozen=True)
@@ -86,11 +104,7 @@ class TrainOptions:
                 raise ValueError(f"{name} must be at least 1")
         if self.checkpoint_seconds < 0:
             raise ValueError("checkpoint_seconds must not be negative")
-        if not self.selection.startswith("val/"):
-            raise ValueError(
-                f"selection={self.selection} is not a metric of the validation split;"
-                " only val/... may select"
-            )
+        check_criterion("selection", self.selection)
 
 
 @dataclass(frozen=True)
@@ -135,8 +149,8 @@ class Node:
             return locate(self.target)(**self.arguments, **runtime)
         except UserError:
             raise
-        except ValueError as error:
-            raise UserError(f"{self.path}: {error}") from error
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"{self.path}: {str(error).splitlines()[0]}") from error
 
     def takes(self, argument: str) -> bool:
         """Whether the constructor has an argument of that name."""
@@ -149,7 +163,7 @@ class Node:
             for name, parameter in inspect.signature(locate(self.target)).parameters.items()
         }
         kept = {
-            key: value
+            key: _content(value)
             for key, value in self.arguments.items()
             if plain(value) != plain(defaults.get(key, inspect.Parameter.empty))
         }
@@ -179,8 +193,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_sweep_name(self.sweep)
-        if self.seed < 0:
-            raise ValueError("seed must not be negative")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed} must be between 0 and 2^63 - 1")
 
     @functools.cached_property
     def identity(self) -> str:
@@ -215,6 +229,13 @@ def check_sweep_name(name: str) -> None:
         if (REPO / "sweeps" / f"{name}.yaml").exists():
             hint = f"; to run the sweep file, say +sweeps={name}"
         raise ValueError(f"sweep={name} is no name of letters, digits, '_', '-' and '.'{hint}")
+
+
+def _content(value: Any) -> Any:
+    """A file that is read counts by what is in it, not by its name."""
+    if isinstance(value, str) and "." in value and Path(value).is_file():
+        return f"sha256:{hashlib.sha256(Path(value).read_bytes()).hexdigest()}"
+    return value
 
 
 def sweep_files() -> list[Path]:
@@ -387,7 +408,12 @@ def _check_node(path: str, value: Any, problems: list[str]) -> Node | None:
     except UserError as error:
         problems.append(f"{path}: {error}")
         return None
-    runtime = RUNTIME.get(path.partition(".")[0], set())
+    group = path.partition(".")[0]
+    bases = {f"{base.__module__}.{base.__qualname__}" for base in owner.__mro__}
+    if ROLES.get(group, "builtins.object") not in bases or inspect.isabstract(owner):
+        problems.append(f"{path}._target_={value['_target_']} is no {group}")
+        return None
+    runtime = RUNTIME.get(group, set())
     return Node(path, value["_target_"], _check_arguments(path, value, owner, runtime, problems))
 
 
@@ -425,7 +451,8 @@ def unknown_key(path: str, names: list[str]) -> str:
     dot = f"{parent}." if parent else ""
     if near := difflib.get_close_matches(key, names, 1):
         return f"{path} is no key; did you mean {dot}{near[0]}?"
-    return f"{path} is no key; {parent or 'the top level'} takes {', '.join(sorted(names))}"
+    taken = f"; {parent or 'the top level'} takes {', '.join(sorted(names))}" if names else ""
+    return f"{path} is no key{taken}"
 
 
 # --- resolvers ------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """What a person sees: progress bars and tables on a terminal, plain lines when piped."""
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,11 +30,20 @@ LINE_SECONDS = 10.0  # when piped, an epoch is told at most this often
 MANY_GROUPS = 16  # beyond this the table shows the worst groups only
 
 
+class PatientConsole(Console):
+    """A console whose reader may leave (`| head`) without ending the training."""
+
+    def on_broken_pipe(self) -> None:
+        """Write on into nothing."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Terminal:
     """The output of a command."""
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
-        self.console = console or Console(quiet=quiet, highlight=False)
+        self.console = console or PatientConsole(quiet=quiet, highlight=False)
 
     def say(self, text: str) -> None:
         """One line."""

@@ -97,11 +97,16 @@ class GroupedDataset:
         """(G,) int64; zero for groups without a sample."""
         return torch.bincount(self.g, minlength=self.spec.num_groups)
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of which samples are in the split, in which order, with which labels."""
+        """Hash of which samples are in the split, in which order, with which labels.
+
+        Of the images, 1,000 spread over the split count: other pixels under the same numbers are
+        noticed without reading everything.
+        """
         digest = hashlib.sha256()
-        for array in (self.source, self.y, self.a):
+        sample = self.images[:: max(1, len(self) // 1000)]
+        for array in (self.source, self.y, self.a, sample):
             digest.update(array.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 

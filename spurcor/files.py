@@ -78,6 +78,13 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
         file.write(json.dumps(value, allow_nan=False) + "\n")
 
 
+def sync(path: Path) -> None:
+    """Put what was appended on the disk."""
+    if path.exists():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
 def keep_lines(path: Path, count: int) -> None:
     """Cut a JSON-lines file back to its first `count` lines."""
     if not path.exists():

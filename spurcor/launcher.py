@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Point:
             "overrides": list(self.overrides),
             "identity": self.config.identity,
             "seed": self.config.seed,
-            "directory": str(self.config.directory),
+            "directory": str(self.config.directory.relative_to(self.config.paths.outputs)),
             "job": None,
         }
 
@@ -80,8 +81,10 @@ def run_point(path: Path) -> int:
     """A point of a submitted sweep, from the configuration frozen at submission."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"point={path} is not a point of a sweep") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"point={path} is not a point of a sweep")
     outcome = _execute(check(tree, TrainConfig))
     return 3 if outcome.status == "held" else outcome.exit_code
 
@@ -145,8 +148,10 @@ class InProcess(Launcher):
             print(f"\n--- {' '.join(point.overrides)}", flush=True)
             try:
                 outcome = _execute(point.config)
-            except UserError as error:  # the next point may be sound
+            except Exception as error:  # the next point may be sound
                 failures[point.config.directory] = str(error)
+                if not isinstance(error, UserError):
+                    traceback.print_exc()
                 print(f"spurcor: {error}", file=sys.stderr)
                 continue
             if outcome.status == "interrupted":
@@ -157,24 +162,31 @@ class InProcess(Launcher):
 
     def _compose(self, job_overrides: Sequence[Sequence[str]]) -> list[Point]:
         """All points, or every problem of all of them."""
+        import spurcor.runs
+
         points, problems = [], []
         for overrides in job_overrides:
             loader = self.hydra_context.config_loader
             try:
                 cfg = loader.load_sweep_config(self.config, list(overrides))
                 config = read(cfg, cfg.hydra.runtime.choices)
+                spurcor.runs.validate(config)
                 points.append(Point(tuple(overrides), config))
             except UserError as error:
                 problems.append(f"{' '.join(overrides)}: {error}")
         if problems:
             raise UserError("\n".join(problems))
+        if len(names := {point.config.sweep for point in points}) > 1:
+            raise UserError(f"sweep={','.join(sorted(names))}: a sweep has one name")
         return points
 
     def _command(self, states: Sequence[Mapping[str, Any]]) -> str | None:
         """What re-runs the points that are not done: the same sweep."""
         if all(entry["status"] == "done" for entry in states):
             return None
-        typed = [word for word in sys.argv[1:] if not word.startswith("hydra.sweep.dir=")]
+        typed = [
+            word for word in sys.argv[1:] if not word.startswith(("hydra.sweep.dir=", "rerun="))
+        ]
         return f"python -m spurcor.train {shlex.join(typed)}"
 
 
@@ -197,13 +209,14 @@ class LocalPool(InProcess):
     def _run_one(self, point: Point, code: Path) -> str:
         path = write_point(point)
         threads = max(1, (os.cpu_count() or 1) // self.n_jobs)
-        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": str(code)}
         environment.pop("HYDRA_FULL_ERROR", None)
         log = path.with_suffix(".log")
         with log.open("ab") as output:
-            command = [sys.executable, "-m", "spurcor.train", f"point={path}"]
+            # -P: the working folder stays the user's, and the copy is what is imported.
+            command = [sys.executable, "-P", "-m", "spurcor.train", f"point={path}"]
             code_ = subprocess.run(
-                command, cwd=code, env=environment, stdout=output, stderr=subprocess.STDOUT
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT
             ).returncode
         print(f"{'done' if code_ == 0 else 'not done'}: {' '.join(point.overrides)}", flush=True)
         if code_ < 0:
@@ -232,13 +245,18 @@ def manifest(outputs: Path, name: str) -> list[dict[str, Any]]:
             f"sweep={name} does not exist in {outputs}; there is {', '.join(found) or 'none yet'}"
         )
     entries = {entry["directory"]: entry for entry in read_lines(path)}
-    return list(entries.values())
+    return [{**entry, "directory": str(outputs / place)} for place, entry in entries.items()]
 
 
 def write_manifest(points: Sequence[Point]) -> None:
     """Add points to their sweep's manifest; one that is there already is not added again."""
     path = sweep_folder(points[0].config) / "points.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        outputs = points[0].config.paths.outputs
+        raise UserError(f"paths.outputs={outputs} cannot be written ({error.strerror})") from error
     known = {entry["directory"] for entry in read_lines(path)}
     fresh = [p.entry for p in points if p.entry["directory"] not in known]
     # One write in append mode: concurrent single runs of the same sweep lose no line.

@@ -38,19 +38,19 @@ def lock_of(directory: Path) -> Path:
 
 
 def holder(path: Path) -> dict[str, Any] | None:
-    """The live owner of a lock other than this process or its SLURM task, or None."""
+    """The live owner of a lock, or None; a requeued SLURM task is not held by its former self."""
     try:
         owner = read_json(path)
         age = time.time() - path.stat().st_mtime
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (json.JSONDecodeError, ValueError):
         return None  # never written by us: locks appear whole
     me = _identity()
-    if owner.get("job") and (owner["job"], owner["task"]) == (me["job"], me["task"]):
-        return None
     if (owner["host"], owner["boot"]) == (me["host"], me["boot"]):
         return owner if _alive(owner["pid"], owner["started"]) else None
+    if owner.get("job") and (owner["job"], owner["task"]) == (me["job"], me["task"]):
+        return None  # this task, requeued from another host
     if age > STALE_SECONDS or (owner.get("job") and _job_ended(owner["job"])):
         return None
     return owner

@@ -1,12 +1,21 @@
 """Deep Feature Reweighting of a finished run: python -m spurcor.retrain run=... dfr=..."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from spurcor import cli
-from spurcor.config import Node, OutputPaths, check
+from spurcor.config import Node, Paths, check
+
+
+@dataclass(frozen=True)
+class RetrainPaths:
+    """Where runs are, and where their data is now if not where they read it."""
+
+    outputs: Path
+    data: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -16,7 +25,7 @@ class RetrainConfig:
     run: str
     dfr: Node
     tracker: dict[str, Node]
-    paths: OutputPaths
+    paths: RetrainPaths
 
 
 def main(cfg: DictConfig) -> int:
@@ -28,8 +37,16 @@ def main(cfg: DictConfig) -> int:
     from spurcor.launcher import log_to_terminal
 
     log_to_terminal()
-    directory = runs.find(config.run, config.paths.outputs)
-    return runs.retrain(directory, config.dfr, config.tracker, Terminal()).exit_code
+    outputs = config.paths.outputs.expanduser().absolute()
+    directory = runs.find(config.run, outputs)
+    run = runs.read_config(directory)
+    run = replace(
+        run,
+        dfr=config.dfr,
+        tracker=config.tracker,
+        paths=Paths(data=config.paths.data or run.paths.data, outputs=outputs),
+    )
+    return runs.retrain(directory, run, Terminal()).exit_code
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from spurcor.tracking import Record, Trackers
 from spurcor.trainer import Interrupted, Trainer, untouched
 
 log = logging.getLogger(__name__)
+DEFAULT_THREADS = torch.get_num_threads()  # before any run has set its own
 Status = Literal["done", "failed", "held", "interrupted"]
 
 
@@ -48,7 +49,7 @@ def read_config(directory: Path) -> TrainConfig:
     path = directory / "config.yaml"
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{directory} is not a run: it has no readable config.yaml") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} is not the configuration of a run")
@@ -56,19 +57,19 @@ def read_config(directory: Path) -> TrainConfig:
 
 
 def find(reference: str, outputs: Path) -> Path:
-    """A finished run from its directory, or from the first digits of its identity."""
-    if Path(reference).is_dir():
+    """A run from its directory, the first digits of its identity [/seed<k>], or mlflow:<run id>."""
+    reference = reference.rstrip("/")
+    if reference.startswith("mlflow:"):
+        directory = _from_mlflow(reference, outputs)
+    elif Path(reference).is_dir():
         directory = Path(reference).absolute()
     else:
-        pattern = f"*/*/{reference.rstrip('/')}*"
+        identity, _, seed = reference.partition("/")
         found = [
-            seed
-            for run in sorted((outputs / "runs").glob(pattern))
-            for seed in sorted(run.glob("seed*"))
-            if seed.is_dir() and seed.name.removeprefix("seed").isdigit()
+            path
+            for path in sorted((outputs / "runs").glob(f"*/*/{identity}*/{seed or 'seed*'}"))
+            if path.is_dir() and path.name.removeprefix("seed").isdigit()
         ]
-        if "/" in reference:  # <identity>/seed<k>
-            found = [path for path in sorted((outputs / "runs").glob(f"*/*/{reference}"))]
         if not found:
             raise UserError(
                 f"run={reference} is no directory and no run under {outputs}/runs begins with it"
@@ -80,6 +81,22 @@ def find(reference: str, outputs: Path) -> Path:
     if not (directory / "config.yaml").exists():
         raise UserError(f"run={reference} is not a run: {directory} has no config.yaml")
     return directory
+
+
+def _from_mlflow(reference: str, outputs: Path) -> Path:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    from spurcor.tracking.mlflow import store_uri
+
+    uri = store_uri(outputs)
+    try:
+        run = MlflowClient(uri).get_run(reference.removeprefix("mlflow:"))
+        return Path(run.data.tags["spurcor.directory"])
+    except (MlflowException, KeyError) as error:
+        raise UserError(
+            f"run={reference} is no run of spurcor in the MLflow store {uri}"
+        ) from error
 
 
 def device(options: str) -> torch.device:
@@ -99,8 +116,7 @@ def build(config: TrainConfig) -> tuple[Splits, Method]:
     if config.features:
         raise UserError("features: no feature extraction is built yet; say features=none")
     options = config.train
-    if options.num_threads is not None:
-        torch.set_num_threads(options.num_threads)
+    torch.set_num_threads(options.num_threads or DEFAULT_THREADS)
     splits = Splits.load(config.dataset.build(), config.paths.data, device(options.device))
     torch.manual_seed(config.seed)
     backbone = config.backbone.build(info=splits.info)
@@ -144,6 +160,10 @@ def execute(
     if not config.rerun:
         _refuse_changed_defaults(config, directory)
     if not config.rerun and _complete(config, directory):
+        if (before := read_config(directory)).sweep != config.sweep:
+            with ExitStack() as stack:  # a run in two sweeps carries a tag of each
+                record = Record.of_run(directory, dataclasses.replace(before, sweep=config.sweep))
+                Trackers.open(config, stack).start(record)
         return _report(config, directory, terminal, "was done before")
     lock = lock_of(directory)
     if (owner := holder(lock)) is not None:
@@ -151,8 +171,7 @@ def execute(
     splits, method = build(config)
     context = context_of(config, splits, directory)  # what is refused is refused before any trace
     if config.dfr is not None:
-        for name in config.dfr.build().reads:
-            splits[name]
+        _refuse_impossible(config.dfr, splits, method)
     if on_start is not None:
         on_start()
     try:
@@ -164,22 +183,49 @@ def execute(
             with ExitStack() as stack:
                 stack.enter_context(logged(directory / "train.log"))
                 trackers = Trackers.open(config, stack)
-                if not (directory / "done").exists():
-                    outcome = _train(config, context, method, trackers, terminal)
-                    if outcome is not None:
-                        return outcome
-                if config.dfr is not None:
-                    repair(directory, config, config.dfr, splits, method, trackers)
+                (directory / "failed").unlink(missing_ok=True)
+                try:
+                    if not (directory / "done").exists():
+                        outcome = _train(config, context, method, trackers, terminal)
+                        if outcome is not None:
+                            return outcome
+                    if config.dfr is not None:
+                        repair(directory, config, config.dfr, splits, method, trackers)
+                except UserError:
+                    raise
+                except Exception as error:
+                    return _failed(directory, error, terminal)
     except Held as held:
         return _held(directory, held, terminal)
+    except OSError as error:
+        if directory.exists():
+            raise
+        raise UserError(
+            f"paths.outputs={config.paths.outputs} cannot be written ({error})"
+        ) from error
     return _report(config, directory, terminal, "done")
 
 
-def retrain(
-    directory: Path, node: Node, tracker: Mapping[str, Node], terminal: Terminal
-) -> Outcome:
+def validate(config: TrainConfig) -> None:
+    """Build what is cheap to build, so that a sweep learns of bad values before it starts."""
+    config.dataset.build()
+    if config.dfr is not None:
+        config.dfr.build()
+    _optimizers(config)
+
+
+def _refuse_impossible(node: Node, splits: Splits, method: Method) -> None:
+    """What a repair would fail on after hours of training."""
+    dfr = node.build()
+    for name in dfr.reads:
+        splits[name]
+    method.backbone.layer(dfr.layer)
+
+
+def retrain(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome:
     """Repair a finished run, rebuilt from its own configuration."""
-    config = dataclasses.replace(read_config(directory), dfr=node, tracker=dict(tracker))
+    node = config.dfr
+    assert node is not None
     if not (directory / "done").exists():
         raise UserError(f"run={directory} is not finished; the command that began it goes on")
     if (directory / "dfr" / dfr_name(node) / "result.json").exists():
@@ -188,8 +234,7 @@ def retrain(
     if (owner := holder(lock)) is not None:
         return _held(directory, Held(lock, owner), terminal)
     splits, method = build(config)
-    for name in node.build().reads:
-        splits[name]
+    _refuse_impossible(node, splits, method)
     try:
         with ExitStack() as stack:
             stack.enter_context(locked(lock, config.paths.outputs / ".guard"))
@@ -230,7 +275,6 @@ def _train(
 ) -> Outcome | None:
     """Train to the end and write the result; an outcome only where that did not come about."""
     directory = config.directory
-    (directory / "failed").unlink(missing_ok=True)
     if not (directory / "config.yaml").exists():
         tree = {**plain(config), "rerun": False, "point": None}
         write_text(directory / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
@@ -246,18 +290,19 @@ def _train(
             trackers.finish(record, "KILLED")
             code = 128 + interrupted.number
             return Outcome("interrupted", directory, str(interrupted), exit_code=code)
-        except UserError:
+        except Exception:
             trackers.finish(record, "FAILED")
             raise
-        except Exception as error:
-            write_text(directory / "failed", traceback.format_exc())
-            log.exception("the run failed")
-            trackers.finish(record, "FAILED")
-            if not isinstance(error, RunError):
-                terminal.trace()
-            return Outcome("failed", directory, _one_line(error), exit_code=1)
     trackers.report(record)
     return None
+
+
+def _failed(directory: Path, error: Exception, terminal: Terminal) -> Outcome:
+    write_text(directory / "failed", traceback.format_exc())
+    log.error("the run failed: %s", error)
+    if not isinstance(error, RunError):
+        terminal.trace()
+    return Outcome("failed", directory, _one_line(error), exit_code=1)
 
 
 def _finish(config: TrainConfig, splits: Splits, method: Method, trainer: Trainer) -> None:
@@ -288,6 +333,12 @@ def _finish(config: TrainConfig, splits: Splits, method: Method, trainer: Traine
 
 def context_of(config: TrainConfig, splits: Splits, directory: Path) -> RunContext:
     """What the phases of a run get; optimiser and schedule are tried on the way."""
+    optimizer, schedule = _optimizers(config)
+    return RunContext(splits, config.seed, config.train.batch_size, directory, optimizer, schedule)
+
+
+def _optimizers(config: TrainConfig) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Factories of optimisers and schedules, tried once on a parameter of their own."""
 
     def optimizer(parameters: Any) -> Any:
         return config.optimizer.build(params=list(parameters))
@@ -296,9 +347,8 @@ def context_of(config: TrainConfig, splits: Splits, directory: Path) -> RunConte
         total = {"T_max": epochs} if config.schedule.takes("T_max") else {}
         return config.schedule.build(optimizer=optimizer, **total)
 
-    probe = optimizer([torch.nn.Parameter(torch.zeros(1))])
-    schedule(probe, 1)
-    return RunContext(splits, config.seed, config.train.batch_size, directory, optimizer, schedule)
+    schedule(optimizer([torch.nn.Parameter(torch.zeros(1))]), 1)
+    return optimizer, schedule
 
 
 def _complete(config: TrainConfig, directory: Path) -> bool:
@@ -365,10 +415,3 @@ def logged(path: Path) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         handler.close()
-
-
-def exit_code(outcomes: Sequence[Outcome]) -> int:
-    """1 if any failed or is not done; an interruption's own code when it was alone."""
-    if len(outcomes) == 1:
-        return outcomes[0].exit_code
-    return int(any(outcome.status in ("failed", "interrupted") for outcome in outcomes))

@@ -29,11 +29,9 @@ def main(cfg: DictConfig) -> int:
     config = check(cfg, SyncConfig)
 
     from spurcor.console import Terminal
-    from spurcor.launcher import log_to_terminal, manifest
+    from spurcor.launcher import log_to_terminal
     from spurcor.tracking import Trackers
 
-    if config.sweep is not None:
-        manifest(config.paths.outputs, config.sweep)
     log_to_terminal()
     trackers = Trackers(
         node.build(outputs=config.paths.outputs) for node in config.tracker.values()
@@ -52,10 +50,14 @@ def main(cfg: DictConfig) -> int:
 def _send(config: SyncConfig, trackers: "Trackers") -> tuple[int, list[tuple[Path, str]]]:
     """Returns how many runs were sent, and which were left out and why."""
     from spurcor import runs
+    from spurcor.launcher import manifest
     from spurcor.lock import holder, lock_of
     from spurcor.tracking import Record
 
     outputs, sent, skipped = config.paths.outputs, 0, []
+    wanted = None
+    if config.sweep is not None:
+        wanted = {Path(entry["directory"]) for entry in manifest(outputs, config.sweep)}
     for folder in sorted((outputs / "sweeps").glob("*/points.jsonl")):
         if config.sweep in (None, folder.parent.name):
             trackers.start(record := Record.of_sweep(folder.parent))
@@ -66,14 +68,13 @@ def _send(config: SyncConfig, trackers: "Trackers") -> tuple[int, list[tuple[Pat
         if (owner := holder(lock_of(directory))) is not None:
             skipped.append((directory, f"process {owner['pid']} on {owner['host']} works on it"))
             continue
-        try:
-            run = runs.read_config(directory)
-        except UserError as error:
-            skipped.append((directory, str(error)))
+        if wanted is not None and directory not in wanted:
             continue
-        if config.sweep in (None, run.sweep):
-            runs.mirror(directory, run, trackers)
+        try:
+            runs.mirror(directory, runs.read_config(directory), trackers)
             sent += 1
+        except (UserError, OSError, ValueError, KeyError) as error:  # the next may be sound
+            skipped.append((directory, str(error)))
     return sent, skipped
 
 

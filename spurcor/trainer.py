@@ -18,7 +18,7 @@ from spurcor import checkpoint, selection
 from spurcor.config import TrainOptions
 from spurcor.data import Batch, Splits, Stream
 from spurcor.errors import RunError, UserError
-from spurcor.files import append_line, keep_lines, read_lines
+from spurcor.files import append_line, keep_lines, read_lines, sync
 from spurcor.method import Method, Phase, RunContext
 from spurcor.metrics import evaluate
 
@@ -116,6 +116,8 @@ class Trainer:
                     self._end_epoch(method, phase, splits, last_phase=phase is phases[-1])
                 self._leave(method)
                 fresh = True
+                if self._stop is not None:
+                    raise Interrupted(self._stop)
         return progress
 
     # --- phases -----------------------------------------------------------------------------------
@@ -242,6 +244,7 @@ class Trainer:
             "random": checkpoint.random_state(),
             "fingerprints": self.context.splits.fingerprints,
         }
+        sync(self.directory / "metrics.jsonl")
         checkpoint.save(self.directory / "checkpoint.pt", state)
         kept = (progress.selected or {}).get("file")
         for path in self.directory.glob("selected-*.safetensors"):
@@ -283,6 +286,11 @@ class Trainer:
         checkpoint.restore_random_state(state["random"])
         keep_lines(self.directory / "metrics.jsonl", progress.rows)
         self._rows = read_lines(self.directory / "metrics.jsonl")
+        if len(self._rows) != progress.rows:
+            raise UserError(
+                f"{self.directory}/metrics.jsonl has lost rows that its checkpoint counts;"
+                " rerun=true sets the run aside and starts over"
+            )
         self.observer.rows(self._rows)
         log.info("resumed after %d steps", progress.steps)
         return not inside

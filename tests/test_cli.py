@@ -26,6 +26,17 @@ BAD = {
     "absent device": (["train.device=cuda:7"], ["train.device=cuda:7"]),
     "broken override": (["method.epochs=[1"], ["method.epochs=[1"]),
     "missing data": (["dataset=dominoes", "backbone=small_cnn"], ["MNIST", "put"]),
+    "misspelt selection": (["train.selection=val/wrost"], ["val/wrost", "val/worst?"]),
+    "repair of no layer": (["dfr=target", "dfr.layer=nosuch"], ["layer=nosuch", "hidden"]),
+    "endless seed": (["seed=99999999999999999999"], ["seed=99999999999999999999"]),
+    "no folder": (["paths.outputs=/dev/null/x"], ["paths.outputs=/dev/null/x"]),
+    "clashing switches": (
+        ["+optimizer.fused=true", "+optimizer.foreach=true"],
+        ["optimizer: "],
+    ),
+    "another role": (["method._target_=torch.nn.Linear"], ["method._target_=torch.nn.Linear"]),
+    "binary point": (["point=/bin/ls"], ["point=/bin/ls"]),
+    "no data set": (["dataset=null"], ["dataset"]),
     "foreign point": (["point=/nowhere.yaml"], ["point=/nowhere.yaml"]),
 }
 

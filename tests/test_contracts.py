@@ -10,7 +10,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from training import Silent, read, rows_of, trainer_of, without_time
 
-from spurcor import config
+from spurcor import config, runs
 from spurcor.config import CONF
 from spurcor.data import Split
 
@@ -235,3 +235,14 @@ def test_kept_epochs_and_handed_rows(tmp_path):
     assert kept == ["erm-1.safetensors", "erm-3.safetensors"]
     assert len(trainer.observer.handed) == 3
     assert os.path.getsize(tmp_path / "checkpoint.pt") > 0
+
+
+def test_a_run_leaves_its_threads_to_itself():
+    before = torch.get_num_threads()
+    try:
+        runs.build(read("train.num_threads=3"))
+        assert torch.get_num_threads() == 3
+        runs.build(read())
+        assert torch.get_num_threads() == runs.DEFAULT_THREADS
+    finally:
+        torch.set_num_threads(before)

@@ -135,3 +135,10 @@ def test_two_processes_started_at_once(command_line, tmp_path):
     (run,) = tmp_path.glob("runs/*/*/*/seed0")
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 60
     assert "test group" not in held[0].out
+
+
+def test_two_processes_of_one_job_exclude_each_other(place, monkeypatch):
+    path, guard = place
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    with locked(path, guard), pytest.raises(Held), locked(path, guard):
+        pass

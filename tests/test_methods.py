@@ -240,7 +240,8 @@ def test_adjustments_count_only_if_all_are_positive(c):
 
 def test_adjustments_are_divided_by_the_root_of_the_counts():
     method = make(GroupDro, [4, 9, 16, 0], adjustments=(1, 2, 3, 4))
-    assert method.adjustment.tolist() == pytest.approx([1 / 2, 2 / 3, 3 / 4, 4])
+    # A group without a sample has no L_g to be worst by, and must not draw q to itself.
+    assert method.adjustment.tolist() == pytest.approx([1 / 2, 2 / 3, 3 / 4, 0])
 
 
 def test_adjustments_leave_the_gradient_to_the_losses():

@@ -29,7 +29,7 @@ def test_a_sweep_in_one_process_runs_every_point_and_shows_them(command_line, tm
     entries = [json.loads(line) for line in (tmp_path / "sweeps/six/points.jsonl").open()]
     assert len({entry["directory"] for entry in entries}) == 6
     for entry in entries:
-        assert (Path(entry["directory"]) / "done").exists()
+        assert (tmp_path / entry["directory"] / "done").exists()
         assert f"seed={entry['seed']}" in entry["overrides"]
 
 
@@ -51,11 +51,22 @@ def test_a_failed_point_is_named_and_the_others_are_done(command_line, tmp_path)
 def test_a_point_that_cannot_be_built_fails_alone(command_line, tmp_path):
     ended = command_line.run(
         "train", "-m", f"paths.outputs={tmp_path}", *QUICK, "tracker=none",
-        "optimizer=sgd", "optimizer.lr=0.01,-1", COLUMNS="200",
+        "backbone.width=10000000000,16", COLUMNS="200",
     )  # fmt: skip
     assert ended.code == 1
     assert status_of(ended.out) == {"done": 1, "missing": 1}
-    assert "Invalid learning rate" in ended.out
+    assert "spurcor: backbone: " in ended.err
+
+
+def test_every_point_is_built_as_far_as_is_cheap_before_the_first_starts(command_line, tmp_path):
+    outputs = tmp_path / "outputs"
+    for bad in ("optimizer.lr=0.1,-1", "dataset.strength=0.9,2", "sweep=a,b"):
+        ended = command_line.run(
+            "train", "-m", f"paths.outputs={outputs}", *QUICK, "optimizer=sgd", bad
+        )
+        assert ended.code == 2, ended.err
+        assert len(ended.err.strip().splitlines()) == 1
+        assert not outputs.exists()
 
 
 @pytest.mark.cold
@@ -72,14 +83,15 @@ def test_a_pool_survives_the_kill_of_a_point_and_runs_just_that_one_again(comman
     assert status_of(ended.out)["done"] == 5
     assert "killed by signal 9" in ended.out
     entries = [json.loads(line) for line in (tmp_path / "sweeps/pool/points.jsonl").open()]
-    missing = [e for e in entries if not (Path(e["directory"]) / "done").exists()]
+    missing = [e for e in entries if not (tmp_path / e["directory"] / "done").exists()]
     assert [f"{e['identity']}-seed{e['seed']}.yaml" for e in missing] == [victim]
-    stamps = {e["directory"]: stamp(e) for e in entries if e not in missing}
+    stamps = {e["directory"]: stamp(tmp_path, e) for e in entries if e not in missing}
 
     ended = command_line.run("train", *arguments, COLUMNS="200")
     assert ended.code == 0, ended.out + ended.err
     assert status_of(ended.out) == {"done": 6}
-    assert {e["directory"]: stamp(e) for e in entries if e not in missing} == stamps
+    again = {e["directory"]: stamp(tmp_path, e) for e in entries if e not in missing}
+    assert again == stamps
 
     from mlflow import MlflowClient
 
@@ -112,8 +124,8 @@ def kill_a_point(started, outputs: Path) -> str:
     raise AssertionError(started.text("err"))
 
 
-def stamp(entry: dict) -> int:
-    return (Path(entry["directory"]) / "done").stat().st_mtime_ns
+def stamp(outputs: Path, entry: dict) -> int:
+    return (outputs / entry["directory"] / "done").stat().st_mtime_ns
 
 
 def test_points_run_from_a_frozen_copy(tmp_path):

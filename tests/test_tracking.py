@@ -106,6 +106,56 @@ def test_an_interrupted_run_is_closed_at_once(command_line, tmp_path):
     assert only(client_of(tmp_path), "run").info.status == "KILLED"
 
 
+def test_a_rerun_is_another_mlflow_run(command_line, tmp_path):
+    for extra in ("rerun=false", "rerun=true"):
+        ended = command_line.run("train", *QUICK, "dfr=none", extra, f"paths.outputs={tmp_path}")
+        assert ended.code == 0, ended.err
+    client = client_of(tmp_path)
+    experiment = client.get_experiment_by_name("default")
+    found = client.search_runs([experiment.experiment_id])
+    assert len(found) == 2
+    assert all(len(history(client, run.info.run_id)["train/loss"]) == 3 for run in found)
+
+
+def test_sync_changes_nothing_that_is_there(command_line, tmp_path):
+    assert command_line.run("train", *QUICK, f"paths.outputs={tmp_path}").code == 0
+    client = client_of(tmp_path)
+    before = {kind: only(client, kind).info for kind in ("run", "dfr")}
+    time.sleep(1.1)
+    assert command_line.run("sync", f"paths.outputs={tmp_path}").code == 0
+    for kind, info in before.items():
+        now = only(client, kind).info
+        assert (now.run_id, now.start_time, now.end_time, now.status) == (
+            info.run_id,
+            info.start_time,
+            info.end_time,
+            "FINISHED",
+        )
+
+
+def test_a_run_of_two_sweeps_carries_both_tags_and_sync_goes_by_the_manifest(
+    command_line, tmp_path
+):
+    command = ("train", *QUICK, "dfr=none", f"paths.outputs={tmp_path}")
+    assert command_line.run(*command).code == 0
+    assert command_line.run(*command, "-m", "seed=0,1", "sweep=second").code == 0
+    tags = only(client_of(tmp_path), "run").data.tags
+    assert tags["sweep.default"] == tags["sweep.second"] == "true"
+    ended = command_line.run("sync", "sweep=second", f"paths.outputs={tmp_path}")
+    assert "sent 2 runs" in ended.out
+
+
+def test_a_run_deleted_in_the_page_is_sent_anew(command_line, tmp_path):
+    assert command_line.run("train", *QUICK, "dfr=none", f"paths.outputs={tmp_path}").code == 0
+    client = client_of(tmp_path)
+    first = only(client, "run")
+    client.delete_run(first.info.run_id)
+    ended = command_line.run("sync", f"paths.outputs={tmp_path}")
+    assert ended.code == 0, ended.err
+    assert only(client, "run").info.run_id != first.info.run_id
+    assert_mirrored(client, only(client, "run"), run_of(tmp_path))
+
+
 def free_port():
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

@@ -149,6 +149,8 @@ def _torchvision(kind: Any, root: Path, train: bool, what: str) -> Any:
         return kind(root, train=train)
     except RuntimeError:  # torchvision's "Dataset not found or corrupted"
         pass
+    except (ValueError, AssertionError, EOFError, OSError) as error:
+        raise UserError(f"{kind.__name__} under {root} is damaged; put {what} anew") from error
     existed = root.exists()
     try:
         return kind(root, train=train, download=True)

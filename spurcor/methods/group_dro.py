@@ -43,9 +43,9 @@ class GroupDro(Method):
         self.epochs, self.eta, self.normalize, self.sampling = epochs, eta, normalize, sampling
         self.register_buffer("q", torch.full((num_groups,), 1 / num_groups))
         c = torch.tensor(adjustments).expand(num_groups)
-        n_g = info.group_counts.clamp(min=1)
-        c = c / n_g.sqrt() if bool((c > 0).all()) else torch.zeros(num_groups)
-        self.register_buffer("adjustment", c)
+        n_g = info.group_counts
+        used = (n_g > 0) & bool((c > 0).all())  # a group without a sample must not draw q to it
+        self.register_buffer("adjustment", torch.where(used, c / n_g.clamp(min=1).sqrt(), 0.0))
         self.register_buffer("sample_weight", info.group_counts.clamp(min=1).float().reciprocal())
 
     def phases(self) -> Sequence[Phase]:

@@ -58,6 +58,14 @@ class Record:
         name = f"{run.name} dfr {folder.name}"
         return cls(folder, "dfr", name, config.sweep, directory, params, tags)
 
+    @property
+    def times(self) -> tuple[int | None, int | None]:
+        """Begin and end of a run by its rows, in epoch ms; of what has none, the present."""
+        rows = read_lines(self.directory / "metrics.jsonl")
+        if not rows:
+            return None, None
+        return int(rows[0]["time"] - 1000 * rows[0]["seconds"]), int(rows[-1]["time"])
+
     @classmethod
     def of_sweep(cls, folder: Path) -> Record:
         """A sweep, above its runs."""

@@ -7,6 +7,7 @@ import queue
 import re
 import socket
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,7 @@ class MlflowTracker:
 
     def finish(self, record: Record, status: Status) -> None:
         """Close the MLflow run."""
-        self._queue.put(lambda: self._client.set_terminated(self._run_id(record), status))
+        self._queue.put(lambda: self._finish(record, status))
 
     def close(self) -> None:
         """Wait until everything is sent or has failed."""
@@ -145,6 +146,8 @@ class MlflowTracker:
                         found = self._client.get_experiment_by_name(name)
                         if found is None:  # not created by another process meanwhile either
                             raise
+            if found is not None and found.lifecycle_stage == "deleted":
+                self._client.restore_experiment(found.experiment_id)
             self._experiments[name] = created if found is None else found.experiment_id
             self._close_stale(self._experiments[name])
         return self._experiments[name]
@@ -152,30 +155,38 @@ class MlflowTracker:
     def _close_stale(self, experiment: str) -> None:
         """Runs shown as running whose process is gone."""
         for run in self._client.search_runs([experiment], "attributes.status = 'RUNNING'"):
-            if run.data.tags.get("spurcor.kind") != "run":
-                continue
-            directory = Path(run.data.tags["spurcor.directory"])
-            if holder(lock_of(directory)) is None:
+            directory = Path(run.data.tags.get("spurcor.directory", "/nowhere"))
+            kind = run.data.tags.get("spurcor.kind")
+            owner = directory.parents[1] if kind == "dfr" else directory
+            # What is not on this disk is the run of another machine.
+            if kind in ("run", "dfr") and directory.exists() and holder(lock_of(owner)) is None:
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _start(self, record: Record) -> None:
         from mlflow.entities import Param, RunTag
 
+        path = record.directory / "mlflow.json"
+        if not path.exists():  # before the MLflow run, so that a kill in between loses nothing
+            write_json(path, {"id": uuid.uuid4().hex})
         tags = {
             **record.tags,
             "spurcor.directory": str(record.directory),
+            "spurcor.id": read_json(path)["id"],
             "spurcor.kind": record.kind,
         }
-        if record.parent is not None and (parent := self._stored_id(record.parent)):
-            tags["mlflow.parentRunId"] = parent
         run = self._known(record)
         if run is None:
-            experiment = self._experiment(record.sweep)
-            run = self._client.create_run(experiment, tags=tags, run_name=record.name)
-        elif record.kind == "run":
+            if record.parent is not None and (parent := self._stored_id(record.parent)):
+                tags["mlflow.parentRunId"] = parent
+            run = self._client.create_run(
+                self._experiment(record.sweep),
+                start_time=record.times[0],
+                tags=tags,
+                run_name=record.name,
+            )
+        elif record.kind == "run" and run.info.status in ("KILLED", "FAILED"):
             self._client.update_run(run.info.run_id, status="RUNNING")
-        path = record.directory / "mlflow.json"
-        write_json(path, {**(read_json(path) if path.exists() else {}), self.uri: run.info.run_id})
+        write_json(path, {**read_json(path), self.uri: run.info.run_id})
         missing = {key: v for key, v in record.params.items() if key not in run.data.params}
         self._client.log_batch(
             run.info.run_id,
@@ -183,18 +194,26 @@ class MlflowTracker:
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
 
+    def _finish(self, record: Record, status: Status) -> None:
+        run_id = self._run_id(record)
+        if self._client.get_run(run_id).info.status != status:  # else it keeps its end time
+            self._client.set_terminated(run_id, status, end_time=record.times[1])
+
     def _known(self, record: Record) -> "Run | None":
         """The MLflow run of a record: by its stored id, or by its tag if that is missing."""
         from mlflow.exceptions import MlflowException
 
         if stored := self._stored_id(record.directory):
             try:
-                return self._client.get_run(stored)
+                run = self._client.get_run(stored)
+                if run.info.lifecycle_stage == "active":
+                    return run
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-        tag = f"tags.`spurcor.directory` = '{record.directory}'"
-        found = self._client.search_runs([self._experiment(record.sweep)], tag, max_results=1)
+        key = read_json(record.directory / "mlflow.json")["id"]
+        experiments = [self._experiment(record.sweep)]
+        found = self._client.search_runs(experiments, f"tags.`spurcor.id` = '{key}'", max_results=1)
         return found[0] if found else None
 
     def _stored_id(self, directory: Path) -> str | None:
