@@ -149,7 +149,7 @@ class InProcess(Launcher):
             try:
                 outcome = _execute(point.config)
             except Exception as error:  # the next point may be sound
-                failures[point.config.directory] = str(error)
+                failures[point.config.directory] = str(error).partition("\n")[0]
                 if not isinstance(error, UserError):
                     traceback.print_exc()
                 print(f"spurcor: {error}", file=sys.stderr)

@@ -15,7 +15,8 @@ QUICK = ("method.epochs=1", "backbone=mlp", "dfr=none")
 
 def status_of(out: str) -> dict[str, int]:
     words = [line.split("│")[2].split() for line in out.splitlines() if line.count("│") > 4]
-    found = [cells[0] for cells in words if cells]
+    known = {"done", "failed", "held", "running", "interrupted", "missing"}
+    found = [cells[0] for cells in words if cells and cells[0] in known]
     return {word: found.count(word) for word in found}
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +18,19 @@ from spurcor.tracking import Record, Trackers
 from spurcor.tracking.mlflow import MlflowTracker
 
 QUICK = ("method.epochs=3", "backbone=mlp")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """A store that was created once: its tables take seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def store(empty_store, tmp_path):
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
 
 
 def client_of(outputs):
@@ -46,6 +60,16 @@ def assert_mirrored(client, run, directory):
     assert "opposite/aligned" not in stored  # undefined: no aligned group has a sample
 
 
+def wait_for_mlflow(started, outputs):
+    """Until the run knows its MLflow run."""
+    while True:
+        files = list(outputs.glob("runs/*/*/*/seed0/mlflow.json"))
+        if files and "sqlite" in files[0].read_text():
+            return
+        assert started.running(), started.text("err")
+        time.sleep(0.01)
+
+
 def test_a_run_and_its_repair_are_mirrored(command_line, tmp_path):
     assert command_line.run("train", *QUICK, f"paths.outputs={tmp_path}").code == 0
     client, directory = client_of(tmp_path), run_of(tmp_path)
@@ -67,11 +91,11 @@ def test_a_run_and_its_repair_are_mirrored(command_line, tmp_path):
     assert sorted(names) == ["config.yaml", "result.json"]
 
 
+@pytest.mark.usefixtures("store")
 def test_a_resumed_run_continues_its_mlflow_run_and_no_row_is_doubled(command_line, tmp_path):
     command = ("method.epochs=150", "backbone=mlp", "dfr=none", f"paths.outputs={tmp_path}")
     started = command_line.start("train", *command, "train.checkpoint_seconds=0.1")
-    while not list(tmp_path.glob("runs/*/*/*/seed0/mlflow.json")):
-        assert started.running(), started.text("err")
+    wait_for_mlflow(started, tmp_path)
     time.sleep(0.5)
     started.kill()
     started.wait()
@@ -84,11 +108,11 @@ def test_a_resumed_run_continues_its_mlflow_run_and_no_row_is_doubled(command_li
     assert_mirrored(client, run, directory)
 
 
+@pytest.mark.usefixtures("store")
 def test_a_killed_run_does_not_stay_running(command_line, tmp_path):
     command = ("method.epochs=2000", "backbone=mlp", f"paths.outputs={tmp_path}")
     started = command_line.start("train", *command)
-    while not list(tmp_path.glob("runs/*/*/*/seed0/mlflow.json")):
-        assert started.running(), started.text("err")
+    wait_for_mlflow(started, tmp_path)
     started.kill()
     started.wait()
     assert only(client_of(tmp_path), "run").info.status == "RUNNING"
@@ -100,12 +124,14 @@ def test_a_killed_run_does_not_stay_running(command_line, tmp_path):
     assert sorted(run.info.status for run in found) == ["FINISHED", "KILLED"]
 
 
+@pytest.mark.usefixtures("store")
 def test_an_interrupted_run_is_closed_at_once(command_line, tmp_path):
     command = ("method.epochs=2000", "backbone=mlp", f"paths.outputs={tmp_path}")
     interrupt(command_line.start("train", *command), tmp_path)
     assert only(client_of(tmp_path), "run").info.status == "KILLED"
 
 
+@pytest.mark.usefixtures("store")
 def test_a_rerun_is_another_mlflow_run(command_line, tmp_path):
     for extra in ("rerun=false", "rerun=true"):
         ended = command_line.run("train", *QUICK, "dfr=none", extra, f"paths.outputs={tmp_path}")
@@ -117,6 +143,7 @@ def test_a_rerun_is_another_mlflow_run(command_line, tmp_path):
     assert all(len(history(client, run.info.run_id)["train/loss"]) == 3 for run in found)
 
 
+@pytest.mark.usefixtures("store")
 def test_sync_changes_nothing_that_is_there(command_line, tmp_path):
     assert command_line.run("train", *QUICK, f"paths.outputs={tmp_path}").code == 0
     client = client_of(tmp_path)
@@ -133,6 +160,7 @@ def test_sync_changes_nothing_that_is_there(command_line, tmp_path):
         )
 
 
+@pytest.mark.usefixtures("store")
 def test_a_run_of_two_sweeps_carries_both_tags_and_sync_goes_by_the_manifest(
     command_line, tmp_path
 ):
@@ -145,6 +173,7 @@ def test_a_run_of_two_sweeps_carries_both_tags_and_sync_goes_by_the_manifest(
     assert "sent 2 runs" in ended.out
 
 
+@pytest.mark.usefixtures("store")
 def test_a_run_deleted_in_the_page_is_sent_anew(command_line, tmp_path):
     assert command_line.run("train", *QUICK, "dfr=none", f"paths.outputs={tmp_path}").code == 0
     client = client_of(tmp_path)
@@ -208,6 +237,7 @@ def test_sync_of_a_sweep_that_does_not_exist(command_line, tmp_path):
     assert "here" in ended.err
 
 
+@pytest.mark.usefixtures("store")
 def test_sync_leaves_out_what_is_being_written_and_names_foreign_folders(command_line, tmp_path):
     assert command_line.run("train", *QUICK, "tracker=none", f"paths.outputs={tmp_path}").code == 0
     foreign = tmp_path / "runs" / "digits" / "erm" / "rforeign" / "seed0"
