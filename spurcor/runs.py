@@ -154,12 +154,15 @@ def execute(
 ) -> Outcome:
     """Train what is not trained, repair what is not repaired, say what is there.
 
-    Everything that the user may have got wrong is found before `on_start` and the first file.
+    Everything that the user may have got wrong is found before `on_start`, which writes the
+    manifest, and the first file of the run.
     """
     directory = config.directory
     if not config.rerun:
         _refuse_changed_defaults(config, directory)
     if not config.rerun and _complete(config, directory):
+        if on_start is not None:
+            on_start()
         if (before := read_config(directory)).sweep != config.sweep:
             with ExitStack() as stack:  # a run in two sweeps carries a tag of each
                 record = Record.of_run(directory, dataclasses.replace(before, sweep=config.sweep))

@@ -56,6 +56,10 @@ def test_what_is_missing_is_added_and_nothing_else_is_done(command_line, tmp_pat
     again = command_line.run("train", *command, "dfr=target")
     assert "was done before" in again.out
     assert contents(run) == after
+    elsewhere = command_line.run("train", *command, "dfr=target", "sweep=another")
+    assert "was done before" in elsewhere.out
+    (line,) = (tmp_path / "sweeps" / "another" / "points.jsonl").read_text().splitlines()
+    assert json.loads(line)["directory"] == str(run.relative_to(tmp_path))
 
 
 def test_retrain_repairs_like_train_does_and_reads_the_runs_own_config(command_line, tmp_path):
