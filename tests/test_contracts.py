@@ -66,6 +66,36 @@ def test_a_method_resumes_exactly_from_every_kind_of_moment(method, tmp_path):
             assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+def noisy(method):
+    """Training that draws from the global generator at every step, as dropout does."""
+    method.reduce = lambda losses, batch: (losses * torch.rand_like(losses)).mean()
+    return method
+
+
+def test_what_training_draws_is_the_same_after_a_resume(tmp_path):
+    cfg = read(
+        "backbone=mlp", "train.batch_size=200", "method.epochs=2", "train.checkpoint_seconds=0"
+    )
+    whole, crashed = tmp_path / "whole", tmp_path / "crashed"
+    whole.mkdir()
+    crashed.mkdir()
+    trainer, straight = trainer_of(cfg, whole)
+    trainer.fit(noisy(straight))
+    first, broken = trainer_of(cfg, crashed)
+    first.observer = StopAt(6)
+    with pytest.raises(CrashError):
+        first.fit(noisy(broken))
+    # A row that was written after the last checkpoint is taken back, and made again.
+    with (crashed / "metrics.jsonl").open("a") as file:
+        file.write((crashed / "metrics.jsonl").read_text().splitlines()[0] + "\n")
+    second, resumed = trainer_of(cfg, crashed)
+    torch.manual_seed(12345)
+    second.fit(noisy(resumed))
+    assert without_time(rows_of(crashed)) == without_time(rows_of(whole))
+    for name, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_learns_the_tiny_set(method, tmp_path):
     cfg = read(f"method={method}", "method.epochs=4", "dataset.tint=0", "dataset.strength=0.5")
@@ -112,7 +142,7 @@ def test_an_analysis_leaves_no_trace(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         trainer, method = trainer_of(cfg, folder, analyses)
-        trainer.fit(method)
+        trainer.fit(noisy(method))
         ends.append(method.state_dict())
     measured = rows_of(tmp_path / "measured")
     assert "measure/noise/val" in measured[0]
