@@ -3,18 +3,18 @@
 0 done, 1 the run or the sweep failed, 2 the user's mistake, told in one sentence.
 """
 
-import contextlib
 import os
 import re
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -33,7 +33,11 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
         nonlocal code, refused
         try:
             code = max(code, main(cfg))
+            if code and _is_job():
+                raise RunError(f"the run ended with exit code {code}")
         except (UserError, RunError) as error:  # Hydra would print its own line about it
+            if _is_job():
+                raise
             refused = error
 
     overrides: list[str] = []
@@ -49,13 +53,11 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
         if arguments.help:
             print(_help(config_name, overrides))
             return 0
-        with _scratch() as scratch:
-            Plugins.instance().class_name_to_class.update(launcher.PLUGINS)
-            sys.argv[1:1] = [] if "--hydra-help" in sys.argv else [f"hydra.sweep.dir={scratch}"]
-            sys.argv[1:] = _flags_first(sys.argv[1:])
-            hydra.main(version_base="1.3", config_path=str(config.CONF), config_name=config_name)(
-                task
-            )()
+        Plugins.instance().class_name_to_class.update(launcher.PLUGINS)
+        sys.argv[1:] = _flags_first(sys.argv[1:])
+        hydra.main(version_base="1.3", config_path=str(config.CONF), config_name=config_name)(
+            task
+        )()
         if refused is not None:
             raise refused
         return code
@@ -80,11 +82,9 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
             del os.environ["HYDRA_FULL_ERROR"]
 
 
-@contextlib.contextmanager
-def _scratch() -> Iterator[str]:
-    """A folder for what Hydra's sweeper writes before anything of ours has been checked."""
-    with tempfile.TemporaryDirectory(prefix="spurcor-") as folder:
-        yield folder
+def _is_job() -> bool:
+    """Whether a launcher that is not ours runs this as a job: it sees what is raised, no more."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _help(config_name: str, overrides: list[str]) -> str:

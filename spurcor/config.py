@@ -15,7 +15,7 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -51,7 +51,16 @@ ROLES = {
     "schedule": FOREIGN_BASES[2],
     "dfr": "spurcor.dfr.Dfr",
 }
-METRICS = ("worst", "average", "adjusted", "balanced", "aligned", "conflicting", "loss")
+METRICS = (
+    "worst",
+    "average",
+    "adjusted",
+    "balanced",
+    "worst_class",
+    "aligned",
+    "conflicting",
+    "loss",
+)
 T = TypeVar("T")
 
 
@@ -105,6 +114,25 @@ class TrainOptions:
         if self.checkpoint_seconds < 0:
             raise ValueError("checkpoint_seconds must not be negative")
         check_criterion("selection", self.selection)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a SLURM cluster wants to be told; written once, in conf/site/<name>.yaml."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    timeout_min: int = 240
+    gpus_per_node: int = 1
+    cpus_per_task: int = 4
+    mem_gb: float | None = 16.0
+    array_parallelism: int = 64
+    max_num_timeout: int = 1000
+    signal_delay_s: int = 120
+    setup: tuple[str, ...] = ()
+    additional_parameters: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -186,10 +214,11 @@ class TrainConfig:
     analysis: dict[str, Node]
     tracker: dict[str, Node]
     dfr: Node | None = None
+    site: Site = field(default_factory=Site)
     seed: int = 0
     sweep: str = "default"
     rerun: bool = False
-    point: str | None = None
+    point: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_sweep_name(self.sweep)
@@ -215,11 +244,35 @@ class TrainConfig:
         return "r" + hashlib.sha256(text.encode()).hexdigest()[:10]
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What moves the weights, flat: chosen names and `group.argument` values."""
+        nodes = ("dataset", "features", "backbone", "method", "optimizer", "schedule")
+        values: dict[str, Any] = {name: self.choices.get(name, "none") for name in nodes}
+        for name in nodes:
+            node = getattr(self, name)
+            values |= flat(name, plain(node.arguments if isinstance(node, Node) else node))
+        train = plain(self.train)
+        return values | flat("train", {k: v for k, v in train.items() if k not in MACHINE})
+
+    @property
+    def needs(self) -> list[str]:
+        """Files of the run directory that are there once everything asked for is done."""
+        repair = [] if self.dfr is None else [f"dfr/{dfr_name(self.dfr)}/result.json"]
+        return ["done", *repair]
+
+    @property
     def directory(self) -> Path:
         """The run's place on disk."""
         choices = self.choices
         parent = self.paths.outputs / "runs" / choices["dataset"] / choices["method"]
         return parent / self.identity / f"seed{self.seed}"
+
+
+def dfr_name(node: Node) -> str:
+    """Folder of a DFR: what it fits on, with a hash of its options."""
+    text = json.dumps(node.hashed(), sort_keys=True)
+    kind = node.arguments.get("split", "val")
+    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def check_sweep_name(name: str) -> None:
@@ -254,6 +307,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def flat(prefix: str, value: Any) -> dict[str, Any]:
+    """A nested mapping with dotted keys."""
+    if isinstance(value, Mapping):
+        return {k: v for key in value for k, v in flat(f"{prefix}.{key}", value[key]).items()}
+    return {prefix: value}
 
 
 # --- targets --------------------------------------------------------------------------------------

@@ -19,14 +19,18 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from spurcor.sweeps import figures
+
 if TYPE_CHECKING:
     from spurcor.config import TrainConfig
     from spurcor.method import Phase
+    from spurcor.sweeps import PointState
     from spurcor.trainer import Progress as RunProgress
 
 Rows = Sequence[Mapping[str, Any]]
 REDRAW_SECONDS = 0.1
 LINE_SECONDS = 10.0  # when piped, an epoch is told at most this often
+STYLES = {"done": "", "failed": "red"} | dict.fromkeys(("held", "interrupted", "missing"), "yellow")
 MANY_GROUPS = 16  # beyond this the table shows the worst groups only
 
 
@@ -166,22 +170,34 @@ def group_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def sweep_table(points: Sequence[Mapping[str, Any]]) -> Table:
+def sweep_table(points: Sequence["PointState"]) -> Table:
     """Status and test worst-group accuracy of every point of a sweep."""
     table = Table("point", "status", "run")
     table.add_column("test worst", justify="right")
     table.add_column("+ DFR", justify="right")
-    for point in points:
-        style = {"done": "", "failed": "red"}.get(point["status"], "yellow")
-        table.add_row(
-            " ".join(point["overrides"]),
-            f"{point['status']} {point.get('message', '')}".strip(),
-            point["run"],
-            percent(point.get("worst")),
-            percent(point.get("dfr")),
-            style=style,
-        )
+    for point, overrides in zip(points, distinct(points), strict=True):
+        cells = [percent(value) for value in figures(point)]
+        status = f"{point.status} {point.message}".strip()
+        table.add_row(overrides, status, point.run, *cells, style=STYLES.get(point.status))
     return table
+
+
+def status_table(points: Sequence["PointState"]) -> Table:
+    """How far every point of a sweep has come."""
+    table = Table("point", "status", "progress", "job", "run")
+    for point, overrides in zip(points, distinct(points), strict=True):
+        status = f"{point.status} {point.message}".strip()
+        job = point.entry["job"] or ""
+        cells = (overrides, status, point.progress, job, point.run)
+        table.add_row(*cells, style=STYLES.get(point.status))
+    return table
+
+
+def distinct(points: Sequence["PointState"]) -> list[str]:
+    """Overrides of each point, without those that all of them share."""
+    typed = [point.entry["overrides"] for point in points]
+    shared = set.intersection(*map(set, typed)) if len(typed) > 1 else set()
+    return [" ".join(word for word in words if word not in shared) for words in typed]
 
 
 def percent(fraction: float | None) -> str:

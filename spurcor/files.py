@@ -95,3 +95,13 @@ def keep_lines(path: Path, count: int) -> None:
             line = file.readline()
             size += len(line) if line.endswith(b"\n") else 0
     os.truncate(path, size)
+
+
+def tail(path: Path, size: int = 1 << 16) -> str:
+    """The end of a text file, whole lines; what is no text is replaced."""
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        begin = max(0, file.tell() - size)
+        file.seek(begin)
+        text = file.read().decode(errors="replace")
+    return text.partition("\n")[2] if begin else text

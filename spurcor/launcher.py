@@ -1,95 +1,98 @@
-"""Points of a sweep: checked all together, frozen at submission, run here or in a pool."""
+"""Hydra's way into spurcor: points checked together, then run here, in a pool, or by SLURM."""
 
+import dataclasses
 import functools
-import hashlib
-import json
 import logging
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from spurcor.config import REPO, TrainConfig, check, plain
+from spurcor import slurm
+from spurcor.config import Site, TrainConfig, check
 from spurcor.errors import RunError, UserError
-from spurcor.files import read_json, read_lines, replacing_folder, write_text
+from spurcor.lock import Held, lock_of, locked
+from spurcor.sweeps import (
+    UNDER_WAY,
+    Point,
+    PointState,
+    copy_code,
+    last_line,
+    open_sweep,
+    read,
+    read_point,
+    state,
+    states,
+    sweep_folder,
+    write_manifest,
+    write_point,
+)
 
 if TYPE_CHECKING:
     from spurcor.runs import Outcome
 
-COPIED = ("spurcor", "conf", "sweeps")
-GROUPS = ("dataset", "backbone", "method", "optimizer", "schedule", "features", "dfr")
+log = logging.getLogger(__name__)
+HELD = 3  # exit code of a point that another process works on
+
+POLL_SECONDS = (2.0, 15.0)  # between looks at the queue, at first and in the long run
 
 
-@dataclass(frozen=True)
-class Point:
-    """One run of a sweep."""
-
-    overrides: tuple[str, ...]
-    config: TrainConfig
-
-    @property
-    def entry(self) -> dict[str, Any]:
-        """Its line in the manifest."""
-        return {
-            "overrides": list(self.overrides),
-            "identity": self.config.identity,
-            "seed": self.config.seed,
-            "directory": str(self.config.directory.relative_to(self.config.paths.outputs)),
-            "job": None,
-        }
-
-
-def read(cfg: DictConfig, choices: Mapping[str, Any]) -> TrainConfig:
-    """Check a composed configuration; the names chosen for the groups become part of it."""
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    tree = OmegaConf.to_container(own, resolve=True)
-    assert isinstance(tree, dict)
-    if "choices" in tree:
-        raise UserError("choices is no key; say dataset=..., method=... and so on")
-    tree["choices"] = {group: str(choices[group]) for group in GROUPS if choices.get(group)}
-    for group in ("dfr", "features", "analysis", "tracker"):
-        tree[group] = tree.get(group) or {}
-    return check({str(key): value for key, value in tree.items()}, TrainConfig)
-
-
-# --- one run --------------------------------------------------------------------------------------
+# --- runs -----------------------------------------------------------------------------------------
 
 
 def run_single(cfg: DictConfig) -> int:
     """A run on its own belongs to the sweep it names."""
     config = read(cfg, HydraConfig.get().runtime.choices)
-    overrides = tuple(HydraConfig.get().overrides.task)
-    outcome = _execute(config, on_start=lambda: write_manifest([Point(overrides, config)]))
-    return outcome.exit_code
+    point = Point(tuple(HydraConfig.get().overrides.task), config)
+    return _execute(config, on_start=lambda: write_manifest([point])).exit_code
 
 
-def run_point(path: Path) -> int:
-    """A point of a submitted sweep, from the configuration frozen at submission."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"point={path} is not a point of a sweep") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"point={path} is not a point of a sweep")
-    outcome = _execute(check(tree, TrainConfig))
-    return 3 if outcome.status == "held" else outcome.exit_code
+def run_points(paths: Iterable[Path]) -> int:
+    """Points of a submitted sweep, from the configurations frozen at submission."""
+    outcomes = carry_out([read_point(path) for path in paths])
+    codes = [HELD if one.status == "held" else one.exit_code for one in outcomes.values()]
+    return max(codes, default=0)
 
 
-def _execute(config: TrainConfig, on_start: Any = None) -> "Outcome":
+def carry_out(configs: Iterable[TrainConfig]) -> dict[Path, "Outcome"]:
+    """One run after the other; what is wrong with one does not keep the next from running."""
+    from spurcor.runs import Outcome
+
+    outcomes: dict[Path, Outcome] = {}
+    for config in configs:
+        directory = config.directory
+        try:
+            outcome = _execute(config)
+        except Exception as error:
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            print(f"spurcor: {error}", file=sys.stderr, flush=True)
+            message = str(error).partition("\n")[0]
+            outcome = Outcome("failed", directory, message, exit_code=1)
+        outcomes[directory] = outcome
+        if outcome.status == "interrupted":
+            break
+    return outcomes
+
+
+def _execute(config: TrainConfig, on_start: Callable[[], None] | None = None) -> "Outcome":
     """Carry out a run in this process."""
     import spurcor.runs
     from spurcor.console import Terminal
@@ -97,7 +100,7 @@ def _execute(config: TrainConfig, on_start: Any = None) -> "Outcome":
     log_to_terminal()
     outcome = spurcor.runs.execute(config, Terminal(), on_start)
     if outcome.status in ("failed", "interrupted"):
-        print(f"spurcor: {outcome.directory}: {outcome.message}", file=sys.stderr)
+        print(f"spurcor: {outcome.directory}: {outcome.message}", file=sys.stderr, flush=True)
     return outcome
 
 
@@ -116,6 +119,45 @@ def log_to_terminal() -> None:
 # --- sweeps ---------------------------------------------------------------------------------------
 
 
+class Points(Sweeper):
+    """The product of the swept keys, for each of a list of points; it writes no file.
+
+    A point is a string of overrides, so a random search is a list that anybody can read and run
+    again. A key that is typed or swept wins over the points' value.
+    """
+
+    def __init__(self, points: Sequence[str] = (), params: dict[str, str] | None = None) -> None:
+        self.points = [shlex.split(point) for point in points] or [[]]
+        self.params = params or {}
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Called by Hydra."""
+        self.config_loader = hydra_context.config_loader
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Called by Hydra."""
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+        assert self.launcher is not None
+        parser = OverridesParser.create(config_loader=self.config_loader)
+        params = [f"{key}={value}" for key, value in self.params.items()]
+        typed = parser.parse_overrides([*params, *arguments])
+        (product,) = BasicSweeper.split_arguments(typed, None)
+        keys = {override.get_key_element().lstrip("+~") for override in typed}
+        listed = [
+            [word for word in point if word.partition("=")[0].lstrip("+~") not in keys]
+            for point in self.points
+        ]
+        batch = [[*point, *rest] for point in listed for rest in product]
+        for job in self.launcher.launch(batch, initial_job_idx=0):
+            _ = job.return_value  # raises what a launcher that is not ours has kept of a failure
+
+
 class InProcess(Launcher):
     """One point after the other in this process: imports are paid once."""
 
@@ -130,30 +172,22 @@ class InProcess(Launcher):
     ) -> Sequence[JobReturn]:
         """Check every point, write the manifest, run what is not done, show the table."""
         points = self._compose(job_overrides)
+        log_to_terminal()
         write_manifest(points)
-        open_sweep(points[0].config)
+        open_sweep(points)
         failures = self.run(points)
-        states = [state(point, failures.get(point.config.directory)) for point in points]
-        _show(states, self._command(states))
-        if not_done := sum(entry["status"] != "done" for entry in states):
-            raise RunError(f"{not_done} of {len(states)} points are not done")
+        if failures is not None:
+            self._conclude(points, failures)
         done = JobReturn(status=JobStatus.COMPLETED)
         done.return_value = None
-        return [done] * len(states)
+        return [done] * len(points)
 
-    def run(self, points: Sequence[Point]) -> dict[Path, str]:
-        """Run the points; returns what went wrong, by run directory."""
+    def run(self, points: Sequence[Point]) -> dict[Path, str] | None:
+        """Run the points; returns what went wrong, by run directory, or None: not ended yet."""
         failures = {}
         for point in points:
             print(f"\n--- {' '.join(point.overrides)}", flush=True)
-            try:
-                outcome = _execute(point.config)
-            except Exception as error:  # the next point may be sound
-                failures[point.config.directory] = str(error).partition("\n")[0]
-                if not isinstance(error, UserError):
-                    traceback.print_exc()
-                print(f"spurcor: {error}", file=sys.stderr)
-                continue
+            (outcome,) = carry_out([point.config]).values()
             if outcome.status == "interrupted":
                 raise SystemExit(outcome.exit_code)
             if outcome.message:
@@ -180,18 +214,38 @@ class InProcess(Launcher):
             raise UserError(f"sweep={','.join(sorted(names))}: a sweep has one name")
         return points
 
-    def _command(self, states: Sequence[Mapping[str, Any]]) -> str | None:
-        """What re-runs the points that are not done: the same sweep."""
-        if all(entry["status"] == "done" for entry in states):
-            return None
-        typed = [
-            word for word in sys.argv[1:] if not word.startswith(("hydra.sweep.dir=", "rerun="))
-        ]
-        return f"python -m spurcor.train {shlex.join(typed)}"
+    def _conclude(self, points: Sequence[Point], failures: dict[Path, str]) -> None:
+        """The table of all points; what is not done makes the sweep fail."""
+        found = []
+        for point in points:
+            entry = {**point.entry, "directory": str(point.config.directory), "log": None}
+            one = state(entry)
+            message = failures.get(point.config.directory, one.message)
+            if one.status in ("missing", "interrupted") and message:
+                one = dataclasses.replace(one, status="failed")
+            found.append(dataclasses.replace(one, message="" if one.status == "done" else message))
+        not_done = sum(one.status != "done" for one in found)
+        _show(found, _command() if not_done else None)
+        if not_done:
+            raise RunError(f"{not_done} of {len(found)} points are not done")
 
 
-class LocalPool(InProcess):
-    """`n_jobs` processes at a time, each with one point, from a frozen copy of code and config."""
+class Frozen(InProcess):
+    """Points in processes of their own, from a frozen copy of code and configuration."""
+
+    def freeze(self, points: Sequence[Point], size: int = 1) -> list[list[Point]]:
+        """Jobs of what is not done: `size` run directories each, with all points of a directory."""
+        runs: dict[Path, list[Point]] = {}
+        for point in map(_made_anew, points):
+            if not point.done:
+                runs.setdefault(point.config.directory, []).append(point)
+        listed = list(runs.values())
+        batches = [listed[first : first + size] for first in range(0, len(listed), size)]
+        return [[point for run in batch for point in run] for batch in batches]
+
+
+class LocalPool(Frozen):
+    """`n_jobs` processes at a time on this machine."""
 
     def __init__(self, n_jobs: int = 2) -> None:
         if n_jobs < 1:
@@ -199,154 +253,195 @@ class LocalPool(InProcess):
         self.n_jobs = n_jobs
 
     def run(self, points: Sequence[Point]) -> dict[Path, str]:
-        """Run the points; returns what went wrong, by run directory."""
+        """See `InProcess.run`."""
         code = copy_code(sweep_folder(points[0].config))
+        jobs = self.freeze(points)
         with ThreadPoolExecutor(self.n_jobs) as pool:
-            messages = pool.map(lambda point: self._run_one(point, code), points)
-            found = zip((point.config.directory for point in points), messages, strict=True)
+            messages = pool.map(lambda job: self._run_one(job, code), jobs)
+            found = zip((job[0].config.directory for job in jobs), messages, strict=True)
             return {directory: message for directory, message in found if message}
 
-    def _run_one(self, point: Point, code: Path) -> str:
-        path = write_point(point)
+    def _run_one(self, job: Sequence[Point], code: Path) -> str:
+        paths = [write_point(point) for point in job]
+        log = paths[0].with_suffix(".log")
+        write_manifest([dataclasses.replace(point, log=log) for point in job])
         threads = max(1, (os.cpu_count() or 1) // self.n_jobs)
         environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": str(code)}
         environment.pop("HYDRA_FULL_ERROR", None)
-        log = path.with_suffix(".log")
-        with log.open("ab") as output:
+        listed = ",".join(f'"{path}"' for path in paths)
+        with log.open("wb") as output:
             # -P: the working folder stays the user's, and the copy is what is imported.
-            command = [sys.executable, "-P", "-m", "spurcor.train", f"point={path}"]
-            code_ = subprocess.run(
+            command = [sys.executable, "-P", "-m", "spurcor.train", f"point=[{listed}]"]
+            exit_code = subprocess.run(
                 command, env=environment, stdout=output, stderr=subprocess.STDOUT
             ).returncode
-        print(f"{'done' if code_ == 0 else 'not done'}: {' '.join(point.overrides)}", flush=True)
-        if code_ < 0:
-            return f"killed by signal {-code_}, see {log}"
-        return "" if code_ == 0 else f"{_last_line(log)}"
+        for point in job:
+            print(
+                f"{'done' if point.done else 'not done'}: {' '.join(point.overrides)}", flush=True
+            )
+        if exit_code < 0:
+            return f"killed by signal {-exit_code}, see {log}"
+        return "" if exit_code == 0 else last_line(log)
 
 
-# Hydra accepts launchers under such a name only, and an editable install has no hydra_plugins.
+@dataclass(frozen=True)
+class SlurmOptions(Site):
+    """Keys of hydra.launcher: the site's, and how the sweep is submitted."""
+
+    wait: bool = True
+    points_per_job: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("timeout_min", "cpus_per_task", "array_parallelism", "points_per_job"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if not 0 < self.signal_delay_s < 60 * self.timeout_min:
+            raise ValueError(
+                f"signal_delay_s={self.signal_delay_s} must be less than the {self.timeout_min}"
+                " minutes of timeout_min"
+            )
+
+    @property
+    def submitit(self) -> dict[str, Any]:
+        """Those that submitit wants, by its names; what is null is left to the cluster."""
+        options = {
+            "time": self.timeout_min,
+            "mem": None if self.mem_gb is None else f"{1024 * self.mem_gb:.0f}M",
+            "gpus_per_node": self.gpus_per_node or None,
+            "setup": list(self.setup),
+        }
+        same = ["partition", "account", "qos", "constraint", "cpus_per_task"]
+        same += ["array_parallelism", "signal_delay_s", "additional_parameters"]
+        options |= {name: getattr(self, name) for name in same}
+        return {name: value for name, value in options.items() if value is not None}
+
+
+class Slurm(Frozen):
+    """SLURM job arrays. Once they are submitted, this process is needed no more."""
+
+    def __init__(self, **options: Any) -> None:
+        """See `SlurmOptions`."""
+        if shutil.which("sbatch") is None:
+            raise UserError(
+                "hydra/launcher=slurm needs sbatch, which this machine does not have; use"
+                " hydra/launcher=local_pool or in_process here"
+            )
+        try:
+            self.options = check(options, SlurmOptions)
+        except UserError as error:
+            lines = str(error).splitlines()
+            raise UserError("\n".join(f"hydra.launcher.{line}" for line in lines)) from error
+
+    def run(self, points: Sequence[Point]) -> dict[Path, str] | None:
+        """See `InProcess.run`."""
+        config = points[0].config
+        wanted = {point.key for point in points}
+        under_way = {one.key for one in _states(config) if one.status in UNDER_WAY} & wanted
+        if under_way:
+            print(f"{len(under_way)} points are queued or running already")
+        jobs = self.freeze(
+            [point for point in points if point.key not in under_way], self.options.points_per_job
+        )
+        self._submit(jobs, sweep_folder(config))
+        under_way |= {point.key for job in jobs for point in job}
+        status = f"python -m spurcor.status sweep={config.sweep} watch=true"
+        if under_way and not self.options.wait:
+            print(f"to see how they come along: {status}")
+            return None
+        try:
+            return self._wait(config, under_way)
+        except KeyboardInterrupt:
+            print(f"\nspurcor: the jobs go on without this command: {status}", file=sys.stderr)
+            raise SystemExit(130) from None
+
+    def _submit(self, jobs: Sequence[Sequence[Point]], folder: Path) -> None:
+        """Arrays as long as the cluster allows, one after the other."""
+        code = copy_code(folder)
+        longest = slurm.longest_array()
+        options = {**self.options.submitit, "job_name": f"spurcor-{folder.name}"}
+        for first in range(0, len(jobs), longest):
+            array = jobs[first : first + longest]
+            tasks = [slurm.Task(tuple(write_point(point) for point in job)) for job in array]
+            taken = slurm.submit(
+                tasks, folder / "slurm", code, self.options.max_num_timeout, **options
+            )
+            write_manifest(
+                [
+                    dataclasses.replace(point, job=submitted.name, log=submitted.log)
+                    for job, submitted in zip(array, taken, strict=True)
+                    for point in job
+                ]
+            )
+            number = taken[0].name.partition("_")[0]
+            options["dependency"] = f"afterany:{number}"  # else two arrays would run side by side
+            print(f"submitted {sum(map(len, array))} points as job {number}", flush=True)
+
+    def _wait(self, config: TrainConfig, keys: set[tuple[str, ...]]) -> dict[Path, str]:
+        """Look on until nothing is under way; returns what went wrong, by run directory.
+
+        A point counts as ended when two looks in a row say so: a requeued job is for a moment
+        in no queue.
+        """
+        ended: set[tuple[str, ...]] = set()
+        told: set[tuple[str, ...]] = set()
+        pause = POLL_SECONDS[0]
+        while True:
+            found = [one for one in _states(config) if one.key in keys]
+            now = {one.key for one in found if one.status not in UNDER_WAY}
+            for one in found:
+                if one.key in (now & ended) - told:
+                    told.add(one.key)
+                    print(f"{one.status}: {' '.join(one.entry['overrides'])}", flush=True)
+            if told >= keys:
+                return {Path(one.entry["directory"]): one.message for one in found if one.message}
+            ended = now
+            time.sleep(pause)
+            pause = min(1.2 * pause, POLL_SECONDS[1])
+
+
+def _states(config: TrainConfig) -> list[PointState]:
+    """States of the sweep's points; waits while the scheduler is away."""
+    while True:
+        try:
+            return states(config.paths.outputs, config.sweep)
+        except slurm.Unanswered as error:
+            log.warning("%s; asking again", error)
+            time.sleep(POLL_SECONDS[1])
+
+
+def _made_anew(point: Point) -> Point:
+    """Set aside here what is to be made again: a frozen point would do so at every requeue."""
+    if not point.config.rerun:
+        return point
+    directory, outputs = point.config.directory, point.config.paths.outputs
+    from spurcor.runs import set_aside
+
+    try:
+        with locked(lock_of(directory), outputs / ".guard"):
+            set_aside(directory)
+    except Held as held:
+        raise UserError(f"rerun=true: {directory} is being worked on by {held}") from held
+    return dataclasses.replace(point, config=dataclasses.replace(point.config, rerun=False))
+
+
+# Hydra accepts plug-ins under such a name only, and an editable install has no hydra_plugins.
 PLUGINS = {
-    "hydra_plugins.spurcor.InProcess": InProcess,
-    "hydra_plugins.spurcor.LocalPool": LocalPool,
+    f"hydra_plugins.spurcor.{plugin.__name__}": plugin
+    for plugin in (Points, InProcess, LocalPool, Slurm)
 }
 
 
-def sweep_folder(config: TrainConfig) -> Path:
-    """Where a sweep keeps its manifest, points and code."""
-    return config.paths.outputs / "sweeps" / config.sweep
+def _command() -> str:
+    """What re-runs the points that are not done: the same sweep."""
+    typed = [word for word in sys.argv[1:] if not word.startswith("rerun=")]
+    return f"python -m spurcor.train {shlex.join(typed)}"
 
 
-def manifest(outputs: Path, name: str) -> list[dict[str, Any]]:
-    """The points of a sweep, in the order they were first asked for."""
-    path = outputs / "sweeps" / name / "points.jsonl"
-    if not path.exists():
-        found = sorted(p.parent.name for p in (outputs / "sweeps").glob("*/points.jsonl"))
-        raise UserError(
-            f"sweep={name} does not exist in {outputs}; there is {', '.join(found) or 'none yet'}"
-        )
-    entries = {entry["directory"]: entry for entry in read_lines(path)}
-    return [{**entry, "directory": str(outputs / place)} for place, entry in entries.items()]
-
-
-def write_manifest(points: Sequence[Point]) -> None:
-    """Add points to their sweep's manifest; one that is there already is not added again."""
-    path = sweep_folder(points[0].config) / "points.jsonl"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    except OSError as error:
-        outputs = points[0].config.paths.outputs
-        raise UserError(f"paths.outputs={outputs} cannot be written ({error.strerror})") from error
-    known = {entry["directory"] for entry in read_lines(path)}
-    fresh = [p.entry for p in points if p.entry["directory"] not in known]
-    # One write in append mode: concurrent single runs of the same sweep lose no line.
-    text = "".join(json.dumps(entry) + "\n" for entry in fresh)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(text)
-
-
-def write_point(point: Point) -> Path:
-    """The checked configuration of a point, as its process will read it."""
-    config = point.config
-    folder = sweep_folder(config) / "points"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{config.identity}-seed{config.seed}.yaml"
-    write_text(path, yaml.safe_dump(plain(config), sort_keys=False))
-    return path
-
-
-def copy_code(folder: Path) -> Path:
-    """Freeze code and configuration: what was submitted is what runs."""
-    from spurcor.results import commit
-
-    files = sorted(
-        path
-        for name in COPIED
-        for path in (REPO / name).rglob("*")
-        if path.is_file() and path.suffix in (".py", ".yaml") and "__pycache__" not in path.parts
-    )
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(str(path.relative_to(REPO)).encode() + path.read_bytes())
-    target = folder / f"code-{digest.hexdigest()[:8]}"
-    if not target.exists():
-        with replacing_folder(target) as beside:
-            for name in COPIED:
-                ignored = shutil.ignore_patterns("__pycache__", "outputs")
-                shutil.copytree(REPO / name, beside / name, symlinks=True, ignore=ignored)
-            (beside / "commit").write_text(commit() + "\n")
-    return target
-
-
-def open_sweep(config: TrainConfig) -> None:
-    """Create the trackers' stores and the sweep's own record before any point starts."""
-    from contextlib import ExitStack
-
-    from spurcor.tracking import Record, Trackers
-
-    log_to_terminal()
-    with ExitStack() as stack:
-        trackers = Trackers.open(config, stack)
-        record = Record.of_sweep(sweep_folder(config))
-        trackers.start(record)
-        trackers.finish(record, "FINISHED")
-
-
-def state(point: Point, message: str | None) -> dict[str, Any]:
-    """Status of a point from its files, with the figures of the table."""
-    import spurcor.runs
-    from spurcor.repair import dfr_name
-
-    config = point.config
-    directory = config.directory
-    entry: dict[str, Any] = {
-        "overrides": point.overrides,
-        "run": f"{config.identity}/seed{config.seed}",
-        "status": spurcor.runs.status(config),
-        "message": message or "",
-    }
-    if (directory / "result.json").exists():
-        result = read_json(directory / "result.json")
-        entry["worst"] = result["test"]["worst"]
-        name = None if config.dfr is None else dfr_name(config.dfr)
-        entry["dfr"] = result["dfr"].get(name, {}).get("test", {}).get("worst")
-    return entry
-
-
-def _show(states: Sequence[dict[str, Any]], command: str | None) -> None:
+def _show(found: Sequence[PointState], command: str | None) -> None:
     from spurcor.console import Terminal, sweep_table
-
-    shared = set.intersection(*(set(entry["overrides"]) for entry in states))
-    for entry in states if len(states) > 1 else []:
-        entry["overrides"] = [text for text in entry["overrides"] if text not in shared]
 
     terminal = Terminal()
     terminal.say("")
-    terminal.console.print(sweep_table(states))
+    terminal.console.print(sweep_table(found))
     if command is not None:
         terminal.say(f"to run what is not done: {command}")
-
-
-def _last_line(path: Path) -> str:
-    lines = path.read_text(errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("spurcor: ") if lines else ""

@@ -68,6 +68,12 @@ class GroupMetrics:
         shape = (self.spec.num_classes, -1)
         return self.correct.view(shape).sum(1).double() / self.count.view(shape).sum(1)
 
+    @property
+    def worst_class(self) -> float:
+        """Lowest accuracy of a class that has samples: what needs no attributes to be known."""
+        known = self.per_class[~self.per_class.isnan()]
+        return float(known.min()) if len(known) else math.nan
+
     def adjusted(self, train_counts: Tensor) -> float:
         """Average weighted by the prevalence of the groups in TRAIN (group_DRO's convention).
 
@@ -83,6 +89,7 @@ class GroupMetrics:
             "average": self.average,
             "adjusted": self.adjusted(train_counts),
             "balanced": self.balanced,
+            "worst_class": self.worst_class,
             "aligned": self.aligned,
             "conflicting": self.conflicting,
         }

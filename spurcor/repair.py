@@ -1,14 +1,12 @@
 """Deep Feature Reweighting of a finished run: features from its network, results to its folder."""
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from spurcor import checkpoint, results
-from spurcor.config import Node, TrainConfig, plain
+from spurcor.config import Node, TrainConfig, dfr_name, plain
 from spurcor.data import Split, Splits
 from spurcor.dfr import Table
 from spurcor.errors import UserError
@@ -17,13 +15,6 @@ from spurcor.method import Method
 from spurcor.metrics import apply
 from spurcor.tracking import Record, Trackers
 from spurcor.trainer import untouched
-
-
-def dfr_name(node: Node) -> str:
-    """Folder of a DFR: what it reads and fits, with a hash of its options."""
-    text = json.dumps(node.hashed(), sort_keys=True)
-    kind = node.arguments.get("split", "val")
-    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def repair(

@@ -14,14 +14,14 @@ import torch
 import yaml
 
 from spurcor import checkpoint, results
-from spurcor.config import MACHINE, Node, TrainConfig, check, plain
+from spurcor.config import MACHINE, Node, TrainConfig, check, dfr_name, plain
 from spurcor.console import Terminal
 from spurcor.data import Splits
 from spurcor.errors import RunError, UserError
 from spurcor.files import read_json, read_lines, remove_leftovers, write_text
 from spurcor.lock import Held, holder, lock_of, locked
 from spurcor.method import Method, RunContext
-from spurcor.repair import dfr_name, repair
+from spurcor.repair import repair
 from spurcor.tracking import Record, Trackers
 from spurcor.trainer import Interrupted, Trainer, untouched
 
@@ -137,18 +137,6 @@ def build(config: TrainConfig) -> tuple[Splits, Method]:
 # --- carrying out ---------------------------------------------------------------------------------
 
 
-def status(config: TrainConfig) -> str:
-    """What the files of a run say: done, failed, running, interrupted or missing."""
-    directory = config.directory
-    if _complete(config, directory):
-        return "done"
-    if holder(lock_of(directory)) is not None:
-        return "running"
-    if (directory / "failed").exists():
-        return "failed"
-    return "interrupted" if directory.exists() else "missing"
-
-
 def execute(
     config: TrainConfig, terminal: Terminal, on_start: Callable[[], None] | None = None
 ) -> Outcome:
@@ -180,7 +168,7 @@ def execute(
     try:
         with locked(lock, config.paths.outputs / ".guard"):
             if config.rerun:
-                _set_aside(directory)
+                set_aside(directory)
             directory.mkdir(exist_ok=True)
             remove_leftovers(directory)
             with ExitStack() as stack:
@@ -279,7 +267,7 @@ def _train(
     """Train to the end and write the result; an outcome only where that did not come about."""
     directory = config.directory
     if not (directory / "config.yaml").exists():
-        tree = {**plain(config), "rerun": False, "point": None}
+        tree = {**plain(config), "rerun": False}
         write_text(directory / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
     record = Record.of_run(directory, config)
     trackers.start(record)
@@ -320,6 +308,7 @@ def _finish(config: TrainConfig, splits: Splits, method: Method, trainer: Traine
         "identity": config.identity,
         "seed": config.seed,
         **{key: config.choices.get(key) for key in ("dataset", "method", "backbone")},
+        "config": config.settings,
         "commit": results.commit(),
         "versions": results.versions(),
         "environment": progress.environment,
@@ -356,9 +345,7 @@ def _optimizers(config: TrainConfig) -> tuple[Callable[..., Any], Callable[..., 
 
 def _complete(config: TrainConfig, directory: Path) -> bool:
     """Whether the run and the repairs asked for are on disk."""
-    if not (directory / "done").exists():
-        return False
-    return config.dfr is None or (directory / "dfr" / dfr_name(config.dfr) / "result.json").exists()
+    return all((directory / path).exists() for path in config.needs)
 
 
 def _report(config: TrainConfig, directory: Path, terminal: Terminal, how: str) -> Outcome:
@@ -376,7 +363,8 @@ def _held(directory: Path, held: Held, terminal: Terminal) -> Outcome:
     return Outcome("held", directory, message)
 
 
-def _set_aside(directory: Path) -> None:
+def set_aside(directory: Path) -> None:
+    """Keep a run under another name; the caller holds its lock."""
     if directory.exists():
         number = 1
         while (aside := directory.with_name(f"{directory.name}.old{number}")).exists():

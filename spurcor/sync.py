@@ -50,8 +50,8 @@ def main(cfg: DictConfig) -> int:
 def _send(config: SyncConfig, trackers: "Trackers") -> tuple[int, list[tuple[Path, str]]]:
     """Returns how many runs were sent, and which were left out and why."""
     from spurcor import runs
-    from spurcor.launcher import manifest
     from spurcor.lock import holder, lock_of
+    from spurcor.sweeps import manifest
     from spurcor.tracking import Record
 
     outputs, sent, skipped = config.paths.outputs, 0, []

@@ -13,7 +13,8 @@ def main(cfg: DictConfig) -> int:
     from spurcor import launcher
 
     if cfg.get("point"):
-        return launcher.run_point(Path(cfg.point))
+        paths = [cfg.point] if isinstance(cfg.point, str) else cfg.point
+        return launcher.run_points(Path(path) for path in paths)
     return launcher.run_single(cfg)
 
 

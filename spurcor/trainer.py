@@ -18,7 +18,7 @@ from spurcor import checkpoint, selection
 from spurcor.config import TrainOptions
 from spurcor.data import Batch, Splits, Stream
 from spurcor.errors import RunError, UserError
-from spurcor.files import append_line, keep_lines, read_lines, sync
+from spurcor.files import append_line, keep_lines, read_lines, sync, write_json
 from spurcor.method import Method, Phase, RunContext
 from spurcor.metrics import evaluate
 
@@ -98,6 +98,8 @@ class Trainer:
         """Run all phases; on return everything is on disk and the method holds the last weights."""
         splits, progress = self.context.splits, self.progress
         phases = method.phases()
+        plan = [{"name": phase.name, "epochs": phase.epochs} for phase in phases]
+        write_json(self.directory / "phases.json", {"phases": plan})
         fresh = self._resume(method, phases)
         with self._signals():
             for phase in phases[progress.phase :]:
@@ -315,8 +317,8 @@ class Trainer:
             return
 
         def remember(number: int, _frame: Any) -> None:
-            if self._stop is not None:
-                raise KeyboardInterrupt
+            if number == signal.SIGINT and self._stop is not None:
+                raise KeyboardInterrupt  # a person who does not want to wait
             self._stop = number
 
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)

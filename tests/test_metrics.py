@@ -12,7 +12,9 @@ from spurcor.transforms import Normalize
 
 SPEC = GroupSpec(("land", "water"), ("land", "water"), aligned=(0, 1))
 PLAIN = Normalize((0.0,), (1.0,))
-KEYS = {"worst", "average", "adjusted", "balanced", "aligned", "conflicting"}
+KEYS = {
+    "worst", "average", "adjusted", "balanced", "worst_class", "aligned", "conflicting",
+}  # fmt: skip
 
 
 def metrics(correct, count, spec=SPEC):

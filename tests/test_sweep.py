@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from spurcor.sweeps import manifest
+
 QUICK = ("method.epochs=1", "backbone=mlp", "dfr=none")
 
 
@@ -55,7 +57,7 @@ def test_a_point_that_cannot_be_built_fails_alone(command_line, tmp_path):
         "backbone.width=10000000000,16", COLUMNS="200",
     )  # fmt: skip
     assert ended.code == 1
-    assert status_of(ended.out) == {"done": 1, "missing": 1}
+    assert status_of(ended.out) == {"done": 1, "failed": 1}
     assert "spurcor: backbone: " in ended.err
 
 
@@ -83,15 +85,15 @@ def test_a_pool_survives_the_kill_of_a_point_and_runs_just_that_one_again(comman
     assert ended.code == 1, ended.out + ended.err
     assert status_of(ended.out)["done"] == 5
     assert "killed by signal 9" in ended.out
-    entries = [json.loads(line) for line in (tmp_path / "sweeps/pool/points.jsonl").open()]
-    missing = [e for e in entries if not (tmp_path / e["directory"] / "done").exists()]
-    assert [f"{e['identity']}-seed{e['seed']}.yaml" for e in missing] == [victim]
-    stamps = {e["directory"]: stamp(tmp_path, e) for e in entries if e not in missing}
+    entries = manifest(tmp_path, "pool")
+    missing = [e for e in entries if not (Path(e["directory"]) / "done").exists()]
+    assert [Path(e["log"]).stem for e in missing] == [victim]
+    stamps = {e["directory"]: stamp(e) for e in entries if e not in missing}
 
     ended = command_line.run("train", *arguments, COLUMNS="200")
     assert ended.code == 0, ended.out + ended.err
     assert status_of(ended.out) == {"done": 6}
-    again = {e["directory"]: stamp(tmp_path, e) for e in entries if e not in missing}
+    again = {e["directory"]: stamp(e) for e in entries if e not in missing}
     assert again == stamps
 
     from mlflow import MlflowClient
@@ -110,7 +112,7 @@ def test_a_pool_survives_the_kill_of_a_point_and_runs_just_that_one_again(comman
 
 
 def kill_a_point(started, outputs: Path) -> str:
-    """SIGKILL the first point process that has taken its lock; returns its point file's name."""
+    """SIGKILL the first point process that has taken its lock; returns the name of its point."""
     while started.running():
         for lock in outputs.glob("runs/*/*/*/*.lock"):
             try:
@@ -120,19 +122,19 @@ def kill_a_point(started, outputs: Path) -> str:
                 continue
             os.kill(pid, signal.SIGKILL)
             point = next(word for word in command if word.startswith("point="))
-            return Path(point.removeprefix("point=")).name
+            return Path(point.removeprefix("point=").strip('[]"')).stem
         time.sleep(0.005)
     raise AssertionError(started.text("err"))
 
 
-def stamp(outputs: Path, entry: dict) -> int:
-    return (outputs / entry["directory"] / "done").stat().st_mtime_ns
+def stamp(entry: dict) -> int:
+    return (Path(entry["directory"]) / "done").stat().st_mtime_ns
 
 
 def test_points_run_from_a_frozen_copy(tmp_path):
     from training import read
 
-    from spurcor.launcher import Point, copy_code, sweep_folder, write_point
+    from spurcor.sweeps import Point, copy_code, sweep_folder, write_point
 
     cfg = read(f"paths.outputs={tmp_path}", "seed=3")
     code = copy_code(sweep_folder(cfg))

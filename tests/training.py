@@ -5,7 +5,7 @@ import json
 import torch
 from hydra import compose, initialize_config_dir
 
-from spurcor import config, launcher, runs
+from spurcor import config, runs, sweeps
 from spurcor.config import CONF, TrainConfig
 from spurcor.method import RunContext
 from spurcor.trainer import Trainer
@@ -16,7 +16,7 @@ def read(*overrides: str) -> TrainConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", list(overrides), return_hydra_config=True)
     choices = cfg.hydra.runtime.choices
-    return launcher.read(cfg, choices)
+    return sweeps.read(cfg, choices)
 
 
 class Silent:

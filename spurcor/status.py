@@ -1,0 +1,91 @@
+"""How far the points of a sweep have come: python -m spurcor.status sweep=... [watch=true]"""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from spurcor import cli
+from spurcor.config import OutputPaths, check
+from spurcor.errors import RunError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from spurcor.sweeps import PointState
+
+
+@dataclass(frozen=True)
+class StatusConfig:
+    """Which sweep, and whether to look again."""
+
+    sweep: str
+    paths: OutputPaths
+    watch: bool = False
+    seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.seconds <= 0:
+            raise ValueError(f"seconds={self.seconds} must be positive")
+
+
+def main(cfg: DictConfig) -> int:
+    """Show the sweep; returns 1 if a point has failed, else 0."""
+    config = check(cfg, StatusConfig)
+
+    from spurcor.slurm import Unanswered
+    from spurcor.sweeps import states
+
+    found: Sequence[PointState]
+    try:
+        found = states(config.paths.outputs, config.sweep)
+    except Unanswered as error:
+        raise RunError(f"SLURM does not answer: {error}") from error
+    if config.watch:
+        found = _watch(config, found)
+    else:
+        from spurcor.console import Terminal
+
+        Terminal().console.print(_page(found))
+    return int(any(one.status == "failed" for one in found))
+
+
+def _watch(config: StatusConfig, found: Sequence["PointState"]) -> Sequence["PointState"]:
+    """Show it again and again, what is done last, until nothing is under way."""
+    from rich.live import Live
+
+    from spurcor.console import Terminal
+    from spurcor.slurm import Unanswered
+    from spurcor.sweeps import UNDER_WAY, states
+
+    def sorted_page() -> "Group":
+        order = ("running", "queued", "held", "failed", "interrupted", "missing", "done")
+        return _page(sorted(found, key=lambda one: order.index(one.status)))
+
+    with Live(sorted_page(), console=Terminal().console, auto_refresh=False) as live:
+        while any(one.status in UNDER_WAY for one in found):
+            time.sleep(config.seconds)
+            try:
+                found = states(config.paths.outputs, config.sweep)
+            except Unanswered:  # what was last seen stays
+                continue
+            live.update(sorted_page(), refresh=True)
+    return found
+
+
+def _page(found: Sequence["PointState"]) -> "Group":
+    from rich.console import Group
+
+    from spurcor.console import status_table
+
+    counts = Counter(one.status for one in found)
+    summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+    return Group(status_table(found), summary)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, "status"))

@@ -1,0 +1,304 @@
+"""A sweep on disk: its points, frozen at submission, and how far each has come."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from spurcor import slurm
+from spurcor.config import REPO, TrainConfig, check, plain
+from spurcor.errors import UserError
+from spurcor.files import read_json, read_lines, replacing_folder, tail, write_text
+from spurcor.lock import holder, lock_of
+
+COPIED = ("spurcor", "conf", "sweeps")
+GROUPS = ("dataset", "backbone", "method", "optimizer", "schedule", "features", "dfr", "site")
+Status = Literal["done", "running", "queued", "held", "failed", "interrupted", "missing"]
+UNDER_WAY = ("queued", "running")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep, and the job that it was given to."""
+
+    overrides: tuple[str, ...]
+    config: TrainConfig
+    job: str | None = None  # SLURM job, with the index of an array: 123_4
+    log: Path | None = None  # what its process prints
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """Its line in the manifest; places are relative to the outputs folder, which may move."""
+        outputs = self.config.paths.outputs
+        return {
+            "overrides": list(self.overrides),
+            "identity": self.config.identity,
+            "seed": self.config.seed,
+            "directory": str(self.config.directory.relative_to(outputs)),
+            "needs": self.config.needs,
+            "job": self.job,
+            "log": None if self.log is None else str(self.log.relative_to(outputs)),
+        }
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What tells it from the sweep's other points, which may repair the same run."""
+        return (str(self.config.directory), *self.config.needs)
+
+    @property
+    def done(self) -> bool:
+        """Whether all that it asks for is on disk."""
+        return all((self.config.directory / path).exists() for path in self.config.needs)
+
+
+@dataclass(frozen=True)
+class PointState:
+    """How far a point has come, by its files and by SLURM."""
+
+    entry: Mapping[str, Any]
+    status: Status
+    message: str = ""
+    progress: str = ""
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """See `Point.key`."""
+        return _key(self.entry)
+
+    @property
+    def run(self) -> str:
+        """Short name of the run."""
+        return f"{self.entry['identity']}/seed{self.entry['seed']}"
+
+
+def read(cfg: DictConfig, choices: Mapping[str, Any]) -> TrainConfig:
+    """Check a composed configuration; the names chosen for the groups become part of it."""
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    tree = OmegaConf.to_container(own, resolve=True)
+    assert isinstance(tree, dict)
+    if "choices" in tree:
+        raise UserError("choices is no key; say dataset=..., method=... and so on")
+    tree["choices"] = {group: str(choices[group]) for group in GROUPS if choices.get(group)}
+    for group in ("dfr", "features", "analysis", "tracker"):
+        tree[group] = tree.get(group) or {}
+    return check({str(key): value for key, value in tree.items()}, TrainConfig)
+
+
+# --- the manifest ---------------------------------------------------------------------------------
+
+
+def sweep_folder(config: TrainConfig) -> Path:
+    """Where a sweep keeps its manifest, points and code."""
+    return config.paths.outputs / "sweeps" / config.sweep
+
+
+def manifest(outputs: Path, name: str) -> list[dict[str, Any]]:
+    """The points of a sweep, in the order they were first asked for; a later line updates one."""
+    path = outputs / "sweeps" / name / "points.jsonl"
+    if not path.exists():
+        found = sorted(p.parent.name for p in (outputs / "sweeps").glob("*/points.jsonl"))
+        raise UserError(
+            f"sweep={name} does not exist in {outputs}; there is {', '.join(found) or 'none yet'}"
+        )
+    entries: dict[tuple[str, ...], dict[str, Any]] = {}
+    for number, entry in enumerate(read_lines(path), 1):
+        try:
+            entries[_key(entry)] = {
+                **entry,
+                "directory": str(outputs / entry["directory"]),
+                "log": entry["log"] and str(outputs / entry["log"]),
+            }
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: line {number} is not a point of a sweep") from error
+    return list(entries.values())
+
+
+def write_manifest(points: Sequence[Point]) -> None:
+    """Add points to their sweep's manifest, or what is new about those that are there."""
+    path = sweep_folder(points[0].config) / "points.jsonl"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        outputs = points[0].config.paths.outputs
+        raise UserError(f"paths.outputs={outputs} cannot be written ({error.strerror})") from error
+    known = {_key(entry): entry for entry in read_lines(path)}
+    entries = {_key(point.entry): point.entry for point in points}
+    fresh = [
+        entry
+        for key, entry in entries.items()
+        if key not in known or (entry["log"] and entry != known[key])
+    ]
+    # One write in append mode: concurrent single runs of the same sweep lose no line.
+    text = "".join(json.dumps(entry) + "\n" for entry in fresh)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _key(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """Points that repair one run in two ways share its directory, but not what they need."""
+    return (entry["directory"], *entry["needs"])
+
+
+# --- freezing -------------------------------------------------------------------------------------
+
+
+def write_point(point: Point) -> Path:
+    """The checked configuration of a point, as its process will read it.
+
+    The name has a hash of the content: nothing that is issued later changes a queued point.
+    """
+    config = point.config
+    folder = sweep_folder(config) / "points"
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(plain(config), sort_keys=False)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    path = folder / f"{config.identity}-seed{config.seed}-{digest}.yaml"
+    write_text(path, text)
+    return path
+
+
+def read_point(path: Path) -> TrainConfig:
+    """The configuration of a frozen point. It is data: nothing in it is resolved or imported."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"point={path} is not a point of a sweep") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"point={path} is not a point of a sweep")
+    return check(tree, TrainConfig)
+
+
+def copy_code(folder: Path) -> Path:
+    """Freeze code and configuration: what was submitted is what runs."""
+    from spurcor.results import commit
+
+    files = sorted(
+        path
+        for name in COPIED
+        for path in (REPO / name).rglob("*")
+        if path.is_file() and path.suffix in (".py", ".yaml") and "__pycache__" not in path.parts
+    )
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(str(path.relative_to(REPO)).encode() + path.read_bytes())
+    target = folder / f"code-{digest.hexdigest()[:8]}"
+    if not target.exists():
+        with replacing_folder(target) as beside:
+            for name in COPIED:
+                ignored = shutil.ignore_patterns("__pycache__", "outputs")
+                shutil.copytree(REPO / name, beside / name, symlinks=True, ignore=ignored)
+            (beside / "commit").write_text(commit() + "\n")
+    return target
+
+
+# --- how far it has come --------------------------------------------------------------------------
+
+
+def states(outputs: Path, name: str) -> list[PointState]:
+    """Every point of a sweep, live."""
+    entries = manifest(outputs, name)
+    unfinished = [entry["job"] for entry in entries if entry["job"] and not _done(entry)]
+    jobs = slurm.query(unfinished)
+    return [state(entry, jobs.get(entry["job"])) for entry in entries]
+
+
+def state(entry: Mapping[str, Any], job: slurm.Job | None = None) -> PointState:
+    """A point, from its files and from what SLURM says of its job."""
+    directory = Path(entry["directory"])
+    if _done(entry):
+        return PointState(entry, "done")
+    alive = job is not None and job.active
+    if alive and job is not None and job.state == "PENDING":
+        return PointState(entry, "queued", job.reason)
+    owner = holder(lock_of(directory))
+    if owner is not None and alive and job is not None and not job.owns(owner):
+        return PointState(entry, "held", f"by process {owner['pid']} on {owner['host']}")
+    if owner is not None or alive:
+        return PointState(entry, "running", progress=_progress(directory))
+    if (directory / "failed").exists():
+        lines = tail(directory / "failed").strip().splitlines()
+        return PointState(entry, "failed", lines[-1] if lines else "")
+    log = Path(entry["log"]) if entry["log"] else None
+    ended = "" if job is None else job.ending
+    if ended or (log is not None and log.exists() and log.stat().st_size):
+        said = last_line(log) if log is not None and log.exists() else ""
+        message = ": ".join(filter(None, (ended, said)))
+        return PointState(entry, "failed", message, _progress(directory))
+    status: Status = "interrupted" if directory.exists() else "missing"
+    return PointState(entry, status, progress=_progress(directory))
+
+
+def figures(state: PointState) -> tuple[float | None, float | None]:
+    """Test accuracy of the worst group, before and after the repair asked for."""
+    path = Path(state.entry["directory"]) / "result.json"
+    if not path.exists():
+        return None, None
+    result = read_json(path)
+    repairs = [need.split("/")[1] for need in state.entry["needs"] if need.startswith("dfr/")]
+    repaired = [result["dfr"].get(name, {}).get("test", {}).get("worst") for name in repairs]
+    return result["test"]["worst"], repaired[0] if repaired else None
+
+
+def last_line(path: Path) -> str:
+    """What a log ends with, in spurcor's own words if it has some, else the way to it."""
+    own = [line for line in tail(path).splitlines() if line.startswith("spurcor: ")]
+    return own[-1].removeprefix("spurcor: ") if own else f"see {path}"
+
+
+def _done(entry: Mapping[str, Any]) -> bool:
+    return all((Path(entry["directory"]) / path).exists() for path in entry["needs"])
+
+
+def _progress(directory: Path) -> str:
+    """Epochs done, and the time that the others will take at the same pace."""
+    try:
+        phases = read_json(directory / "phases.json")["phases"]
+        row = json.loads(tail(directory / "metrics.jsonl").splitlines()[-1])
+        names = [phase["name"] for phase in phases]
+        before = sum(phase["epochs"] for phase in phases[: names.index(row["phase"])])
+        total, done = sum(phase["epochs"] for phase in phases), before + row["epoch"]
+        left = row["seconds"] / done * (total - done)
+        epochs = phases[names.index(row["phase"])]["epochs"]
+    except (OSError, ValueError, KeyError, IndexError):  # the first row is yet to come
+        return ""
+    return f"{row['phase']} {row['epoch']}/{epochs}, {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+# --- the sweep's own record -----------------------------------------------------------------------
+
+
+def open_sweep(points: Sequence[Point]) -> None:
+    """Create the trackers' stores and the sweep's own record before any point starts.
+
+    A run that another sweep has finished is shown in this one too.
+    """
+    from contextlib import ExitStack
+
+    from spurcor.runs import read_config
+    from spurcor.tracking import Record, Trackers
+
+    config = points[0].config
+    with ExitStack() as stack:
+        trackers = Trackers.open(config, stack)
+        record = Record.of_sweep(sweep_folder(config))
+        trackers.start(record)
+        trackers.finish(record, "FINISHED")
+        for directory in dict.fromkeys(point.config.directory for point in points if point.done):
+            if (before := read_config(directory)).sweep != config.sweep:
+                also = dataclasses.replace(before, sweep=config.sweep)
+                trackers.start(Record.of_run(directory, also))
