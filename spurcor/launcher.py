@@ -134,28 +134,29 @@ class Points(Sweeper):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Called by Hydra."""
-        self.config_loader = hydra_context.config_loader
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> None:
         """Called by Hydra."""
+        assert self.launcher is not None
+        for job in self.launcher.launch(self.expand(arguments), initial_job_idx=0):
+            _ = job.return_value  # raises what a launcher that is not ours has kept of a failure
+
+    def expand(self, arguments: list[str]) -> list[list[str]]:
+        """The overrides of every point."""
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-        assert self.launcher is not None
-        parser = OverridesParser.create(config_loader=self.config_loader)
         params = [f"{key}={value}" for key, value in self.params.items()]
-        typed = parser.parse_overrides([*params, *arguments])
+        typed = OverridesParser.create().parse_overrides([*params, *arguments])
         (product,) = BasicSweeper.split_arguments(typed, None)
         keys = {override.get_key_element().lstrip("+~") for override in typed}
         listed = [
             [word for word in point if word.partition("=")[0].lstrip("+~") not in keys]
             for point in self.points
         ]
-        batch = [[*point, *rest] for point in listed for rest in product]
-        for job in self.launcher.launch(batch, initial_job_idx=0):
-            _ = job.return_value  # raises what a launcher that is not ours has kept of a failure
+        return [[*point, *rest] for point in listed for rest in product]
 
 
 class InProcess(Launcher):
@@ -172,6 +173,7 @@ class InProcess(Launcher):
     ) -> Sequence[JobReturn]:
         """Check every point, write the manifest, run what is not done, show the table."""
         points = self._compose(job_overrides)
+        self.refuse_impossible()
         log_to_terminal()
         write_manifest(points)
         open_sweep(points)
@@ -181,6 +183,9 @@ class InProcess(Launcher):
         done = JobReturn(status=JobStatus.COMPLETED)
         done.return_value = None
         return [done] * len(points)
+
+    def refuse_impossible(self) -> None:
+        """What would fail later is told before anything is written."""
 
     def run(self, points: Sequence[Point]) -> dict[Path, str] | None:
         """Run the points; returns what went wrong, by run directory, or None: not ended yet."""
@@ -331,6 +336,10 @@ class Slurm(Frozen):
         except UserError as error:
             lines = str(error).splitlines()
             raise UserError("\n".join(f"hydra.launcher.{line}" for line in lines)) from error
+
+    def refuse_impossible(self) -> None:
+        """See `InProcess.refuse_impossible`."""
+        slurm.refuse_impossible(self.options.submitit)
 
     def run(self, points: Sequence[Point]) -> dict[Path, str] | None:
         """See `InProcess.run`."""

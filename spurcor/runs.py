@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 import yaml
 
@@ -159,10 +161,12 @@ def execute(
     lock = lock_of(directory)
     if (owner := holder(lock)) is not None:
         return _held(directory, Held(lock, owner), terminal)
+    imported = time.time()
     splits, method = build(config)
     context = context_of(config, splits, directory)  # what is refused is refused before any trace
     if config.dfr is not None:
         _refuse_impossible(config.dfr, splits, method)
+    built = time.time()
     if on_start is not None:
         on_start()
     try:
@@ -173,6 +177,13 @@ def execute(
             remove_leftovers(directory)
             with ExitStack() as stack:
                 stack.enter_context(logged(directory / "train.log"))
+                process = psutil.Process().create_time()
+                log.info(
+                    "began %.1f s after its process: imports %.1f s, data and model %.1f s",
+                    time.time() - process,
+                    imported - process,
+                    built - imported,
+                )
                 trackers = Trackers.open(config, stack)
                 (directory / "failed").unlink(missing_ok=True)
                 try:

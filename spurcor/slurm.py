@@ -95,7 +95,7 @@ def _ask(*command: str) -> str:
         raise Unanswered(f"{command[0]} does not answer") from error
     if answer.returncode != 0 and "Invalid job id" not in answer.stderr:
         raise Unanswered(answer.stderr.strip().splitlines()[-1] if answer.stderr else command[0])
-    return answer.stdout
+    return answer.stdout.strip()
 
 
 @dataclass(frozen=True)
@@ -168,10 +168,27 @@ def submit(
         with executor.batch():
             jobs = [executor.submit(task) for task in tasks]
     except submitit.core.utils.FailedJobError as error:
-        said = [line for line in str(error).splitlines() if line.startswith("sbatch: ")]
-        words = " ".join(dict.fromkeys(said)) or str(error)
-        raise UserError(f"SLURM does not take the jobs: {words}") from error
+        raise UserError(f"SLURM does not take the jobs: {_words(str(error))}") from error
     return [Submitted(job.job_id, job.paths.stdout) for job in jobs]
+
+
+def refuse_impossible(options: Mapping[str, Any]) -> None:
+    """Ask SLURM whether it would take such a job, before anything is written."""
+    named = ("partition", "account", "qos", "constraint", "time", "mem", "gpus_per_node")
+    asked = {key: options[key] for key in (*named, "cpus_per_task") if key in options}
+    asked |= options["additional_parameters"]
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in asked.items()]
+    command = ["sbatch", "--test-only", *flags, "--wrap=true"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if answer.returncode != 0:
+        raise UserError(f"SLURM does not take the jobs: {_words(answer.stderr)}")
+
+
+def _words(output: str) -> str:
+    """What sbatch complains of."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith(("sbatch: ", "allocation failure: "))]
+    return " ".join(dict.fromkeys(said or lines))
 
 
 def longest_array() -> int:

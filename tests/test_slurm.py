@@ -1,0 +1,94 @@
+"""Sweeps on a real SLURM cluster; scripts/slurm/cluster starts one."""
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from ordeal import Size, withstand
+
+from spurcor import sweeps
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    if shutil.which("sbatch") is None:
+        pytest.skip("there is no sbatch here; scripts/slurm/cluster makes a cluster")
+    if subprocess.run(["sinfo"], capture_output=True).returncode != 0:
+        pytest.skip("no SLURM controller answers; scripts/slurm/cluster up, then source its env")
+
+
+def test_a_sweep_survives_all_that_a_cluster_does_to_it(tmp_path):
+    """Requeue, time limit, SIGKILL, restart of the controller, no MLflow server, edited files."""
+    sweep = ("method=erm,iw,group_dro", "seed=0,1", "method.epochs=70")
+    withstand(tmp_path, Size(sweep, limit_min=1, server_seconds=20))
+
+
+QUICK = ("backbone=mlp", "dfr=none", "tracker=none", "train.num_threads=1", "site.cpus_per_task=1")
+
+
+def points_of(outputs, name="default"):
+    return sweeps.states(outputs, name)
+
+
+def test_a_preempted_point_saves_is_requeued_and_goes_on(command_line, tmp_path):
+    ended = command_line.run(
+        "train", "-m", "hydra/launcher=slurm", "hydra.launcher.wait=false", "site.partition=low",
+        "site.mem_gb=2", f"paths.outputs={tmp_path}", *QUICK, "method.epochs=400",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    while not points_of(tmp_path)[0].progress:
+        assert points_of(tmp_path)[0].status in sweeps.UNDER_WAY
+        time.sleep(0.5)
+    wanted = ("--partition=high", "--exclusive", "--wrap=true", f"--output={tmp_path}/high")
+    subprocess.run(["sbatch", *wanted], check=True)
+    while points_of(tmp_path)[0].status in sweeps.UNDER_WAY:
+        time.sleep(0.5)
+    (point,) = points_of(tmp_path)
+    assert point.status == "done", point
+    assert "resumed after" in (Path(point.entry["directory"]) / "train.log").read_text()
+
+
+def test_a_point_without_memory_fails_and_goes_on_with_more(command_line, tmp_path):
+    command = (
+        "train", "-m", "hydra/launcher=slurm", f"paths.outputs={tmp_path}", *QUICK,
+        "method.epochs=1",
+    )  # fmt: skip
+    ended = command_line.run(*command, "site.mem_gb=0.1", COLUMNS="300")
+    assert ended.code == 1, ended.out
+    (point,) = points_of(tmp_path)
+    assert point.status == "failed"
+    assert "SLURM: OUT_OF_MEMORY" in point.message or "SLURM: FAILED" in point.message
+    assert "SLURM:" in ended.out
+    ended = command_line.run("status", f"paths.outputs={tmp_path}", "sweep=default")
+    assert ended.code == 1
+    ended = command_line.run(*command, "site.mem_gb=3")
+    assert ended.code == 0, ended.out + ended.err
+    assert points_of(tmp_path)[0].status == "done"
+
+
+def test_what_slurm_refuses_is_told_once_in_its_words_and_leaves_nothing(command_line, tmp_path):
+    outputs = tmp_path / "outputs"
+    ended = command_line.run(
+        "train", "-m", "hydra/launcher=slurm", f"paths.outputs={outputs}", *QUICK,
+        "site.partition=nowhere", "site.mem_gb=1",
+    )  # fmt: skip
+    assert ended.code == 2
+    assert len(ended.err.strip().splitlines()) == 1
+    assert "invalid partition specified: nowhere" in ended.err
+    assert not outputs.exists()
+
+
+def test_the_stock_launcher_stays_usable(command_line, tmp_path):
+    command = (
+        "train", "-m", "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=20",
+        "hydra.launcher.mem_gb=2", f"paths.outputs={tmp_path}", *QUICK, "method.epochs=1",
+    )  # fmt: skip
+    ended = command_line.run(*command, "seed=0,1")
+    assert ended.code == 0, ended.err
+    assert {point.status for point in points_of(tmp_path)} == {"done"}
+    ended = command_line.run(*command, "optimizer.lr=1e30")
+    assert ended.code == 1, "a failed job must not look completed"
