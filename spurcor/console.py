@@ -31,6 +31,7 @@ Rows = Sequence[Mapping[str, Any]]
 REDRAW_SECONDS = 0.1
 LINE_SECONDS = 10.0  # when piped, an epoch is told at most this often
 STYLES = {"done": "", "failed": "red"} | dict.fromkeys(("held", "interrupted", "missing"), "yellow")
+PLACES = ("paths.", "sweep=", "site.", "site=", "tracker", "hydra")
 MANY_GROUPS = 16  # beyond this the table shows the worst groups only
 
 
@@ -76,20 +77,17 @@ class Terminal:
     def result(
         self, result: Mapping[str, Any], directory: Path, how: str, config: "TrainConfig"
     ) -> None:
-        """The table of groups, the run's directory, and the way to the MLflow page."""
+        """The table of groups, the run's directory, and the way to the trackers' pages."""
         run = result["run"]
         self.say("")
         self.say(f"{run['dataset']} {run['method']} seed {run['seed']}: {how}")
         self.console.print(group_table(result))
         self.say(f"run     {directory}")
-        if "mlflow" in config.tracker:
-            from spurcor.tracking.mlflow import store_uri
+        from spurcor.tracking import Trackers
 
-            uri = store_uri(config.paths.outputs, config.tracker["mlflow"].arguments.get("uri"))
-            if uri.startswith("http"):
-                self.say(f"MLflow  {uri}")
-            else:
-                self.say(f"MLflow  mlflow ui --backend-store-uri {uri}")
+        trackers = Trackers.build(config.tracker, config.paths.outputs)
+        for title, address in trackers.addresses.items():
+            self.say(f"{title:7} {address}")
 
 
 class Watcher:
@@ -194,10 +192,13 @@ def status_table(points: Sequence["PointState"]) -> Table:
 
 
 def distinct(points: Sequence["PointState"]) -> list[str]:
-    """Overrides of each point, without those that all of them share."""
+    """Overrides of each point, without those that all share and those that say where it runs."""
     typed = [point.entry["overrides"] for point in points]
     shared = set.intersection(*map(set, typed)) if len(typed) > 1 else set()
-    return [" ".join(word for word in words if word not in shared) for words in typed]
+    return [
+        " ".join(word for word in words if word not in shared and not word.startswith(PLACES))
+        for words in typed
+    ]
 
 
 def percent(fraction: float | None) -> str:

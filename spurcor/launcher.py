@@ -231,6 +231,8 @@ class InProcess(Launcher):
             found.append(dataclasses.replace(one, message="" if one.status == "done" else message))
         not_done = sum(one.status != "done" for one in found)
         _show(found, _command() if not_done else None)
+        if len(found) > 1 and not_done < len(found):
+            _report(points[0].config)
         if not_done:
             raise RunError(f"{not_done} of {len(found)} points are not done")
 
@@ -444,6 +446,17 @@ def _command() -> str:
     """What re-runs the points that are not done: the same sweep."""
     typed = [word for word in sys.argv[1:] if not word.startswith("rerun=")]
     return f"python -m spurcor.train {shlex.join(typed)}"
+
+
+def _report(config: TrainConfig) -> None:
+    """Write the sweep's report, and show it in the trackers."""
+    from spurcor.report import attach
+    from spurcor.reports import write_report
+    from spurcor.reports.options import Options
+
+    report = write_report(config.paths.outputs, [config.sweep], Options())
+    attach(report, config.sweep, config.paths.outputs, config.tracker)
+    print(f"report  {report.folder / 'report.md'}", flush=True)
 
 
 def _show(found: Sequence[PointState], command: str | None) -> None:

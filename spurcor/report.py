@@ -1,74 +1,83 @@
-"""Tables from the files of a sweep: python -m spurcor.report sweep=..."""
+"""A paper's tables and figures from the files of sweeps: python -m spurcor.report sweep=..."""
 
-import statistics
 import sys
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
 from spurcor import cli
-from spurcor.config import OutputPaths, check
-from spurcor.files import read_json
+from spurcor.config import Node, OutputPaths, check, check_sweep_name
+from spurcor.reports import Report, render, write_report
+from spurcor.reports.document import absent
+from spurcor.reports.options import Options
 
-COLUMNS = ("worst", "average", "aligned", "conflicting")
+MOST_LINES = 20  # of what is missing; all of it is in report.md
 
 
-@dataclass(frozen=True)
-class ReportConfig:
-    """Which sweep."""
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(Options):
+    """Which sweeps, and what of them."""
 
-    sweep: str
+    sweep: str | tuple[str, ...]
+    tracker: dict[str, Node]
     paths: OutputPaths
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.sweeps:
+            raise ValueError("sweep=[] names no sweep")
+        for name in self.sweeps:
+            check_sweep_name(name)
+
+    @property
+    def sweeps(self) -> list[str]:
+        """Each once."""
+        return list(dict.fromkeys([self.sweep] if isinstance(self.sweep, str) else self.sweep))
 
 
 def main(cfg: DictConfig) -> int:
-    """Print the table of a sweep as Markdown; returns the exit code."""
+    """Write the report, show its methods; returns the exit code."""
     config = check(cfg, ReportConfig)
-
-    from spurcor.launcher import manifest
-
-    entries = manifest(config.paths.outputs, config.sweep)
-    found, missing = {}, []
-    for entry in entries:
-        path = Path(entry["directory"]) / "result.json"
-        if path.exists():
-            found[path] = read_json(path)
-        else:
-            missing.append(f"{entry['identity']}/seed{entry['seed']}")
-    print("\n".join(markdown(found)))
-    if missing:
-        print(f"\nnot finished: {', '.join(missing)}")
+    report = write_report(config.paths.outputs, config.sweeps, config)
+    show(report)
+    if len(config.sweeps) == 1:
+        attach(report, config.sweeps[0], config.paths.outputs, config.tracker)
     return 0
 
 
-def markdown(results: Mapping[Path, Mapping[str, Any]]) -> list[str]:
-    """Test accuracies in per cent, mean and standard deviation over seeds, a row per setting."""
-    rows: dict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
-    for result in results.values():
-        run = result["run"]
-        key = (run["dataset"], run["method"], run["identity"])
-        rows[key].append(result["test"])
-        for name, part in result["dfr"].items():
-            rows[(run["dataset"], f"{run['method']} + DFR {name}", run["identity"])].append(
-                part["test"]
-            )
-    lines = ["| data set | method | seeds | " + " | ".join(COLUMNS) + " |"]
-    lines.append("|---|---|---|" + "---|" * len(COLUMNS))
-    for (dataset, method, _), tests in rows.items():
-        cells = [_spread([test[column] for test in tests]) for column in COLUMNS]
-        lines.append(f"| {dataset} | {method} | {len(tests)} | " + " | ".join(cells) + " |")
-    return lines
+def attach(report: Report, sweep: str, outputs: Path, tracker: Mapping[str, Node]) -> None:
+    """Show the report in the trackers, below the sweep's own record."""
+    from spurcor.launcher import log_to_terminal
+    from spurcor.tracking import Record, Trackers
+
+    log_to_terminal()
+    trackers = Trackers.build(tracker, outputs)
+    record = Record.of_sweep(outputs / "sweeps" / sweep)
+    trackers.attach(record, report.files, "report")
+    trackers.close()
 
 
-def _spread(values: list[float | None]) -> str:
-    known = [100 * value for value in values if value is not None]
-    if len(known) < 2:
-        return f"{known[0]:.1f}" if known else "-"
-    return f"{statistics.mean(known):.1f} ± {statistics.stdev(known):.1f}"
+def show(report: Report) -> None:
+    """The methods, the pivot if one was asked for, what is missing, and where the files are."""
+    from spurcor.console import Terminal
+
+    terminal = Terminal()
+    for name in ("methods", "table"):
+        if table := report.tables.get(name):
+            if terminal.console.is_terminal:
+                terminal.console.print(render.rich_table(table))
+            else:
+                terminal.say(render.markdown(table))
+            terminal.say("\n".join(["", *table.notes]))
+    lines = absent(report.missing, report.skipped)
+    if lines:
+        counts = f"{len(report.missing)} points not done, {len(report.skipped)} unusable"
+        more = [f"and {len(lines) - MOST_LINES} more, in report.md"][: len(lines) > MOST_LINES]
+        terminal.say("\n".join([f"{counts}:", *lines[:MOST_LINES], *more, ""]))
+    for path in sorted(report.files):
+        terminal.say(str(path))
 
 
 if __name__ == "__main__":

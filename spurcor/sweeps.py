@@ -21,6 +21,7 @@ from spurcor.lock import holder, lock_of
 COPIED = ("spurcor", "conf", "sweeps")
 GROUPS = ("dataset", "backbone", "method", "optimizer", "schedule", "features", "dfr", "site")
 Status = Literal["done", "running", "queued", "held", "failed", "interrupted", "missing"]
+FIELDS = {"overrides", "identity", "seed", "directory", "needs", "job", "log"}  # of a point's line
 UNDER_WAY = ("queued", "running")
 
 
@@ -107,17 +108,14 @@ def manifest(outputs: Path, name: str) -> list[dict[str, Any]]:
         raise UserError(
             f"sweep={name} does not exist in {outputs}; there is {', '.join(found) or 'none yet'}"
         )
-    entries: dict[tuple[str, ...], dict[str, Any]] = {}
-    for number, entry in enumerate(read_lines(path), 1):
-        try:
-            entries[_key(entry)] = {
-                **entry,
-                "directory": str(outputs / entry["directory"]),
-                "log": entry["log"] and str(outputs / entry["log"]),
-            }
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path}: line {number} is not a point of a sweep") from error
-    return list(entries.values())
+    return [
+        {
+            **entry,
+            "directory": str(outputs / entry["directory"]),
+            "log": entry["log"] and str(outputs / entry["log"]),
+        }
+        for entry in _entries(path).values()
+    ]
 
 
 def write_manifest(points: Sequence[Point]) -> None:
@@ -129,7 +127,7 @@ def write_manifest(points: Sequence[Point]) -> None:
     except OSError as error:
         outputs = points[0].config.paths.outputs
         raise UserError(f"paths.outputs={outputs} cannot be written ({error.strerror})") from error
-    known = {_key(entry): entry for entry in read_lines(path)}
+    known = _entries(path)
     entries = {_key(point.entry): point.entry for point in points}
     fresh = [
         entry
@@ -140,6 +138,18 @@ def write_manifest(points: Sequence[Point]) -> None:
     text = "".join(json.dumps(entry) + "\n" for entry in fresh)
     with path.open("a", encoding="utf-8") as file:
         file.write(text)
+
+
+def _entries(path: Path) -> dict[tuple[str, ...], dict[str, Any]]:
+    """The lines of a manifest, the last of each point."""
+    entries = {}
+    for number, entry in enumerate(read_lines(path), 1):
+        if not isinstance(entry, dict) or not entry.keys() >= FIELDS:
+            raise UserError(
+                f"{path}: line {number} is no point of a sweep of this version; remove the line"
+            )
+        entries[_key(entry)] = entry
+    return entries
 
 
 def _key(entry: Mapping[str, Any]) -> tuple[str, ...]:

@@ -33,9 +33,7 @@ def main(cfg: DictConfig) -> int:
     from spurcor.tracking import Trackers
 
     log_to_terminal()
-    trackers = Trackers(
-        node.build(outputs=config.paths.outputs) for node in config.tracker.values()
-    )
+    trackers = Trackers.build(config.tracker, config.paths.outputs)
     try:
         sent, skipped = _send(config, trackers)
     finally:

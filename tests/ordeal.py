@@ -22,7 +22,8 @@ from spurcor.lock import lock_of
 
 CLUSTER = REPO / "scripts" / "slurm" / "cluster"
 OPTIONS = ("train.num_threads=1", "train.checkpoint_seconds=2", "sweep=ordeal")
-SITE = ("site.cpus_per_task=1", "site.mem_gb=2", "site.timeout_min=30", "site.signal_delay_s=30")
+SITE = ("site.cpus_per_task=1", "site.mem_gb=2", "site.timeout_min=30")
+RUNS_SECONDS = 30  # until a job with a time limit is told to save
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Ordeal:
         shutil.copytree(REPO, self.clone, symlinks=True, ignore=ignored)
         self.server = MlflowServer(folder / "server")
         self.command = ("-m", *size.sweep, *OPTIONS)
-        self.on_slurm = (*self.command, "hydra/launcher=slurm", *SITE)
+        delay = f"site.signal_delay_s={60 * size.limit_min - RUNS_SECONDS}"
+        self.on_slurm = (*self.command, "hydra/launcher=slurm", *SITE, delay)
 
     def run(self, module: str, *arguments: str, outputs: Path | None = None) -> tuple[int, str]:
         """A command as a user types it, with the clone's code; returns exit code and output."""

@@ -1,21 +1,28 @@
 """MLflow mirrors the files: nothing lost, nothing doubled, nothing waited for."""
 
-import contextlib
 import json
-import os
 import shutil
 import socket
-import subprocess
 import sys
+import threading
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
+import mlflow
 import pytest
 from killing import run_of
 from mlflow import MlflowClient
+from servers import free_port, mlflow_server
 from test_resume import interrupt
 
+from spurcor.config import REPO
 from spurcor.tracking import Record, Trackers
+from spurcor.tracking import mlflow as mirror
 from spurcor.tracking.mlflow import MlflowTracker
+
+sys.path.insert(0, str(REPO / "scripts" / "bench"))
+import mlflow_load
 
 QUICK = ("method.epochs=3", "backbone=mlp")
 
@@ -33,8 +40,65 @@ def store(empty_store, tmp_path):
     shutil.copy(empty_store, tmp_path / "mlflow.db")
 
 
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    with mlflow_server(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@dataclass
+class Store:
+    """Where a test's runs are mirrored; its sweep, so its experiment, is its own."""
+
+    outputs: Path
+    sweep: str
+    uri: str | None
+
+    @property
+    def options(self):
+        """For a command line."""
+        uri = "null" if self.uri is None else self.uri
+        places = (f"paths.outputs={self.outputs}", f"tracker.mlflow.uri={uri}")
+        return *places, f"sweep={self.sweep}"
+
+    @property
+    def client(self):
+        return MlflowClient(self.uri or f"sqlite:///{self.outputs}/mlflow.db")
+
+    def tracker(self):
+        return MlflowTracker(self.outputs, self.uri)
+
+    def found(self, kind):
+        experiment = self.client.get_experiment_by_name(self.sweep)
+        tag = f"tags.`spurcor.kind` = '{kind}'"
+        return list(self.client.search_runs([experiment.experiment_id], tag))
+
+    def only(self, kind):
+        (run,) = self.found(kind)
+        return run
+
+
+@pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.server)])
+def anywhere(request, tmp_path):
+    """Both kinds of store."""
+    if request.param == "server":
+        return Store(tmp_path, tmp_path.name, request.getfixturevalue("server").uri)
+    request.getfixturevalue("store")
+    return Store(tmp_path, tmp_path.name, None)
+
+
+@pytest.fixture
+def local(store, tmp_path):
+    return Store(tmp_path, "default", None)
+
+
 def client_of(outputs):
     return MlflowClient(f"sqlite:///{outputs}/mlflow.db")
+
+
+def sync(command_line, store):
+    places = [option for option in store.options if not option.startswith("sweep=")]
+    return command_line.run("sync", *places)
 
 
 def history(client, run_id):
@@ -64,21 +128,22 @@ def wait_for_mlflow(started, outputs):
     """Until the run knows its MLflow run."""
     while True:
         files = list(outputs.glob("runs/*/*/*/seed0/mlflow.json"))
-        if files and "sqlite" in files[0].read_text():
+        if files and len(json.loads(files[0].read_text())) > 1:
             return
         assert started.running(), started.text("err")
         time.sleep(0.01)
 
 
-def test_a_run_and_its_repair_are_mirrored(command_line, tmp_path):
-    assert command_line.run("train", *QUICK, f"paths.outputs={tmp_path}").code == 0
-    client, directory = client_of(tmp_path), run_of(tmp_path)
-    run, dfr = only(client, "run"), only(client, "dfr")
+def test_a_run_and_its_repair_are_mirrored(command_line, anywhere):
+    ended = command_line.run("train", *QUICK, *anywhere.options)
+    assert (ended.code, ended.err) == (0, "")
+    client, directory = anywhere.client, run_of(anywhere.outputs)
+    run, dfr = anywhere.only("run"), anywhere.only("dfr")
     assert (run.info.status, dfr.info.status) == ("FINISHED", "FINISHED")
     assert run.data.params["method"] == "erm"
     assert run.data.params["seed"] == "0"
     assert run.data.params["optimizer.lr"] == "0.001"
-    assert run.data.tags["sweep.default"] == "true"
+    assert run.data.tags[f"sweep.{anywhere.sweep}"] == "true"
     assert "train.device" in run.data.tags
     assert dfr.data.tags["mlflow.parentRunId"] == run.info.run_id
     assert dfr.data.params["method"] == "erm+dfr"
@@ -89,39 +154,187 @@ def test_a_run_and_its_repair_are_mirrored(command_line, tmp_path):
     assert_mirrored(client, run, directory)
     names = [file.path for file in client.list_artifacts(run.info.run_id)]
     assert sorted(names) == ["config.yaml", "result.json"]
+    if anywhere.uri is not None:
+        assert anywhere.uri in ended.out
+        assert "View run" not in ended.out
 
 
-@pytest.mark.usefixtures("store")
-def test_a_resumed_run_continues_its_mlflow_run_and_no_row_is_doubled(command_line, tmp_path):
-    command = ("method.epochs=150", "backbone=mlp", "dfr=none", f"paths.outputs={tmp_path}")
+def test_a_resumed_run_continues_its_mlflow_run_and_no_row_is_doubled(command_line, anywhere):
+    command = ("method.epochs=150", "backbone=mlp", "dfr=none", *anywhere.options)
     started = command_line.start("train", *command, "train.checkpoint_seconds=0.1")
-    wait_for_mlflow(started, tmp_path)
+    wait_for_mlflow(started, anywhere.outputs)
     time.sleep(0.5)
     started.kill()
     started.wait()
-    client, directory = client_of(tmp_path), run_of(tmp_path)
-    assert only(client, "run").info.status == "RUNNING"
+    assert anywhere.only("run").info.status == "RUNNING"
     ended = command_line.run("train", *command)
     assert ended.code == 0, ended.err
-    run = only(client, "run")
+    run = anywhere.only("run")
     assert run.info.status == "FINISHED"
-    assert_mirrored(client, run, directory)
+    assert_mirrored(anywhere.client, run, run_of(anywhere.outputs))
 
 
-@pytest.mark.usefixtures("store")
-def test_a_killed_run_does_not_stay_running(command_line, tmp_path):
-    command = ("method.epochs=2000", "backbone=mlp", f"paths.outputs={tmp_path}")
-    started = command_line.start("train", *command)
-    wait_for_mlflow(started, tmp_path)
+def test_a_killed_run_does_not_stay_running(command_line, anywhere):
+    started = command_line.start("train", "method.epochs=2000", "backbone=mlp", *anywhere.options)
+    wait_for_mlflow(started, anywhere.outputs)
     started.kill()
     started.wait()
-    assert only(client_of(tmp_path), "run").info.status == "RUNNING"
-    another = command_line.run("train", *QUICK, "seed=1", f"paths.outputs={tmp_path}")
+    assert anywhere.only("run").info.status == "RUNNING"
+    another = command_line.run("train", *QUICK, "seed=1", *anywhere.options)
     assert another.code == 0, another.err
-    client = client_of(tmp_path)
-    experiment = client.get_experiment_by_name("default")
-    found = client.search_runs([experiment.experiment_id], "tags.`spurcor.kind` = 'run'")
-    assert sorted(run.info.status for run in found) == ["FINISHED", "KILLED"]
+    assert sorted(run.info.status for run in anywhere.found("run")) == ["FINISHED", "KILLED"]
+
+
+def test_a_run_that_finishes_while_stale_ones_are_looked_for_stays_finished(local, monkeypatch):
+    record = record_of(local, "run0")
+    one, other = local.tracker(), local.tracker()
+    one.start(record)
+    one.close()
+    run = local.only("run")
+
+    def finished_meanwhile(path):
+        local.client.set_terminated(run.info.run_id, "FINISHED")
+
+    monkeypatch.setattr(mirror, "holder", finished_meanwhile)
+    other.start(record_of(local, "run1"))
+    other.close()
+    assert local.client.get_run(run.info.run_id).info.status == "FINISHED"
+
+
+def tracker_is_idle(tracker):
+    """Wait until everything was sent."""
+    done = threading.Event()
+    tracker._put(done.set)
+    assert done.wait(60)
+
+
+def record_of(store, name, kind="run", parent=None):
+    directory = store.outputs / "runs" / name
+    directory.mkdir(parents=True, exist_ok=True)
+    params = {f"option{k}": "1" for k in range(130)}  # more than one request takes
+    return Record(directory, kind, name, store.sweep, parent, params)
+
+
+def test_sweep_run_and_repair_are_one_below_the_other_also_when_requeued(anywhere, tmp_path):
+    sweep = Record.of_sweep(tmp_path / "sweeps" / anywhere.sweep)
+    sweep.directory.mkdir(parents=True)
+    run = record_of(anywhere, "run", parent=sweep.directory)
+    dfr = record_of(anywhere, "run/dfr/val", "dfr", run.directory)
+    rows = [{"step": k, "time": 1000 + k, "phase": "erm", "loss": 0.5 + k} for k in range(3)]
+    for _ in range(2):
+        trackers = Trackers([anywhere.tracker()])
+        for record in (sweep, run, dfr):
+            trackers.start(record)
+        for count in (1, 3):
+            trackers.rows(run, rows[:count])
+        for record in (sweep, run, dfr):
+            trackers.finish(record, "FINISHED")
+        trackers.close()
+        assert trackers.alive
+    shown = {kind: anywhere.only(kind) for kind in ("sweep", "run", "dfr")}
+    for child, parent in (("run", "sweep"), ("dfr", "run")):
+        assert shown[child].data.tags["mlflow.parentRunId"] == shown[parent].info.run_id
+    assert len(shown["run"].data.params) == 130
+    stored = history(anywhere.client, shown["run"].info.run_id)
+    assert stored == {"loss": [(0, 0.5), (1, 1.5), (2, 2.5)]}
+
+
+def test_the_report_of_a_sweep_is_below_it_and_replaced_by_the_next(anywhere, tmp_path):
+    sweep = Record.of_sweep(tmp_path / "sweeps" / anywhere.sweep)
+    sweep.directory.mkdir(parents=True)
+    for text in ("old", "new"):
+        for name in ("report.md", "figure.png"):
+            (tmp_path / name).write_text(text)
+        trackers = Trackers([anywhere.tracker()])
+        trackers.attach(sweep, [tmp_path / "report.md", tmp_path / "figure.png"], "report")
+        trackers.close()
+        assert trackers.alive
+    run = anywhere.only("sweep")
+    assert run.info.status == "FINISHED"
+    client = anywhere.client
+    names = [file.path for file in client.list_artifacts(run.info.run_id, "report")]
+    assert sorted(names) == ["report/figure.png", "report/report.md"]
+    for name in names:
+        file = client.download_artifacts(run.info.run_id, name, str(tmp_path))
+        assert Path(file).read_text() == "new"
+
+
+def test_many_that_need_an_experiment_at_once_share_it(anywhere):
+    trackers = [anywhere.tracker() for _ in range(8)]
+    for k, tracker in enumerate(trackers):
+        tracker.start(record_of(anywhere, f"run{k}"))
+    for tracker in trackers:
+        tracker.close()
+        assert tracker.alive
+    assert len(anywhere.found("run")) == 8
+    names = [experiment.name for experiment in anywhere.client.search_experiments()]
+    assert names.count(anywhere.sweep) == 1
+
+
+def test_rows_go_in_batches(local, monkeypatch):
+    sent = []
+    plain = MlflowClient.log_batch
+
+    def counted(self, run_id, metrics=(), **others):
+        sent.append(len(metrics))
+        return plain(self, run_id, metrics=metrics, **others)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", counted)
+    tracker, record = local.tracker(), record_of(local, "run")
+    tracker.start(record)
+    for step in range(50):
+        tracker.log(record, [{"step": step, "time": step, "loss": 1.0}])
+    tracker.close()
+    batches = [count for count in sent if count]
+    assert sum(batches) == 50
+    assert len(batches) <= 2, "the first at once, the others together"
+    assert len(history(local.client, local.only("run").info.run_id)["loss"]) == 50
+
+
+def test_a_locked_database_is_tried_again(local, monkeypatch, caplog):
+    failures = iter(range(3))
+    plain = MlflowClient.log_batch
+
+    def locked(self, *arguments, **others):
+        if next(failures, None) is not None:
+            raise mlflow.MlflowException("(sqlite3.OperationalError) database is locked")
+        return plain(self, *arguments, **others)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", locked)
+    tracker, record = local.tracker(), record_of(local, "run")
+    tracker.start(record)
+    tracker.log(record, [{"step": 1, "time": 1, "loss": 1.0}])
+    tracker.close()
+    assert tracker.alive
+    assert caplog.text == ""
+    assert history(local.client, local.only("run").info.run_id) == {"loss": [(1, 1.0)]}
+
+
+@pytest.mark.parametrize("carried_out", ["before", "after", "never"])
+def test_a_creation_of_unknown_outcome_makes_one_run(carried_out, local, monkeypatch):
+    """The request is repeated; the first was carried out before that, after it, or never."""
+    plain, calls = MlflowClient.create_run, []
+
+    def doubtful(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            if carried_out == "before":
+                plain(self, *arguments)
+            raise mlflow.MlflowException("database is locked")
+        if carried_out == "after":
+            plain(self, *arguments)
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", doubtful)
+    tracker, record = local.tracker(), record_of(local, "run")
+    tracker.start(record)
+    tracker.log(record, [{"step": 1, "time": 1, "loss": 1.0}])
+    tracker.finish(record, "FINISHED")
+    tracker.close()
+    assert tracker.alive
+    run = local.only("run")
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"loss": 1.0}
 
 
 @pytest.mark.usefixtures("store")
@@ -143,21 +356,23 @@ def test_a_rerun_is_another_mlflow_run(command_line, tmp_path):
     assert all(len(history(client, run.info.run_id)["train/loss"]) == 3 for run in found)
 
 
-@pytest.mark.usefixtures("store")
-def test_sync_changes_nothing_that_is_there(command_line, tmp_path):
-    assert command_line.run("train", *QUICK, f"paths.outputs={tmp_path}").code == 0
-    client = client_of(tmp_path)
-    before = {kind: only(client, kind).info for kind in ("run", "dfr")}
+def test_sync_changes_nothing_that_is_there(command_line, anywhere):
+    assert command_line.run("train", *QUICK, *anywhere.options).code == 0
+    before = {kind: anywhere.only(kind).info for kind in ("run", "dfr")}
+    stored = history(anywhere.client, before["run"].run_id)
     time.sleep(1.1)
-    assert command_line.run("sync", f"paths.outputs={tmp_path}").code == 0
+    for _ in range(2):
+        ended = sync(command_line, anywhere)
+        assert ended.code == 0, ended.err
     for kind, info in before.items():
-        now = only(client, kind).info
+        now = anywhere.only(kind).info
         assert (now.run_id, now.start_time, now.end_time, now.status) == (
             info.run_id,
             info.start_time,
             info.end_time,
             "FINISHED",
         )
+    assert history(anywhere.client, before["run"].run_id) == stored
 
 
 @pytest.mark.usefixtures("store")
@@ -185,25 +400,28 @@ def test_a_run_deleted_in_the_page_is_sent_anew(command_line, tmp_path):
     assert_mirrored(client, only(client, "run"), run_of(tmp_path))
 
 
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+def test_a_dead_server_is_not_waited_for(tmp_path, caplog):
+    store = Store(tmp_path, "default", f"http://127.0.0.1:{free_port()}")
+    tracker, record = store.tracker(), record_of(store, "run")
+    begin = time.monotonic()
+    tracker.start(record)
+    time.sleep(1.0)  # of training, in which it is tried again
+    tracker.log(record, [{"step": 1, "time": 1, "loss": 0.5}])
+    tracker.finish(record, "FINISHED")
+    tracker.close()
+    assert time.monotonic() - begin < 2.0
+    assert not tracker.alive
+    assert caplog.text.count("is not reached (") == 1
+    assert "Connection refused" in caplog.text
 
 
 def test_a_dead_server_costs_a_warning_and_sync_catches_up(command_line, tmp_path):
-    dead = f"http://127.0.0.1:{free_port()}"
-    seconds = {}
-    for name, tracker in (("without", "tracker=none"), ("dead", f"tracker.mlflow.uri={dead}")):
-        outputs = tmp_path / name
-        begin = time.monotonic()
-        ended = command_line.run("train", *QUICK, tracker, f"paths.outputs={outputs}")
-        seconds[name] = time.monotonic() - begin
-        assert ended.code == 0, ended.err
+    dead, outputs = f"http://127.0.0.1:{free_port()}", tmp_path / "outputs"
+    places = (f"tracker.mlflow.uri={dead}", f"paths.outputs={outputs}")
+    ended = command_line.run("train", *QUICK, *places)
+    assert ended.code == 0, ended.err
     assert f"MLflow at {dead} is not reached" in ended.err
     assert ended.err.count("\n") == 1
-    assert seconds["dead"] - seconds["without"] < 2.0
-    outputs = tmp_path / "dead"
     for _ in range(2):
         ended = command_line.run("sync", f"paths.outputs={outputs}")
         assert ended.code == 0, ended.err
@@ -214,7 +432,8 @@ def test_a_dead_server_costs_a_warning_and_sync_catches_up(command_line, tmp_pat
     assert ended.code == 1
 
 
-def test_a_server_that_never_answers_is_not_waited_for(tmp_path):
+def test_a_server_that_never_answers_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror, "FIRST_ANSWER_SECONDS", 2.0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -226,7 +445,7 @@ def test_a_server_that_never_answers_is_not_waited_for(tmp_path):
         assert time.monotonic() - begin < 0.1
         tracker.close()
         assert not tracker.alive
-        assert time.monotonic() - begin < 20
+        assert time.monotonic() - begin < 10
 
 
 def test_sync_of_a_sweep_that_does_not_exist(command_line, tmp_path):
@@ -277,35 +496,77 @@ def test_a_broken_tracker_is_dropped_and_the_others_go_on(tmp_path, caplog):
 
 
 @pytest.fixture
-def server(tmp_path):
-    port = free_port()
-    folder = tmp_path / "server"
-    folder.mkdir()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=log, stderr=log, start_new_session=True
-        )
-    uri = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            break
-        time.sleep(0.2)
-    yield uri
-    os.killpg(process.pid, 15)
-    process.wait(30)
+def own_server(tmp_path):
+    """A server that the test may take down."""
+    with mlflow_server(tmp_path / "server") as running:
+        yield running
+
+
+@pytest.mark.server
+def test_a_server_that_is_away_for_a_while_costs_a_warning(command_line, own_server, tmp_path):
+    store = Store(tmp_path / "outputs", "default", own_server.uri)
+    command = ("train", "method.epochs=400", "backbone=mlp", "dfr=none", *store.options)
+    impatient = ("train.checkpoint_seconds=0.2", "tracker.mlflow.patience=1")
+    started = command_line.start(*command, *impatient)
+    wait_for_mlflow(started, store.outputs)
+    own_server.stop()
+    while "is not reached" not in started.text("err"):
+        assert started.running(), started.text("err")
+        time.sleep(0.05)
+    own_server.start()
+    ended = started.wait()
+    assert ended.code == 0, ended.err
+    assert ended.err.count("\n") == 1
+    run, directory = store.only("run"), run_of(store.outputs)
+    assert run.info.status == "RUNNING", "the mirror was given up"
+    for _ in range(2):
+        ended = sync(command_line, store)
+        assert ended.code == 0, ended.err
+    assert store.only("run").info.run_id == run.info.run_id
+    assert store.only("run").info.status == "FINISHED"
+    assert_mirrored(store.client, run, directory)
+
+
+@pytest.mark.server
+def test_a_server_that_restarts_costs_nothing(own_server, tmp_path, caplog):
+    store = Store(tmp_path / "outputs", "default", own_server.uri)
+    tracker, record = store.tracker(), record_of(store, "run")
+    tracker.start(record)
+    rows = [{"step": k, "time": k, "loss": float(k)} for k in range(3)]
+    tracker.log(record, rows[:1])
+    tracker_is_idle(tracker)
+    own_server.stop()
+    tracker.log(record, rows[1:2])
+    tracker.artifact(record, store.outputs / "runs" / "run" / "mlflow.json")
+    time.sleep(1.0)
+    own_server.start()
+    tracker.log(record, rows[2:])
+    tracker.finish(record, "FINISHED")
+    tracker.close()
+    assert tracker.alive
+    assert caplog.text == ""
+    run = store.only("run")
+    assert run.info.status == "FINISHED"
+    assert history(store.client, run.info.run_id)["loss"] == [(k, float(k)) for k in range(3)]
+    (artifact,) = store.client.list_artifacts(run.info.run_id)
+    assert artifact.path == "mlflow.json"
+
+
+def many_writers(outputs, uri, database):
+    """Twelve runs at once, in processes without torch; each row nearly a request of its own."""
+    size = {"processes": 2, "threads": 6, "rows": 6, "metrics": 10}
+    load = mlflow_load.Load(outputs, uri, database, **size, interval=0.2, pause=0.1)
+    return mlflow_load.measure(load)
 
 
 @pytest.mark.cold
-def test_a_server_uri_works_as_well(server, command_line, tmp_path):
-    outputs = tmp_path / "outputs"
-    ended = command_line.run(
-        "train", *QUICK, f"paths.outputs={outputs}", MLFLOW_TRACKING_URI=server
-    )
-    assert ended.code == 0
-    assert ended.err == ""
-    assert server in ended.out
-    client = MlflowClient(server)
-    assert_mirrored(client, only(client, "run"), run_of(outputs))
+@pytest.mark.usefixtures("store")
+def test_many_writers_at_once_on_one_file(tmp_path, capfd):
+    assert many_writers(tmp_path, None, tmp_path / "mlflow.db"), capfd.readouterr()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.server
+def test_many_writers_at_once_on_one_server(server, tmp_path, capfd):
+    assert many_writers(tmp_path, server.uri, server.database), capfd.readouterr()
+    assert capfd.readouterr().err == ""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from spurcor.config import MACHINE, Node, TrainConfig, plain
+from spurcor.errors import UserError
 from spurcor.files import read_json, read_lines
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,15 @@ class Record:
             return None, None
         return int(rows[0]["time"] - 1000 * rows[0]["seconds"]), int(rows[-1]["time"])
 
+    @property
+    def label(self) -> str:
+        """A readable name that no other record of the outputs folder has; a DFR's is below it."""
+        if self.kind == "sweep":
+            return self.sweep
+        run = self.parent if self.kind == "dfr" and self.parent else self.directory
+        name = "-".join(run.parts[-4:])  # data set, method, identity, seed
+        return f"{name}/{self.directory.name}" if self.kind == "dfr" else name
+
     @classmethod
     def of_sweep(cls, folder: Path) -> Record:
         """A sweep, above its runs."""
@@ -78,8 +89,33 @@ def _flat(prefix: str, value: Any) -> dict[str, str]:
     return {prefix: str(value)}
 
 
+def metrics_of(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The metrics of a row that have a value."""
+    for key, value in row.items():
+        if key not in UNTRACKED and value is not None:
+            yield key, float(value)
+
+
+def require(package: str) -> None:
+    """Refuse a tracker whose package is missing, before anything has started."""
+    spec = importlib.util.find_spec(package)
+    # A folder of that name in the working directory, such as a tracker's own, is found as well.
+    if spec is None or spec.origin is None:
+        raise UserError(
+            f"tracker={package} needs the package {package}: pip install 'spurcor[{package}]'"
+        )
+
+
 class Tracker(Protocol):
     """A mirror. Calls return at once and may come twice with the same content."""
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+
+    @property
+    def address(self) -> str | None:
+        """An address, or the command that opens what is mirrored."""
 
     @property
     def alive(self) -> bool:
@@ -91,8 +127,14 @@ class Tracker(Protocol):
     def log(self, record: Record, rows: Sequence[Mapping[str, Any]]) -> None:
         """Show metrics: rows with `step` and `time` (epoch ms); other numbers are metrics."""
 
-    def artifact(self, record: Record, path: Path) -> None:
-        """Show a file."""
+    def result(self, record: Record, row: Mapping[str, Any]) -> None:
+        """Show what the record is compared by: a row like those of `log`."""
+
+    def artifact(self, record: Record, path: Path, folder: str = "") -> None:
+        """Show a file, in a folder of the record's files; it takes the place of its namesake.
+
+        The file may be read as late as in `close`.
+        """
 
     def finish(self, record: Record, status: Status) -> None:
         """Show how the record ended."""
@@ -115,12 +157,21 @@ class Trackers:
         return not self._dropped and all(tracker.alive for tracker in self._trackers)
 
     @classmethod
+    def build(cls, nodes: Mapping[str, Node], outputs: Path) -> Trackers:
+        """Build the trackers that a configuration names; nothing is started by it."""
+        return cls(node.build(outputs=outputs) for node in nodes.values())
+
+    @classmethod
     def open(cls, config: TrainConfig, stack: ExitStack) -> Trackers:
-        """Build the trackers that a configuration names; closed with the stack."""
-        outputs = config.paths.outputs
-        trackers = cls(node.build(outputs=outputs) for node in config.tracker.values())
+        """The same, closed with the stack."""
+        trackers = cls.build(config.tracker, config.paths.outputs)
         stack.callback(trackers.close)
         return trackers
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """By title, where each mirror is seen."""
+        return {tracker.title: tracker.address for tracker in self._trackers if tracker.address}
 
     def start(self, record: Record) -> None:
         """See `Tracker.start`."""
@@ -137,10 +188,17 @@ class Trackers:
         """Send the result of a finished record and show it as finished."""
         if record.kind == "dfr":
             self.start(record)
-        self._each("log", record, [_result_row(record)])
+        self._each("result", record, _result_row(record))
         for name in ("config.yaml", "result.json"):
             if (path := record.directory / name).exists():
                 self._each("artifact", record, path)
+        self.finish(record, "FINISHED")
+
+    def attach(self, record: Record, paths: Iterable[Path], folder: str) -> None:
+        """Show files of a record that is finished, in a folder beside its others."""
+        self.start(record)
+        for path in paths:
+            self._each("artifact", record, path, folder)
         self.finish(record, "FINISHED")
 
     def finish(self, record: Record, status: Status) -> None:

@@ -1,151 +1,304 @@
 """MLflow as a mirror: everything is sent from one background thread."""
 
 import contextlib
+import functools
 import logging
 import os
 import queue
+import random
 import re
+import shlex
 import socket
+import sqlite3
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from spurcor.files import read_json, write_json
 from spurcor.lock import holder, lock_of
-from spurcor.tracking import UNTRACKED, Record, Status
+from spurcor.tracking import Record, Status, metrics_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
 BATCH = 1000  # metrics in one request, MLflow's limit
+# A server needs a third of a second for 1000: among many writers small requests are answered in
+# time where large ones run into their timeouts.
+SERVER_BATCH = 250
+PARAM_BATCH = 100  # MLflow's limit
+FLUSH_SECONDS = 5.0  # rows are collected for this long
+WRITERS = 4  # of an outputs folder that use the store at the same time
+TURN_SECONDS, TURN_PAUSE = 30.0, 0.03
 CONNECT_SECONDS = 1.0
-CLOSE_SECONDS = 60.0
+FIRST_ANSWER_SECONDS = 15.0  # a server that is silent for longer from the beginning is dead
+CLOSE_PATIENCE = 20.0  # for a store that refuses while nothing but the mirror is left to do
+CLOSE_SECONDS = 60.0  # since the last answer of a store that has work left when a run ends
+CLOSE_LIMIT = 180.0
+PAUSE_SECONDS = (0.2, 5.0)  # between two attempts: the first, and the longest
 # The page opens on tables and charts of runs; without it, on traces of language models.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-# Set before mlflow is imported: its own defaults block for minutes on a dead server.
+# Set before mlflow is imported. Its own retries block for minutes on a dead server and know
+# nothing of the run's end; a busy server may need most of the timeout.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Metrics that wait to be sent together with others of their record."""
+
+    record: Record
+    rows: list[dict[str, Any]]
 
 
 class MlflowTracker:
     """One MLflow experiment per sweep; runs below their sweep, DFR below its run.
 
     The id of the MLflow run is kept in the record's folder, so a requeued or resumed run continues
-    it. The first failure switches the mirror off for this process; `spurcor.sync` catches up.
+    it. A store that is busy or away is tried again; one that stays so switches the mirror off for
+    this process, and `spurcor.sync` catches up.
     """
 
-    def __init__(self, outputs: Path, uri: str | None = None) -> None:
-        """`uri` null: MLFLOW_TRACKING_URI, or else a sqlite store in the outputs folder."""
+    title = "MLflow"
+
+    def __init__(self, outputs: Path, uri: str | None = None, patience: float = 60.0) -> None:
+        """`uri` null: MLFLOW_TRACKING_URI, or else a sqlite store in the outputs folder.
+
+        `patience`: seconds for which a request is repeated while the run goes on.
+        """
         self.outputs = outputs
         self.uri = store_uri(outputs, uri)
+        self.patience = patience
         self.failure: Exception | None = None
-        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._queue: queue.Queue[Callable[[], None] | _Rows | None] = queue.Queue()
+        self._worker: threading.Thread | None = None
+        self._closing = threading.Event()
+        self._asked: float | None = None  # when a server got the first request
+        self._answered: float | None = None
+        self._turn_of = random.randrange(WRITERS)
         self._experiments: dict[str, str] = {}
-        self._worker = threading.Thread(target=self._work, name="mlflow", daemon=True)
-        self._worker.start()
+        self._statuses: dict[Path, str] = {}
+        self._unsure: set[Path] = set()  # records that a failed request may have created
 
     @property
     def alive(self) -> bool:
         """Whether the store has taken everything so far."""
         return self.failure is None
 
+    @property
+    def address(self) -> str:
+        """A server's address, or the command that opens a local store."""
+        if self._server is not None:
+            return self.uri
+        return shlex.join(["mlflow", "ui", "--backend-store-uri", self.uri])
+
     # --- calls of the run: they only queue --------------------------------------------------------
 
     def start(self, record: Record) -> None:
         """Create the MLflow run, or continue it."""
-        self._queue.put(lambda: self._start(record))
+        self._put(lambda: self._start(record))
 
     def log(self, record: Record, rows: Sequence[Mapping[str, Any]]) -> None:
         """Metrics with the row's own time: a row that is sent twice is stored once."""
-        frozen = [dict(row) for row in rows]
-        self._queue.put(lambda: self._log(record, frozen))
+        self._put(_Rows(record, [dict(row) for row in rows]))
 
-    def artifact(self, record: Record, path: Path) -> None:
+    def result(self, record: Record, row: Mapping[str, Any]) -> None:
+        """Metrics like those of any row."""
+        self.log(record, [row])
+
+    def artifact(self, record: Record, path: Path, folder: str = "") -> None:
         """Copy a file to the artifact store."""
-        self._queue.put(lambda: self._client.log_artifact(self._run_id(record), str(path)))
+        self._put(
+            lambda: self._client.log_artifact(self._run_id(record), str(path), folder or None)
+        )
 
     def finish(self, record: Record, status: Status) -> None:
         """Close the MLflow run."""
-        self._queue.put(lambda: self._finish(record, status))
+        self._put(lambda: self._finish(record, status))
 
     def close(self) -> None:
-        """Wait until everything is sent or has failed."""
+        """Wait until everything is sent or has failed, or the store is silent for too long."""
+        if self._worker is None:
+            return
+        self._closing.set()
         self._queue.put(None)
-        self._worker.join(CLOSE_SECONDS)
+        begin = time.monotonic()
+        while self._worker.is_alive() and not self._silent(begin):
+            self._worker.join(0.1)
         if self._worker.is_alive():
-            self.failure = TimeoutError(f"no answer for {CLOSE_SECONDS:.0f} s")
-            self._warn()
+            self._fail(TimeoutError("no answer in time"))
+
+    def _put(self, task: Callable[[], None] | _Rows | None) -> None:
+        if self._worker is None:  # a tracker that is only asked for its address needs no thread
+            self._worker = threading.Thread(target=self._work, name="mlflow", daemon=True)
+            self._worker.start()
+        self._queue.put(task)
+
+    def _silent(self, begin: float) -> bool:
+        """Whether a store that is waited for since `begin` deserves no more of it."""
+        now = time.monotonic()
+        if now - max(begin, self._answered or begin) > CLOSE_SECONDS or now - begin > CLOSE_LIMIT:
+            return True
+        never = self._asked is not None and self._answered is None
+        return never and now - (self._asked or now) > FIRST_ANSWER_SECONDS
 
     # --- the thread -------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        while (task := self._queue.get()) is not None:
-            if self.failure is not None:
-                continue
+        waiting: list[_Rows] = []
+        due = 0.0  # when rows are sent
+        while not (self._closing.is_set() and self._queue.empty() and not waiting):
+            task: Callable[[], None] | _Rows | None = None
+            with contextlib.suppress(queue.Empty):
+                pause = max(due - time.monotonic(), 0.0)
+                task = self._queue.get(timeout=pause if waiting else None)
+            if isinstance(task, _Rows):
+                waiting.append(task)
+                if time.monotonic() < due:
+                    continue
+                task = None
+            if waiting:
+                due = time.monotonic() + FLUSH_SECONDS
+                self._carry_out(functools.partial(self._log, waiting))
+                waiting = []
+            if task is not None:
+                self._carry_out(task)
+
+    def _carry_out(self, task: Callable[[], None]) -> None:
+        """Do a task, again if the store was only busy or away; nothing after a failure."""
+        begin, (pause, longest) = time.monotonic(), PAUSE_SECONDS
+        while self.failure is None:
             try:
                 if not hasattr(self, "_client"):
                     self._connect()
-                task()
+                with self._turn():
+                    task()
+                self._answered = time.monotonic()
+                return
             except Exception as error:  # the files are the record: a mirror never stops a run
-                self.failure = error
-                self._warn()
+                closing = self._closing.is_set()
+                patience = min(self.patience, CLOSE_PATIENCE) if closing else self.patience
+                late = time.monotonic() - begin > patience
+                if late or not self._passing(error) or (closing and not self._reachable()):
+                    self._fail(error)
+                    return
+            # Many writers that were refused together must not come back together.
+            wait = pause * random.uniform(0.5, 1.5)
+            if closing:
+                time.sleep(wait)
+            else:  # the end of the run wakes it for a last attempt
+                self._closing.wait(wait)
+            pause = min(2 * pause, longest)
 
-    def _warn(self) -> None:
-        text = str(self.failure).strip().splitlines()
+    def _passing(self, error: BaseException) -> bool:
+        """Whether the same request may succeed in a moment."""
+        if self._server is None:
+            return "database is locked" in str(error)
+        import requests
+
+        network = (
+            *(ConnectionError, TimeoutError, socket.gaierror),
+            *(requests.ConnectionError, requests.Timeout),
+            requests.exceptions.RetryError,  # the server's own 429 and 5xx
+        )
+        return any(isinstance(cause, network) for cause in _chain(error))
+
+    def _fail(self, error: Exception) -> None:
+        if self.failure is not None:
+            return
+        self.failure = error
+        # The innermost reason says it: those around it repeat addresses.
+        reasons = [e for e in _chain(error) if isinstance(e, OSError | sqlite3.Error)]
+        text = str([error, *reasons][-1]).strip().splitlines()
         log.warning(
             "MLflow at %s is not reached (%s); python -m spurcor.sync sends what it misses",
             self.uri,
-            text[0][:200] if text else type(self.failure).__name__,
+            text[0][:200] if text else type(error).__name__,
         )
 
-    def _connect(self) -> None:
+    @property
+    def _server(self) -> tuple[str, int] | None:
+        """Host and port of a server; None for a local store."""
         address = urlparse(self.uri)
-        if address.scheme in ("http", "https"):  # spare a dead server the import of mlflow
-            port = address.port or {"http": 80, "https": 443}[address.scheme]
-            socket.create_connection((address.hostname or "", port), CONNECT_SECONDS).close()
+        if address.scheme not in ("http", "https"):
+            return None
+        return address.hostname or "", address.port or {"http": 80, "https": 443}[address.scheme]
+
+    def _reachable(self) -> bool:
+        try:
+            self._knock()
+        except OSError:
+            return False
+        return True
+
+    def _knock(self) -> None:
+        if self._server is not None:
+            socket.create_connection(self._server, CONNECT_SECONDS).close()
+
+    def _connect(self) -> None:
+        self._knock()  # spares a dead server the import of mlflow
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        # It logs every lock of the database with its traceback, also those that pass.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         from mlflow import MlflowClient
 
-        with self._creation_lock():
-            self._client: MlflowClient = MlflowClient(tracking_uri=self.uri)
-            self._client.search_experiments(max_results=1)
+        if self._server is not None and self._asked is None:
+            self._asked = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            if self._server is None:  # a fresh store breaks when two processes create it
+                stack.enter_context(self._lock("create"))
+            client = MlflowClient(tracking_uri=self.uri)
+            client.search_experiments(max_results=1)
+        self._answered = time.monotonic()
+        self._client: MlflowClient = client
 
     @contextlib.contextmanager
-    def _creation_lock(self) -> Iterator[None]:
-        """A fresh sqlite store breaks when two processes create it."""
-        if self.uri.startswith("sqlite"):
-            self.outputs.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.outputs / ".mlflow.lock"):
-                yield
-        else:
+    def _turn(self) -> Iterator[None]:
+        """A courtesy among the writers of an outputs folder; one whose turn never comes goes on.
+
+        Many at once keep a sqlite file's writers waiting beyond its own patience. And a server
+        takes more than one database connection for a request, so that as many requests as it has
+        connections wait for each other until they time out.
+        """
+        lock = self._lock(str(self._turn_of))
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(Timeout):
+                stack.enter_context(lock.acquire(TURN_SECONDS, TURN_PAUSE / 2))
             yield
+        time.sleep(TURN_PAUSE)  # or the next task takes the lock before anybody else looks at it
+
+    def _lock(self, name: str) -> FileLock:
+        self.outputs.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.outputs / f".mlflow.{name}.lock")
 
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:
-            with self._creation_lock():
-                found = self._client.get_experiment_by_name(name)
-                if found is None:
-                    local = self.uri.startswith("sqlite")
-                    place = (self.outputs / "mlflow-artifacts").as_uri() if local else None
-                    try:
-                        created = self._client.create_experiment(name, place, EXPERIMENT_TAGS)
-                    except Exception:
-                        found = self._client.get_experiment_by_name(name)
-                        if found is None:  # not created by another process meanwhile either
-                            raise
+            found = self._client.get_experiment_by_name(name)
+            if found is None:
+                local = self.uri.startswith("sqlite")
+                place = (self.outputs / "mlflow-artifacts").as_uri() if local else None
+                try:
+                    created = self._client.create_experiment(name, place, EXPERIMENT_TAGS)
+                except Exception:
+                    found = self._client.get_experiment_by_name(name)
+                    if found is None:  # not created by another process meanwhile either
+                        raise
             if found is not None and found.lifecycle_stage == "deleted":
                 self._client.restore_experiment(found.experiment_id)
             self._experiments[name] = created if found is None else found.experiment_id
@@ -159,14 +312,20 @@ class MlflowTracker:
             kind = run.data.tags.get("spurcor.kind")
             owner = directory.parents[1] if kind == "dfr" else directory
             # What is not on this disk is the run of another machine.
-            if kind in ("run", "dfr") and directory.exists() and holder(lock_of(owner)) is None:
+            if kind not in ("run", "dfr") or not directory.exists():
+                continue
+            if holder(lock_of(owner)) is not None:
+                continue
+            # It may have finished since the search: it says so before it lets go of its lock.
+            if self._client.get_run(run.info.run_id).info.status == "RUNNING":
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _start(self, record: Record) -> None:
         from mlflow.entities import Param, RunTag
 
         path = record.directory / "mlflow.json"
-        if not path.exists():  # before the MLflow run, so that a kill in between loses nothing
+        fresh = not path.exists()
+        if fresh:  # written before the MLflow run, so that a kill in between loses nothing
             write_json(path, {"id": uuid.uuid4().hex})
         tags = {
             **record.tags,
@@ -174,30 +333,38 @@ class MlflowTracker:
             "spurcor.id": read_json(path)["id"],
             "spurcor.kind": record.kind,
         }
-        run = self._known(record)
+        run = None if fresh else self._known(record)
         if run is None:
             if record.parent is not None and (parent := self._stored_id(record.parent)):
                 tags["mlflow.parentRunId"] = parent
-            run = self._client.create_run(
-                self._experiment(record.sweep),
-                start_time=record.times[0],
-                tags=tags,
-                run_name=record.name,
-            )
-        elif record.kind == "run" and run.info.status in ("KILLED", "FAILED"):
-            self._client.update_run(run.info.run_id, status="RUNNING")
-        write_json(path, {**read_json(path), self.uri: run.info.run_id})
-        missing = {key: v for key, v in record.params.items() if key not in run.data.params}
-        self._client.log_batch(
-            run.info.run_id,
-            params=[Param(key, value[:6000]) for key, value in missing.items()],
-            tags=[RunTag(key, value) for key, value in tags.items()],
-        )
+            experiment = self._experiment(record.sweep)
+            try:
+                run = self._client.create_run(experiment, record.times[0], tags, record.name)
+            except Exception:
+                self._unsure.add(record.directory)
+                raise
+        status = run.info.status
+        if record.kind == "run" and status in ("KILLED", "FAILED"):
+            self._client.update_run(run.info.run_id, status := "RUNNING")
+        self._statuses[record.directory] = status
+        if self._stored_id(record.directory) != run.info.run_id:
+            write_json(path, {**read_json(path), self.uri: run.info.run_id})
+        known, shown = run.data.params, run.data.tags
+        params = [Param(k, value[:6000]) for k, value in record.params.items() if k not in known]
+        new_tags = [RunTag(key, value) for key, value in tags.items() if shown.get(key) != value]
+        for first in range(0, max(len(params), len(new_tags)), PARAM_BATCH):
+            part = slice(first, first + PARAM_BATCH)
+            self._client.log_batch(run.info.run_id, params=params[part], tags=new_tags[part])
 
     def _finish(self, record: Record, status: Status) -> None:
         run_id = self._run_id(record)
-        if self._client.get_run(run_id).info.status != status:  # else it keeps its end time
+        if record.directory in self._unsure:  # a request that timed out may have been carried out
+            for run in self._search(record):
+                if run.info.run_id != run_id:
+                    self._client.delete_run(run.info.run_id)
+        if self._statuses.get(record.directory) != status:  # else it keeps its end time
             self._client.set_terminated(run_id, status, end_time=record.times[1])
+            self._statuses[record.directory] = status
 
     def _known(self, record: Record) -> "Run | None":
         """The MLflow run of a record: by its stored id, or by its tag if that is missing."""
@@ -211,10 +378,14 @@ class MlflowTracker:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
+        found = self._search(record)
+        return found[0] if found else None
+
+    def _search(self, record: Record) -> "list[Run]":
+        """The MLflow runs that carry the record's own id."""
         key = read_json(record.directory / "mlflow.json")["id"]
         experiments = [self._experiment(record.sweep)]
-        found = self._client.search_runs(experiments, f"tags.`spurcor.id` = '{key}'", max_results=1)
-        return found[0] if found else None
+        return list(self._client.search_runs(experiments, f"tags.`spurcor.id` = '{key}'"))
 
     def _stored_id(self, directory: Path) -> str | None:
         path = directory / "mlflow.json"
@@ -226,20 +397,28 @@ class MlflowTracker:
             raise RuntimeError(f"{record.directory} was never started in MLflow")
         return run_id
 
-    def _log(self, record: Record, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _log(self, waiting: Sequence[_Rows]) -> None:
         from mlflow.entities import Metric
 
-        metrics = [
-            Metric(
-                re.sub(r"[^\w\-. /]", "_", key), float(value), int(row["time"]), int(row["step"])
-            )
-            for row in rows
-            for key, value in row.items()
-            if key not in UNTRACKED and value is not None
-        ]
-        run_id = self._run_id(record)
-        for first in range(0, len(metrics), BATCH):
-            self._client.log_batch(run_id, metrics=metrics[first : first + BATCH])
+        metrics: dict[str, list[Metric]] = {}
+        for entry in waiting:
+            run_metrics = metrics.setdefault(self._run_id(entry.record), [])
+            for row in entry.rows:
+                run_metrics += [
+                    Metric(re.sub(r"[^\w\-. /]", "_", key), value, int(row["time"]), row["step"])
+                    for key, value in metrics_of(row)
+                ]
+        size = SERVER_BATCH if self._server else BATCH
+        for run_id, found in metrics.items():
+            for first in range(0, len(found), size):
+                self._client.log_batch(run_id, metrics=found[first : first + size])
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what it came from, the innermost last."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def store_uri(outputs: Path, uri: str | None = None) -> str:

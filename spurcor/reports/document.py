@@ -1,0 +1,85 @@
+"""report.md: every table and figure, what is missing, and the sentences that go with them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spurcor.reports.options import Options
+from spurcor.reports.render import markdown
+from spurcor.reports.tables import Table
+from spurcor.reports.trials import Collection, Missing, show_value
+
+LATE = ("settings",)  # long tables that few read come after the figures
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure in its formats, PNG first."""
+
+    title: str
+    paths: Sequence[Path]
+    notes: Sequence[str]
+
+
+def document(
+    sweeps: Sequence[str],
+    found: Collection,
+    shown: Sequence[Table],
+    figures: Sequence[Figure],
+    options: Options,
+) -> str:
+    """The Markdown text of a report; the same files give the same text."""
+    parts = [f"# {', '.join(sweeps)}", *_opening(found, options), *found.notes]
+    for table in shown:
+        parts += _section(table) if table.name not in LATE else []
+    for figure in figures:
+        parts += [f"## {figure.title}", f"![{figure.title}]({figure.paths[0].name})"]
+        parts += figure.notes
+    for table in shown:
+        parts += _section(table) if table.name in LATE else []
+    parts += _absent(found)
+    if shown:
+        parts += [
+            "## Files",
+            "`methods`, `criteria`, `comparison`, `settings` as CSV hold these tables at full"
+            " precision, in %; `methods.tex` and `criteria.tex` want the package booktabs;"
+            " `runs.csv` has a line per run and criterion, fractions as recorded.",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def absent(missing: Sequence[Missing], skipped: Mapping[str, str]) -> list[str]:
+    """What is in no table, and why: points that are not done, directories that are not sound."""
+    lines = [f"{one.status}: {one.overrides} ({one.sweep}) {one.message}" for one in missing]
+    return [line.strip() for line in lines] + [f"left out: {k}: {v}" for k, v in skipped.items()]
+
+
+def _section(table: Table) -> list[str]:
+    return [f"## {table.title}", markdown(table), *table.notes]
+
+
+def _opening(found: Collection, options: Options) -> Iterator[str]:
+    runs = found.runs
+    if not runs:
+        yield "No run is finished."
+        return
+    repairs = sum(trial.repair is not None for trial in found.trials)
+    yield (
+        f"{len(runs)} runs, {repairs} repairs. Test accuracy in %, mean ± standard deviation over"
+        f" seeds, with a 95 % t interval of the mean; `{options.criterion}` chose the epoch of each"
+        " run and the setting of each method, and test data were only read off there."
+    )
+    commits = list(dict.fromkeys(run.commit for run in runs))
+    yield f"Code: {', '.join(commits)}{' (+: with changes)' if '+' in ''.join(commits) else ''}."
+    if moved := sum(run.moved for run in runs):
+        yield f"{moved} runs went on under another device, precision or number of threads."
+    if options.keep:
+        kept = " and ".join(f"{key} {show_value(value)}" for key, value in options.keep.items())
+        yield f"Kept: only {kept}."
+
+
+def _absent(found: Collection) -> Iterator[str]:
+    if found.missing or found.skipped:
+        yield f"## Not in the tables: {len(found.missing)} not done, {len(found.skipped)} unusable"
+    if lines := absent(found.missing, found.skipped):
+        yield "\n".join(f"- {line}" for line in lines)

@@ -1,0 +1,107 @@
+"""What a reader may choose of a report, checked against what the runs hold."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from spurcor.config import METRICS
+from spurcor.errors import UserError
+from spurcor.reports.selection import STANDARD
+from spurcor.reports.tables import Metric
+from spurcor.reports.trials import Trial, with_settings
+
+DEFAULT_ROWS = ("dataset", "method", "setting")
+SHOWN_METRICS = tuple(name for name in METRICS if name != "loss")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric over the values of a configuration key, a line per value of `lines`."""
+
+    x: str
+    metric: str = "worst"
+    lines: tuple[str, ...] = ("method",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """See conf/report.yaml."""
+
+    rows: tuple[str, ...] = DEFAULT_ROWS
+    columns: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ("worst", "average", "aligned", "conflicting")
+    criterion: str = "val/worst"
+    baseline: str | None = "erm"
+    curve: Curve | None = None
+    plots: bool = True
+    keep: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key in ("rows", "metrics"):
+            if not getattr(self, key):
+                raise ValueError(f"{key}=[] leaves nothing to show")
+        if twice := [key for key in self.rows if key in self.columns]:
+            raise ValueError(f"columns={twice[0]} is one of the rows already")
+
+
+def keep(trials: Sequence[Trial], wanted: Mapping[str, Any]) -> list[Trial]:
+    """The trials with the values wanted, one or a list per key; UserError if none is left."""
+    for key, value in wanted.items():
+        _check("keep", key, _keys(trials))
+        values = value if isinstance(value, list | tuple) else [value]
+        found = list(dict.fromkeys(trial.value(key) for trial in trials))
+        for one in values:
+            if one not in found:
+                raise UserError(
+                    f"keep.{key}={one} is the value of no run; there is {_listed(found)}"
+                )
+        trials = [trial for trial in trials if trial.value(key) in values]
+    if not trials:
+        raise UserError("keep leaves no run: no run has all of the values at once")
+    return with_settings(trials)
+
+
+def check(options: Options, trials: Sequence[Trial]) -> list[Metric]:
+    """Refuse what no run has; returns the metrics with the columns that they are read from."""
+    keys = _keys(trials)
+    for name in ("rows", "columns"):
+        for key in getattr(options, name):
+            _check(name, key, keys)
+    columns = {key: None for trial in trials for key in trial.rows[-1]}
+    validation = [key for key in columns if key.startswith("val/")]
+    _check("criterion", options.criterion, [*STANDARD, *validation])
+    methods = list(dict.fromkeys(trial.method for trial in trials))
+    if options.baseline not in (None, Options.baseline):
+        _check("baseline", str(options.baseline), methods)
+    if options.curve is not None:
+        for key in (options.curve.x, *options.curve.lines):
+            _check("curve", key, keys)
+        metric("curve.metric", options.curve.metric, trials, columns)
+    return [metric("metrics", name, trials, columns) for name in options.metrics]
+
+
+def metric(option: str, name: str, trials: Iterable[Trial], columns: Iterable[str] = ()) -> Metric:
+    """A metric of TEST by its name, or of a further test set as <name>/<metric>."""
+    tests = list(dict.fromkeys(test for trial in trials for test in trial.run.tests))
+    own = [key.removeprefix("test/") for key in columns if key.startswith("test/group/")]
+    known = [*SHOWN_METRICS, *own]
+    _check(option, name, known + [f"{test}/{key}" for test in tests for key in known])
+    return Metric(name, f"test/{name}" if name in known else name)
+
+
+def _keys(trials: Sequence[Trial]) -> list[str]:
+    options = dict.fromkeys(key for trial in trials for key in trial.config)
+    return list(dict.fromkeys([*DEFAULT_ROWS, *options]))
+
+
+def _check(option: str, value: str, known: Sequence[str]) -> None:
+    if value in known:
+        return
+    near = difflib.get_close_matches(value, known, 1)
+    hint = f"did you mean {near[0]}? T" if near else "t"
+    raise UserError(f"{option}={value} is none of this report; {hint}here is {_listed(known)}")
+
+
+def _listed(values: Iterable[Any]) -> str:
+    return ", ".join(str(value) for value in values if value is not None)

@@ -1,0 +1,130 @@
+"""Finished runs as their files tell them; whatever cannot be trusted is refused in one sentence."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    `rows` are those of its last phase; a method without phases has one row, its result.
+    `repairs` holds, by folder name, the options of each DFR and its result as a row.
+    """
+
+    directory: Path
+    identity: str
+    seed: int
+    config: Mapping[str, Any]
+    splits: Mapping[str, str]
+    tests: tuple[str, ...]
+    rows: Sequence[Row]
+    repairs: Mapping[str, tuple[Mapping[str, Any], Row]]
+    images: int
+    seconds: float
+    commit: str
+    moved: bool
+
+
+def number(row: Row, key: str) -> float | None:
+    """The value of a row's column; None where it is not defined."""
+    value = row.get(key)
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def read_run(directory: Path) -> Run:
+    """Read a run's directory; a ValueError says which file is wrong, and how."""
+    result = _mapping(_parse(directory / "result.json", (directory / "result.json").read_bytes()))
+    run = _mapping(result.get("run"), "result.json holds no run")
+    config = _mapping(run.get("config"), "result.json holds no run.config: an older version's?")
+    tests = _mapping(result.get("tests", {}), "result.json: tests is no mapping")
+    try:
+        return Run(
+            directory=directory,
+            identity=str(run["identity"]),
+            seed=int(run["seed"]),
+            config={
+                "dataset": str(config["dataset"]),
+                "method": str(config["method"]),
+                **{key: _hashable(value) for key, value in config.items()},
+            },
+            splits={str(name): str(mark) for name, mark in _mapping(run["splits"]).items()},
+            tests=tuple(tests),
+            rows=_last_phase(directory, result),
+            repairs=dict(_repairs(_mapping(result.get("dfr", {})))),
+            images=int(run["images_seen"]),
+            seconds=float(run["seconds"]),
+            commit=str(run.get("commit", "unknown")),
+            moved=bool(run.get("moved", False)),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"result.json is not a run's ({error})") from error
+
+
+def _parse(path: Path, text: bytes) -> Any:
+    from pydantic_core import from_json
+
+    try:
+        return from_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path.name} cannot be read ({error})") from error
+
+
+def _mapping(value: Any, sentence: str = "result.json is not a run's") -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(sentence)
+    return value
+
+
+def _hashable(value: Any) -> Any:
+    """Configuration values are compared and counted."""
+    if isinstance(value, list):
+        return tuple(_hashable(item) for item in value)
+    return str(value) if isinstance(value, dict) else value
+
+
+def _last_phase(directory: Path, result: Mapping[str, Any]) -> Sequence[Row]:
+    path = directory / "metrics.jsonl"
+    selected = result.get("selected") or {}
+    if selected.get("phase") is None:
+        return [_as_row(result)]
+    lines = path.read_bytes().split(b"\n")
+    if lines.pop():
+        raise ValueError("metrics.jsonl ends within a line")
+    rows = _parse(path, b"[" + b",".join(line for line in lines if line) + b"]")
+    if not rows or not all(isinstance(row, dict) and row.get("epoch") for row in rows):
+        raise ValueError("metrics.jsonl does not hold a run's epochs")
+    phase = rows[-1].get("phase")
+    rows = [row for row in rows if row.get("phase") == phase]
+    if selected["phase"] != phase or selected["epoch"] > rows[-1]["epoch"]:
+        raise ValueError("metrics.jsonl lacks the epoch that result.json selected")
+    return rows
+
+
+def _repairs(parts: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Mapping[str, Any], Row]]]:
+    for name, value in parts.items():
+        part = _mapping(value, f"dfr {name} is not a repair's result")
+        options = _mapping(part.get("options"), f"dfr {name} holds no options")
+        flat = {f"dfr.{key}": _hashable(option) for key, option in options.items()}
+        yield name, (flat, _as_row(part))
+
+
+def _as_row(result: Mapping[str, Any]) -> Row:
+    """Final figures in the form of an epoch's row, so that both are judged by the same code."""
+    reports = {"val": result.get("val"), "test": result["test"], **result.get("tests", {})}
+    row: dict[str, Any] = {"phase": None, "epoch": None}
+    for split, report in reports.items():
+        for key, value in (report or {}).items():
+            if key != "groups":
+                row[f"{split}/{key}"] = value
+        for group, value in (report or {}).get("groups", {}).items():
+            if value["count"]:
+                row[f"{split}/group/{group}"] = value["accuracy"]
+    return row

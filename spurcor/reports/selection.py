@@ -1,0 +1,120 @@
+"""Which epoch of a run, and which setting of a method, a criterion chooses.
+
+Every criterion judges the same rows. Only `_score` reads them here, and it lets no criterion but
+`oracle` see anything else than the validation split.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from spurcor.reports.runs import Row, number
+from spurcor.reports.trials import Trial
+
+LAST, ORACLE = "last", "oracle"
+STANDARD = ("val/worst", "val/average", "val/worst_class", LAST, ORACLE)
+ORACLE_COLUMN = "test/worst"
+
+
+@dataclass(frozen=True)
+class Pick:
+    """The row of a trial by which a criterion judges it; no score where it is undefined."""
+
+    trial: Trial
+    row: Row
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The seeds of one setting. `column` decided on epochs and settings; None: nothing could."""
+
+    criterion: str
+    column: str | None
+    picks: tuple[Pick, ...]
+    expected: int
+    chosen: bool = False
+    rivals: int = 0
+
+    @property
+    def trial(self) -> Trial:
+        """The first seed's, which stands for what all seeds share."""
+        return self.picks[0].trial
+
+    @property
+    def score(self) -> float | None:
+        """Mean over the seeds."""
+        known = [pick.score for pick in self.picks if pick.score is not None]
+        return fmean(known) if known else None
+
+    def rank(self) -> float:
+        """For sorting by score; a candidate without one comes last."""
+        return -math.inf if self.score is None else self.score
+
+    @property
+    def name(self) -> str:
+        """The method, with the setting where several stand side by side undecided."""
+        trial = self.trial
+        return f"{trial.method} [{trial.setting}]" if self.undecided else trial.method
+
+    @property
+    def undecided(self) -> bool:
+        """Whether it is shown because nothing could select among several settings."""
+        return self.column is None and self.rivals > 0
+
+    def values(self, column: str) -> list[float]:
+        """A column's values at the chosen rows, where defined."""
+        found = (number(pick.row, column) for pick in self.picks)
+        return [value for value in found if value is not None]
+
+
+def judge(
+    trials: Sequence[Trial], criterion: str, planned: Mapping[str, int] | None = None
+) -> list[Candidate]:
+    """The settings among trials of one data set and method, with the best one marked as chosen.
+
+    Per trial the first row with the best score; then the setting with the best mean score over
+    its seeds. Settings without any score are marked too: nothing speaks against them.
+    """
+    column = _column(trials, criterion)
+    settings: dict[str, list[Pick]] = {}
+    for trial in trials:
+        settings.setdefault(trial.identity, []).append(_pick(trial, column, criterion))
+    seeds = [(planned or {}).get(picks[0].trial.run.identity, 0) for picks in settings.values()]
+    expected = max([*seeds, *map(len, settings.values())], default=0)
+    found = []
+    for picks in settings.values():
+        decides = any(pick.score is not None for pick in picks)
+        by = column if decides else None
+        found.append(Candidate(criterion, by, tuple(picks), expected, rivals=len(settings) - 1))
+    best = max((one for one in found if one.column), key=Candidate.rank, default=None)
+    return [replace(one, chosen=one is best or one.column is None) for one in found]
+
+
+def _column(trials: Iterable[Trial], criterion: str) -> str:
+    """The column that a criterion reads; groups need attributes, the average does not."""
+    if criterion == ORACLE:
+        return ORACLE_COLUMN
+    column = "val/worst" if criterion == LAST else criterion
+    rows = [row for trial in trials for row in trial.rows]
+    if column == "val/worst" and all(_score(row, column, criterion) is None for row in rows):
+        return "val/average"
+    return column
+
+
+def _pick(trial: Trial, column: str, criterion: str) -> Pick:
+    rows = trial.rows[-1:] if criterion == LAST else trial.rows
+    scores = [_score(row, column, criterion) for row in rows]
+    known = [score for score in scores if score is not None]
+    if not known:  # as training does: the last epoch, where a criterion is defined nowhere
+        return Pick(trial, rows[-1], None)
+    return Pick(trial, rows[scores.index(max(known))], max(known))
+
+
+def _score(row: Row, column: str, criterion: str) -> float | None:
+    """The one place where a criterion reads a row; larger is better."""
+    if criterion != ORACLE and not column.startswith("val/"):
+        raise ValueError(f"{criterion} may not read {column}: it selects on validation data")
+    value = number(row, column)
+    return -value if value is not None and column.endswith("/loss") else value

@@ -1,0 +1,73 @@
+"""Means with intervals, and paired comparisons; small samples, so exact where that is possible."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+LEVEL = 0.95
+EXACT_UP_TO = 16  # pairs: 65,536 sign patterns
+RANDOM_PATTERNS = 2**EXACT_UP_TO
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean, standard deviation (ddof 1) and t interval of the mean; None below two values."""
+
+    mean: float
+    std: float | None
+    low: float | None
+    high: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Summary | None":
+        """None of no values."""
+        if not values:
+            return None
+        mean, count = fmean(values), len(values)
+        if count == 1:
+            return cls(mean, None, None, None, 1)
+        from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+        # The quantile itself: scipy.stats takes over a second to import.
+        std = stdev(values)
+        half = float(stdtrit(count - 1, (1 + LEVEL) / 2)) * std / count**0.5
+        return cls(mean, std, mean - half, mean + half, count)
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" if self.std is None else f"{self.mean:.1f} ± {self.std:.1f}"
+
+    @property
+    def interval(self) -> str:
+        """As text."""
+        return "-" if self.low is None else f"[{self.low:.1f}, {self.high:.1f}]"
+
+
+def sign_flip_p(differences: Sequence[float]) -> float:
+    """Two-sided p of the paired permutation test of the mean.
+
+    The share of sign patterns whose mean is as far from 0 as the one observed: of all patterns up
+    to EXACT_UP_TO differences, beyond that of RANDOM_PATTERNS fixed random ones and the observed.
+    """
+    import numpy as np
+
+    values = np.asarray(differences, dtype=float)
+    count = len(values)
+    if count <= EXACT_UP_TO:
+        signs = 1 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
+    else:
+        signs = np.random.default_rng(0).choice([-1, 1], size=(RANDOM_PATTERNS, count))
+        signs[0] = 1
+    # Sums that are equal but for rounding are ties.
+    reached = np.abs(signs @ values) >= abs(values.sum()) - 1e-12 * np.abs(values).sum()
+    return float(reached.mean())
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's step-down correction: the p-values as if each were the only one looked at."""
+    corrected: dict[str, float] = {}
+    largest = 0.0
+    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p))
+        corrected[name] = largest
+    return corrected

@@ -1,0 +1,208 @@
+"""What a report compares: runs and repairs of runs, with their labels and settings."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from spurcor.reports.runs import Row, Run, read_run
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run judged by its epochs, or a repair of one judged by its result.
+
+    Trials of one `identity` differ in nothing but the seed. `dataset` carries a mark where the
+    splits of a data set differ among the runs; `setting` tells apart what shares data set and
+    method.
+    """
+
+    run: Run
+    dataset: str
+    method: str
+    identity: str
+    config: Mapping[str, Any]
+    rows: Sequence[Row]
+    repair: str | None = None
+    setting: str = ""
+
+    def value(self, key: str) -> Any:
+        """What the trial has for a row or column of a table; None where it has no such option."""
+        own = {"method": self.method, "setting": self.setting, "splits": self.dataset}
+        return own[key] if key in own else self.config.get(key)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A point of a sweep that is not done."""
+
+    sweep: str
+    overrides: str
+    status: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Everything found: what is judged, what is not done, and what was left out and why."""
+
+    trials: tuple[Trial, ...]
+    missing: tuple[Missing, ...]
+    skipped: Mapping[str, str]
+    planned: Mapping[str, int]  # seeds asked for, by identity of the run
+    notes: tuple[str, ...]
+
+    @property
+    def runs(self) -> list[Run]:
+        """Each run once, however many repairs it has."""
+        return list({trial.run.directory: trial.run for trial in self.trials}.values())
+
+
+def collect(outputs: Path, sweeps: Sequence[str]) -> Collection:
+    """Read the runs of the sweeps; one that several sweeps hold counts once."""
+    from spurcor.sweeps import states
+
+    seeds: dict[str, set[int]] = {}
+    finished: dict[Path, bool] = {}
+    missing = []
+    for sweep in sweeps:
+        for point in states(outputs, sweep):
+            entry = point.entry
+            seeds.setdefault(entry["identity"], set()).add(entry["seed"])
+            directory = Path(entry["directory"])
+            finished[directory] = finished.get(directory, False) or point.status == "done"
+            if point.status != "done":
+                text = " ".join(entry["overrides"])
+                missing.append(Missing(sweep, text, point.status, point.message or ""))
+    runs, skipped = [], {}
+    for directory, done in finished.items():
+        if not done and not (directory / "result.json").exists():
+            continue
+        try:
+            runs.append(read_run(directory))
+        except (ValueError, OSError) as error:
+            skipped[str(directory)] = str(error)
+    labels, notes = _labels(runs)
+    trials = with_settings([trial for run in runs for trial in _trials(run, labels)])
+    planned = {identity: len(found) for identity, found in seeds.items()}
+    return Collection(tuple(trials), tuple(missing), skipped, planned, tuple(notes))
+
+
+def _trials(run: Run, labels: Mapping[Path, str]) -> Iterable[Trial]:
+    label, method = labels[run.directory], run.config["method"]
+    yield Trial(run, label, method, run.identity, run.config, run.rows)
+    for name, (options, row) in run.repairs.items():
+        config = {**run.config, **options}
+        identity = f"{run.identity}/{name}"
+        yield Trial(run, label, f"{method} + DFR", identity, config, [row], name)
+
+
+def _labels(runs: Sequence[Run]) -> tuple[dict[Path, str], list[str]]:
+    """Label each run's data set, with a mark where its splits occur in several versions."""
+    versions: dict[str, dict[frozenset[tuple[str, str]], list[Run]]] = {}
+    for run in runs:
+        marks = frozenset(run.splits.items())
+        versions.setdefault(run.config["dataset"], {}).setdefault(marks, []).append(run)
+    labels: dict[Path, str] = {}
+    notes = []
+    for dataset, found in versions.items():
+        told = []
+        keys = differing([run.config for group in found.values() for run in group])
+        keys = [key for key in keys if key.startswith("dataset.")]
+        for number, (marks, group) in enumerate(found.items(), 1):
+            label = dataset if len(found) == 1 else f"{dataset} (splits {number})"
+            labels |= {run.directory: label for run in group}
+            other = sorted({name for name, _ in marks ^ next(iter(found))})
+            common = [key for key in keys if len({run.config.get(key) for run in group}) == 1]
+            text = _text(group[0].config, {key: key for key in common})
+            names = f"other {', '.join(other)}" if other else "the first found"
+            told.append(f"{label}: {text or names}")
+        if len(found) > 1:
+            notes.append(
+                f"{dataset} occurs with {len(found)} versions of its splits, which share no row"
+                f" and no pair. {'; '.join(told)}."
+            )
+    return labels, notes
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+def with_settings(trials: Sequence[Trial], without: Iterable[str] = ()) -> list[Trial]:
+    """Name each trial's setting by the options that differ among trials of its data set and method.
+
+    `without` are options that a table shows elsewhere. Identities that no option tells apart are
+    named by their hash.
+    """
+    groups: dict[tuple[str, str], dict[str, Trial]] = {}
+    for trial in trials:
+        groups.setdefault((trial.dataset, trial.method), {})[trial.identity] = trial
+    differing = {
+        group: [key for key in _telling([t.config for t in found.values()]) if key not in without]
+        for group, found in groups.items()
+    }
+    names = short_names({key for keys in differing.values() for key in keys})
+    texts: dict[tuple[str, str], dict[str, str]] = {}
+    for group, found in groups.items():
+        chosen = {key: names[key] for key in differing[group]}
+        own = {identity: _text(trial.config, chosen) for identity, trial in found.items()}
+        taken = list(own.values())
+        texts[group] = {
+            identity: text if without or taken.count(text) == 1 else f"{text} [{identity}]".strip()
+            for identity, text in own.items()
+        }
+    return [replace(t, setting=texts[t.dataset, t.method][t.identity]) for t in trials]
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """The last part of each key where it names one only, else the whole key."""
+    keys = sorted(set(keys))
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
+
+
+def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys by which configurations differ, in their order.
+
+    An option that only some have counts if its value differs, or if all chose the same class:
+    that SGD alone has a momentum is said by optimizer=sgd.
+    """
+    values: dict[str, set[Any]] = {}
+    counts: dict[str, int] = {}
+    for config in configs:
+        for key, value in config.items():
+            values.setdefault(key, set()).add(value)
+            counts[key] = counts.get(key, 0) + 1
+    return [
+        key
+        for key, found in values.items()
+        if len(found) > 1
+        or (counts[key] < len(configs) and len(values.get(key.partition(".")[0], ())) <= 1)
+    ]
+
+
+def _telling(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that differ, without those of a repair's many that earlier ones of it determine."""
+    kept: list[str] = []
+    for key in differing(configs):
+        before = [name for name in kept if name.startswith("dfr.")]
+        if key.startswith("dfr.") and before:
+            known = {tuple(config.get(name) for name in before) for config in configs}
+            pairs = {tuple(config.get(name) for name in [*before, key]) for config in configs}
+            if len(pairs) == len(known):
+                continue
+        kept.append(key)
+    return kept
+
+
+def _text(config: Mapping[str, Any], names: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={show_value(config[k])}" for k, name in names.items() if k in config)
+
+
+def show_value(value: Any) -> str:
+    """A configuration value as it is typed."""
+    if isinstance(value, tuple):
+        return f"[{','.join(map(show_value, value))}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)

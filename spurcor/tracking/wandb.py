@@ -1,0 +1,190 @@
+"""Weights & Biases as a mirror: everything is sent from one background thread."""
+
+import logging
+import os
+import queue
+import shlex
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from spurcor.files import read_json, write_json
+from spurcor.tracking import Record, Status, metrics_of, require
+
+if TYPE_CHECKING:
+    import wandb
+
+log = logging.getLogger(__name__)
+CLOSE_SECONDS = 60.0
+INIT_SECONDS = 30.0
+
+
+class WandbTracker:
+    """One W&B run per record that has rows or files; a sweep is the group of its runs.
+
+    The id of the W&B run is kept in the record's folder, so a requeued or resumed run continues it,
+    and a rerun is another. Offline, a process that sends a record writes a folder that holds all of
+    it and removes those of the processes before: `wandb sync` finds each run once.
+    """
+
+    title = "W&B"
+
+    def __init__(
+        self,
+        outputs: Path,
+        project: str = "spurcor",
+        entity: str | None = None,
+        mode: Literal["offline", "online"] = "offline",
+    ) -> None:
+        require("wandb")
+        self.outputs, self.project, self.entity, self.mode = outputs, project, entity, mode
+        self.failure: Exception | None = None
+        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._worker: threading.Thread | None = None
+        self._runs: dict[Path, wandb.Run] = {}
+
+    @property
+    def alive(self) -> bool:
+        """Whether everything was taken so far."""
+        return self.failure is None
+
+    @property
+    def address(self) -> str:
+        """The command that uploads what was written offline, or the project's page."""
+        if self.mode == "offline":
+            return f"wandb sync {shlex.quote(str(self.outputs / 'wandb'))}/offline-run-*"
+        host = os.environ.get("WANDB_BASE_URL", "https://wandb.ai").replace("//api.", "//")
+        return f"{host}/{self.entity}/{self.project}" if self.entity else host
+
+    # --- calls of the run: they only queue --------------------------------------------------------
+
+    def start(self, record: Record) -> None:
+        """Nothing is shown before the first row or file: W&B has groups, and needs no parent."""
+
+    def log(self, record: Record, rows: Sequence[Mapping[str, Any]]) -> None:
+        """History, by the row's own step and time."""
+        frozen = [dict(row) for row in rows]
+        self._put(lambda: self._log(record, frozen))
+
+    def result(self, record: Record, row: Mapping[str, Any]) -> None:
+        """The summary, which W&B's tables of runs show."""
+        numbers = dict(metrics_of(row))
+        self._put(lambda: self._run(record).summary.update(numbers))
+
+    def artifact(self, record: Record, path: Path, folder: str = "") -> None:
+        """Copy a file to the run's files."""
+        self._put(lambda: self._save(record, path, folder))
+
+    def finish(self, record: Record, status: Status) -> None:
+        """Close the W&B run, if anything was shown of it."""
+        self._put(lambda: self._finish(record, status))
+
+    def close(self) -> None:
+        """Wait until everything is sent or has failed."""
+        if self._worker is None:
+            return
+        self._queue.put(None)
+        self._worker.join(CLOSE_SECONDS)
+        if self._worker.is_alive():
+            self._fail(TimeoutError(f"no answer for {CLOSE_SECONDS:.0f} s"))
+
+    def _put(self, task: Callable[[], None]) -> None:
+        if self._worker is None:  # a tracker that is only asked for its address needs no thread
+            self._worker = threading.Thread(target=self._work, name="wandb", daemon=True)
+            self._worker.start()
+        self._queue.put(task)
+
+    # --- the thread -------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while (task := self._queue.get()) is not None:
+            if self.failure is not None:
+                continue
+            try:
+                task()
+            except Exception as error:  # the files are the record: a mirror never stops a run
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if self.failure is not None:
+            return
+        self.failure = error
+        text = str(error).strip().splitlines()
+        log.warning(
+            "W&B fails (%s); python -m spurcor.sync sends what it misses",
+            text[0][:200] if text else type(error).__name__,
+        )
+
+    def _run(self, record: Record) -> "wandb.Run":
+        if record.directory not in self._runs:
+            self._runs[record.directory] = self._init(record)
+        return self._runs[record.directory]
+
+    def _init(self, record: Record) -> "wandb.Run":
+        # Before the import: its error reports go to the network, offline or not.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        self.outputs.mkdir(parents=True, exist_ok=True)
+        sweeps = [key.removeprefix("sweep.") for key in record.tags if key.startswith("sweep.")]
+        return wandb.init(
+            project=self.project,
+            entity=self.entity,
+            dir=self.outputs,
+            id=_id(record),
+            name=record.name,
+            group=record.sweep,
+            job_type=record.kind,
+            tags=[record.kind, *sweeps],
+            config={**record.params, "spurcor.directory": str(record.directory)},
+            mode=self.mode,
+            resume="allow" if self.mode == "online" else None,
+            reinit="create_new",
+            settings=wandb.Settings(
+                console="off",  # the terminal is the user's, and the log is train.log
+                silent=True,
+                disable_git=True,
+                save_code=False,
+                init_timeout=INIT_SECONDS,
+                x_disable_stats=True,
+                x_disable_meta=True,
+            ),
+        )
+
+    def _log(self, record: Record, rows: Sequence[Mapping[str, Any]]) -> None:
+        run = self._run(record)
+        for row in rows:
+            if row["step"] >= run.step:  # else it is there: W&B would say so row by row
+                numbers = {**dict(metrics_of(row)), "_timestamp": row["time"] / 1000}
+                run.log(numbers, step=int(row["step"]))
+
+    def _save(self, record: Record, path: Path, folder: str) -> None:
+        run = self._run(record)
+        # A copy, since W&B would link it; below a folder, since it has a config.yaml of its own.
+        copy = Path(run.dir, "spurcor", folder, path.name)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+        run.save(str(copy), base_path=run.dir, policy="now")
+
+    def _finish(self, record: Record, status: Status) -> None:
+        run = self._runs.pop(record.directory, None)
+        if run is None:
+            return
+        run.finish(exit_code=0 if status == "FINISHED" else 1)
+        if self.mode == "offline":
+            mine = Path(run.settings.sync_dir)
+            for other in mine.parent.glob(f"offline-run-*-{run.id}"):
+                if other != mine:
+                    shutil.rmtree(other)
+
+
+def _id(record: Record) -> str:
+    """The id of the record's W&B run, made when it is first asked for."""
+    path = record.directory / "wandb.json"
+    if not path.exists():
+        name = record.label.replace("/", "-")
+        write_json(path, {"id": f"{name[-100:]}-{uuid.uuid4().hex[:8]}"})
+    return str(read_json(path)["id"])
