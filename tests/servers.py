@@ -48,7 +48,7 @@ class MlflowServer:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240  # a busy machine needs minutes to import it
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()

@@ -1,254 +1,543 @@
-"""Reports from made-up files: what is chosen, by what, and what is left out."""
+"""Reports from made-up files: what is read, what is left out, and what is told."""
 
+import copy
 import csv
 import json
-from collections.abc import Mapping
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import REPO
+from hydra import compose, initialize_config_dir
 
+from spurcor.config import CONF, check, register
 from spurcor.errors import UserError
+from spurcor.report import ReportConfig
 from spurcor.reports import write_report
 from spurcor.reports.options import Options
+from spurcor.reports.runs import Run, read_run
 from spurcor.reports.selection import STANDARD, judge
-from spurcor.reports.trials import collect
+from spurcor.reports.tables import Metric, methods
+from spurcor.reports.trials import Trial, collect, with_settings
 
-GROUPS = ("land/land", "land/water", "water/land", "water/water")
-
-
-def row(epoch, val, test, phase="erm"):
-    """A row whose figures are all `val` or all `test`."""
-    names = ("worst", "average", "worst_class", "aligned", "conflicting")
-    return {
-        "phase": phase, "epoch": epoch, "step": epoch, "time": epoch, "seconds": float(epoch),
-        **{f"val/{name}": val for name in names}, **{f"test/{name}": test for name in names},
-        **{f"test/group/{group}": test for group in GROUPS},
-    }  # fmt: skip
+CONFIG = {"dataset": "birds", "method": "erm", "backbone": "mlp", "optimizer": "sgd"}
+QUIET = Options(plots=False)
 
 
-def make(outputs, method, seed, rows, sweep="one", lr=0.1, splits="s", dfr=None, dataset="birds"):
-    """A finished run as its files would be, and its line in the manifest."""
-    identity = f"r{method}{lr}{splits}"
-    directory = outputs / "runs" / dataset / method / identity / f"seed{seed}"
+def trial(identity="r1", seed=0, rows=(), method="erm", repair=None, dataset="birds", **options):
+    """A trial without files; `lr=1` is an option of the optimizer."""
+    flat = {key if "." in key else f"optimizer.{key}": value for key, value in options.items()}
+    config = {**CONFIG, "method": method, "dataset": dataset, **flat}
+    own = identity.partition("/")[0]
+    directory = Path(dataset, method, own, str(seed))
+    made = Run(directory, own, seed, config, {}, (), rows, {}, 10, 1.0, "abc", False)
+    name = method if repair is None else f"{method} + DFR"
+    return Trial(made, dataset, name, identity, config, rows, repair)
+
+
+def report(worst, **others):
+    """An M of result.json."""
+    names = ("average", "adjusted", "balanced", "worst_class", "aligned", "conflicting")
+    groups = {"land/land": {"accuracy": worst, "count": 3}, "land/sea": {"accuracy": 1, "count": 0}}
+    return {"worst": worst, **dict.fromkeys(names, worst), **others, "groups": groups}
+
+
+def make(
+    outputs, seed=0, epochs=((0.3, 0.2), (0.5, 0.4)), sweep="made", identity=None, splits="a",
+    dfr=None, done=True, **options,
+):  # fmt: skip
+    """Write a finished run with (validation, test) per epoch; returns its directory."""
+    config = {**CONFIG, **options}
+    name = identity or "r" + "-".join(str(value) for value in options.values()).replace("/", "")
+    place = f"runs/{config['dataset']}/{config['method']}/{name}/seed{seed}"
+    directory = outputs / place
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
-    figure = {name: rows[-1][f"test/{name}"] for name in ("worst", "average", "worst_class")}
-    figure |= {"aligned": 0.9, "conflicting": 0.1, "groups": {}}
-    config = {"dataset": dataset, "method": method, "backbone": "mlp", "optimizer.lr": lr}
-    run = {
-        "identity": identity, "seed": seed, "config": config, "splits": {"test": splits},
-        "images_seen": 100, "seconds": 2.0, "commit": "abc", "moved": False,
+    entry = {
+        "overrides": [f"{key}={value}" for key, value in options.items()] + [f"seed={seed}"],
+        "identity": name, "seed": seed, "directory": place, "needs": ["done"], "job": None,
+        "log": None,
     }  # fmt: skip
-    selected = {"criterion": "val/worst", "phase": rows[-1]["phase"], "epoch": rows[-1]["epoch"]}
-    parts = {"run": run, "selected": selected, "val": figure, "test": figure, "tests": {}}
-    (directory / "result.json").write_text(json.dumps({**parts, "dfr": dfr or {}}))
+    manifest = outputs / "sweeps" / sweep / "points.jsonl"
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    with manifest.open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+    if not done:
+        return directory
+    rows = []
+    for epoch, (val, test) in enumerate(epochs, 1):
+        row = {"phase": "erm", "epoch": epoch, "train/loss": 1.0}
+        for split, value in (("val", val), ("test", test), ("clean", test)):
+            metrics = report(value)
+            groups = metrics.pop("groups")
+            row |= {f"{split}/{key}": figure for key, figure in metrics.items()}
+            row |= {f"{split}/group/{key}": group["accuracy"] for key, group in groups.items()}
+        rows.append(json.dumps(row) + "\n")
+    (directory / "metrics.jsonl").write_text("".join(rows))
+    parts = {
+        f"val-{number}": {
+            "options": {"split": "val", "layer": layer},
+            "val": None if val is None else report(val),
+            "test": report(test),
+            "tests": {"clean": report(test)},
+        }
+        for number, (layer, val, test) in enumerate(dfr or ())
+    }
+    result = {
+        "run": {
+            "identity": name, "seed": seed, "config": config, "splits": {"train": splits},
+            "images_seen": 100 + seed, "seconds": 2.0, "commit": "abc", "moved": False,
+        },
+        "selected": {"criterion": "val/worst", "phase": "erm", "epoch": len(epochs)},
+        "val": report(epochs[-1][0]), "test": report(epochs[-1][1]),
+        "tests": {"clean": report(epochs[-1][1])}, "dfr": parts,
+    }  # fmt: skip
+    (directory / "result.json").write_text(json.dumps(result))
     (directory / "done").touch()
-    plan(outputs, directory, identity, seed, f"method={method}", sweep)
     return directory
 
 
-def plan(outputs, directory, identity, seed, override, sweep="one"):
-    """A line of the manifest."""
-    entry = {
-        "overrides": [override, f"seed={seed}"], "identity": identity, "seed": seed,
-        "needs": ["done"], "job": None, "log": None,
-        "directory": str(directory.relative_to(outputs)),
-    }  # fmt: skip
-    folder = outputs / "sweeps" / sweep
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "points.jsonl").open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+def read_csv(path):
+    return list(csv.DictReader(path.open()))
 
 
-def report(outputs, *sweeps, **options):
-    return write_report(outputs, sweeps or ("one",), Options(plots=False, **options))
+# --- what is read ---------------------------------------------------------------------------------
 
 
-def records(found, name):
-    return list(csv.DictReader((found.folder / f"{name}.csv").open()))
+def truncate(path, size=40):
+    path.write_bytes(path.read_bytes()[:-size])
 
 
-class Blind(Mapping):
-    """A row that raises where anything but training or validation is read."""
-
-    def __init__(self, values):
-        self.values_ = values
-
-    def __getitem__(self, key):
-        assert not key.startswith(("test/", "opposite/")), f"{key} was read"
-        return self.values_[key]
-
-    def __iter__(self):
-        return iter(self.values_)
-
-    def __len__(self):
-        return len(self.values_)
-
-
-def test_no_criterion_but_oracle_reads_test_data(tmp_path):
-    for lr in (0.1, 0.2):
-        make(tmp_path, "erm", 0, [row(1, 0.5, 0.4), row(2, 0.6, 0.3)], lr=lr)
-    trials = collect(tmp_path, ["one"]).trials
-    for trial in trials:
-        object.__setattr__(trial, "rows", [Blind(one) for one in trial.rows])
-    for criterion in STANDARD:
-        if criterion != "oracle":
-            assert judge(trials, criterion)
-    with pytest.raises(AssertionError, match="test/worst was read"):
-        judge(trials, "oracle")
-    with pytest.raises(ValueError, match="selects on validation data"):
-        judge(trials, "opposite/worst")
+DAMAGE = {
+    "result.json cannot be read": lambda d: truncate(d / "result.json"),
+    "result.json is not a run's": lambda d: (d / "result.json").write_text("[1, 2]"),
+    "result.json holds no run": lambda d: (d / "result.json").write_text('{"run": 3}'),
+    "result.json holds no run.config": lambda d: (d / "result.json").write_text('{"run": {}}'),
+    "No such file": lambda d: (d / "result.json").unlink(),
+    "Is a directory": lambda d: ((d / "result.json").unlink(), (d / "result.json").mkdir()),
+    "metrics.jsonl ends within a line": lambda d: truncate(d / "metrics.jsonl"),
+    "metrics.jsonl does not hold": lambda d: (d / "metrics.jsonl").write_bytes(b""),
+    "metrics.jsonl cannot be read": lambda d: (d / "metrics.jsonl").write_bytes(b"\0\xff\x80\n"),
+    "metrics.jsonl lacks the epoch": lambda d: (d / "metrics.jsonl").write_bytes(
+        (d / "metrics.jsonl").read_bytes().split(b"\n")[0] + b"\n"
+    ),
+}
 
 
-def test_each_criterion_picks_its_epoch_and_setting(tmp_path):
-    """lr 0.1: validation best at epoch 2, test best at 1; lr 0.2: worse on val, best on test."""
-    for seed in (0, 1):
-        make(tmp_path, "erm", seed, [row(1, 0.5, 0.9), row(2, 0.8, 0.6), row(3, 0.7, 0.5)])
-        make(tmp_path, "erm", seed, [row(1, 0.4, 0.95), row(2, 0.75, 0.1)], lr=0.2)
-    found = {one["criterion"]: one for one in records(report(tmp_path), "criteria")}
-    assert float(found["val/worst"]["worst_mean"]) == pytest.approx(60)
-    assert "lr=0.1" in found["val/worst"]["setting"]
-    assert float(found["last"]["worst_mean"]) == pytest.approx(10)  # 0.75 beats 0.7 at the last epochs
-    assert "lr=0.2" in found["last"]["setting"]
-    (oracle,) = (one for name, one in found.items() if "oracle" in name)
-    assert "reads test" in oracle["criterion"]
-    assert float(oracle["worst_mean"]) == pytest.approx(95)
+@pytest.mark.parametrize("sentence", DAMAGE)
+def test_a_damaged_run_is_named_and_left_out(tmp_path, sentence):
+    make(tmp_path, seed=0)
+    broken = make(tmp_path, seed=1)
+    DAMAGE[sentence](broken)
+    made = write_report(tmp_path, ["made"], QUIET)
+    assert list(made.skipped) == [str(broken)]
+    assert sentence in made.skipped[str(broken)]
+    text = (made.folder / "report.md").read_text()
+    assert "0 not done, 1 unusable" in text
+    assert f"left out: {broken}: {made.skipped[str(broken)]}" in text
+    (record,) = made.tables["methods"].records
+    assert str(record["seeds"]) == "1 of 2"
 
 
-def test_a_tie_goes_to_the_first_epoch(tmp_path):
-    make(tmp_path, "erm", 0, [row(1, 0.8, 0.3), row(2, 0.8, 0.7)])
-    (found,) = records(report(tmp_path), "methods")
-    assert float(found["worst_mean"]) == pytest.approx(30)
+def places(tree, path=()):
+    yield path
+    items = tree.items() if isinstance(tree, dict) else ()
+    for key, value in items:
+        yield from places(value, (*path, key))
+
+
+def test_whatever_a_result_holds_there_is_no_traceback(tmp_path):
+    directory = make(tmp_path, dfr=[(1, 0.5, 0.5)])
+    sound = json.loads((directory / "result.json").read_text())
+    refused = 0
+    for path in list(places(sound))[1:]:
+        for wrong in (None, "x", 3, float("inf"), [], {}):
+            tree = copy.deepcopy(sound)
+            node = tree
+            for key in path[:-1]:
+                node = node[key]
+            node[path[-1]] = wrong
+            (directory / "result.json").write_text(json.dumps(tree))
+            try:
+                read = read_run(directory)
+            except ValueError:
+                refused += 1
+                continue
+            one = Trial(read, "birds", "erm", "r1", read.config, read.rows)
+            judged = {("birds", "erm"): judge(with_settings([one]), "val/worst")}
+            methods(judged, [Metric("worst", "test/worst")])
+    assert refused > 100
 
 
 def test_only_the_last_phase_counts(tmp_path):
-    make(tmp_path, "erm", 0, [row(1, 0.9, 0.9, "first"), row(1, 0.5, 0.4, "second")])
-    (found,) = records(report(tmp_path), "methods")
-    assert float(found["worst_mean"]) == pytest.approx(40)
+    directory = make(tmp_path, epochs=((0.1, 0.1), (0.2, 0.6)))
+    path = directory / "metrics.jsonl"
+    early = path.read_text().replace('"erm"', '"first"').replace("0.2", "0.9")
+    path.write_text(early + path.read_text())
+    made = write_report(tmp_path, ["made"], QUIET)
+    assert made.tables["methods"].records[0]["worst"].mean == pytest.approx(60)
 
 
-def test_means_over_seeds_and_paired_differences(tmp_path):
-    for seed, (erm, dro) in enumerate([(0.40, 0.60), (0.50, 0.65), (0.45, 0.70)]):
-        make(tmp_path, "erm", seed, [row(1, 0.5, erm)])
-        make(tmp_path, "group_dro", seed, [row(1, 0.5, dro)])
-    found = report(tmp_path)
-    erm, dro = records(found, "methods")
-    assert (erm["method"], float(erm["worst_mean"])) == ("erm", pytest.approx(45))
-    assert float(erm["worst_std"]) == pytest.approx(5)
-    assert float(dro["worst_mean"]) == pytest.approx(65)
-    (pair,) = records(found, "comparison")
-    assert (pair["method"], pair["against"]) == ("group_dro", "erm")
-    assert float(pair["difference in worst_mean"]) == pytest.approx(20)  # 20, 15, 25
-    assert float(pair["p"]) == 2 / 8
-    text = (found.folder / "report.md").read_text()
-    assert "With 3 shared seeds no p can be below 0.25" in text
-    assert r"\toprule" in (found.folder / "methods.tex").read_text()
+def test_a_method_without_phases_is_judged_by_its_result(tmp_path):
+    directory = make(tmp_path)
+    tree = json.loads((directory / "result.json").read_text())
+    tree["selected"] = None
+    (directory / "result.json").write_text(json.dumps(tree))
+    (directory / "metrics.jsonl").unlink()
+    made = write_report(tmp_path, ["made"], QUIET)
+    assert made.tables["methods"].records[0]["worst"].mean == pytest.approx(40)
 
 
-def test_a_repair_is_a_method_of_its_own_and_null_selects_nothing(tmp_path):
-    figure = {"worst": 0.8, "average": 0.9, "worst_class": 0.8, "aligned": 0.9, "conflicting": 0.8}
-    figure["groups"] = {}
-    repairs = {
-        f"val-{scaler}": {
-            "options": {"split": "val", "scaler": scaler}, "val": None, "val_is": "none",
-            "test": {**figure, "worst": worst}, "tests": {},
-        }
-        for scaler, worst in (("train", 0.8), ("none", 0.7))
-    }  # fmt: skip
-    make(tmp_path, "erm", 0, [row(1, 0.5, 0.4)], dfr=repairs)
-    found = [one for one in records(report(tmp_path), "methods") if one["method"] == "erm + DFR"]
-    assert sorted(float(one["worst_mean"]) for one in found) == pytest.approx([70, 80])
-    assert all("unselected" in one["setting"] for one in found)
+def test_points_that_are_not_done_are_listed_with_their_message(tmp_path):
+    make(tmp_path, seed=0)
+    failed = make(tmp_path, seed=1, done=False)
+    (failed / "failed").write_text("Traceback\nRunError: loss is nan\n")
+    made = write_report(tmp_path, ["made"], QUIET)
+    (missing,) = made.missing
+    assert (missing.status, missing.overrides) == ("failed", "seed=1")
+    assert missing.message == "RunError: loss is nan"
+    assert (
+        "- failed: seed=1 (made) RunError: loss is nan" in (made.folder / "report.md").read_text()
+    )
 
 
-def test_other_splits_share_no_row_and_no_pair(tmp_path):
-    make(tmp_path, "erm", 0, [row(1, 0.5, 0.4)], splits="a")
-    make(tmp_path, "erm", 1, [row(1, 0.5, 0.6)], splits="b")
-    found = report(tmp_path)
-    assert sorted(float(one["worst_mean"]) for one in records(found, "methods")) == [40, 60]
-    assert not (found.folder / "comparison.csv").exists()
-    assert "share no row" in (found.folder / "report.md").read_text()
+def test_nothing_finished_is_a_report_too(tmp_path):
+    make(tmp_path, done=False)
+    made = write_report(tmp_path, ["made"], QUIET)
+    assert [path.name for path in made.files] == ["report.md"]
+    assert "No run is finished." in made.files[0].read_text()
 
 
-def test_several_sweeps_count_a_run_once(tmp_path):
-    directory = make(tmp_path, "erm", 0, [row(1, 0.5, 0.4)])
-    make(tmp_path, "erm", 1, [row(1, 0.5, 0.6)], sweep="two")
-    plan(tmp_path, directory, "rerm0.1s", 0, "method=erm", sweep="two")
-    found = report(tmp_path, "one", "two")
-    assert found.folder.name == "one+two"
-    (one,) = records(found, "methods")
-    assert float(one["worst_mean"]) == pytest.approx(50)
+# --- rows -----------------------------------------------------------------------------------------
 
 
-def test_missing_failed_and_broken_runs_are_named_and_counted(tmp_path):
-    make(tmp_path, "erm", 0, [row(1, 0.5, 0.4)])
-    plan(tmp_path, tmp_path / "runs/birds/erm/rerm0.1s/seed1", "rerm0.1s", 1, "method=erm")
-    failed = tmp_path / "runs/birds/erm/rerm0.1s/seed2"
-    failed.mkdir()
-    (failed / "failed").write_text("Traceback\nRunError: erm: loss is nan\n")
-    plan(tmp_path, failed, "rerm0.1s", 2, "method=erm")
-    broken = make(tmp_path, "erm", 3, [row(1, 0.5, 0.4)])
-    (broken / "result.json").write_bytes(b"\x00\xff{")
-    cut = make(tmp_path, "erm", 4, [row(1, 0.5, 0.4)])
-    (cut / "metrics.jsonl").write_text('{"phase": "erm", "ep')
-    old = make(tmp_path, "erm", 5, [row(1, 0.5, 0.4)])
-    result = json.loads((old / "result.json").read_text())
-    del result["run"]["config"]
-    (old / "result.json").write_text(json.dumps(result))
-    found = report(tmp_path)
-    assert [one.status for one in found.missing] == ["missing", "failed"]
-    assert "loss is nan" in found.missing[1].message
-    assert sorted(found.skipped) == sorted(map(str, (broken, cut, old)))
-    (one,) = records(found, "methods")
-    assert float(one["worst_mean"]) == pytest.approx(40)
-    text = (found.folder / "report.md").read_text()
-    assert all(str(path) in text for path in (broken, cut, old))
+def test_a_run_in_two_sweeps_counts_once(tmp_path):
+    make(tmp_path, seed=0, sweep="a")
+    make(tmp_path, seed=0, sweep="b")
+    make(tmp_path, seed=1, sweep="b")
+    made = write_report(tmp_path, ["a", "b"], QUIET)
+    assert made.folder == tmp_path / "reports" / "a+b"
+    assert [str(one["seeds"]) for one in made.tables["methods"].records] == ["2"]
 
 
-def test_a_table_of_two_keys(tmp_path):
-    for method, lr, worst in [("erm", 0.1, 0.4), ("erm", 0.2, 0.5), ("iw", 0.1, 0.6)]:
+def test_means_deviations_and_budgets_by_hand(tmp_path):
+    for seed, test in enumerate((0.4, 0.5, 0.9)):
+        make(tmp_path, seed, epochs=((0.9, test), (0.1, 0.0)))
+    (record,) = read_csv(write_report(tmp_path, ["made"], QUIET).folder / "methods.csv")
+    assert float(record["worst_mean"]) == pytest.approx(60)
+    assert float(record["worst_std"]) == pytest.approx(26.457513)
+    assert float(record["worst_low"]) == pytest.approx(60 - 4.3026527 * 26.457513 / 3**0.5)
+    assert (record["seeds"], record["images seen"], record["seconds"]) == ("3", "101", "2.0")
+
+
+def test_settings_are_named_by_what_differs():
+    def names(*options):
+        made = [trial(f"r{n}", 0, (), **one) for n, one in enumerate(options)]
+        return [one.setting for one in with_settings(made)]
+
+    assert names({"lr": 0.1}) == [""]
+    assert names({"lr": 0.1, "wd": 0}, {"lr": 0.01, "wd": 0}) == ["lr=0.1", "lr=0.01"]
+    assert names({"method.width": 1, "backbone.width": 1}, {"method.width": 2, "backbone.width": 3})
+    assert names({"method.w": 1, "backbone.w": 1}, {"method.w": 2, "backbone.w": 3}) == [
+        "method.w=1 backbone.w=1", "method.w=2 backbone.w=3",
+    ]  # fmt: skip
+    assert names({"on": True, "grid": (1, 2)}, {"on": None, "grid": (1,)}) == [
+        "on=true grid=[1,2]", "on=null grid=[1]",
+    ]  # fmt: skip
+    # momentum is said by the optimizer's name; an option that one of two equals lacks is not
+    sgd, adam = {"optimizer.momentum": 0.9}, {"optimizer": "adam"}
+    made = [trial("r1", 0, (), **sgd), trial("r2", 0, ())]
+    made[1].config["optimizer"] = adam["optimizer"]
+    assert [one.setting for one in with_settings(made)] == ["optimizer=sgd", "optimizer=adam"]
+    assert names({"lr": 1}, {"lr": 1, "clip": 5}) == ["", "clip=5"]
+    # what no option tells apart is never averaged
+    assert names({"lr": 1}, {"lr": 1}) == ["[r0]", "[r1]"]
+
+
+def test_options_of_a_repair_that_others_determine_are_left_out():
+    made = [
+        trial(f"r/{n}", repair="x", **{"dfr.split": split, "dfr.tune": tune, "dfr.c_grid": grid})
+        for n, (split, tune, grid) in enumerate(
+            [("val", "half", (1,)), ("target", "val", (2,)), ("target", "val", (3,))]
+        )
+    ]
+    assert [one.setting for one in with_settings(made)] == [
+        "split=val c_grid=[1]", "split=target c_grid=[2]", "split=target c_grid=[3]",
+    ]  # fmt: skip
+
+
+def test_runs_on_other_splits_share_no_row_and_no_pair(tmp_path):
+    for method, splits in (("erm", "a"), ("iw", "b"), ("dro", "a")):
         for seed in (0, 1):
-            make(tmp_path, method, seed, [row(1, 0.5, worst)], lr=lr)
-    found = report(tmp_path, rows=("method",), columns=("optimizer.lr",), metrics=("worst",))
-    erm, iw = records(found, "table")
-    cells = {key: value for key, value in erm.items() if "0.1" in key or "0.2" in key}
-    means = [float(value) for key, value in cells.items() if key.endswith("_mean")]
-    assert means == pytest.approx([40, 50])
-    assert iw["method"] == "iw"
+            make(tmp_path, seed, method=method, splits=splits, **{"dataset.strength": splits})
+    made = write_report(tmp_path, ["made"], QUIET)
+    labels = [(one["data set"], one["method"]) for one in made.tables["methods"].records]
+    assert labels == [
+        ("birds (splits 1)", "erm"), ("birds (splits 1)", "dro"), ("birds (splits 2)", "iw"),
+    ]  # fmt: skip
+    assert [one["method"] for one in made.tables["comparison"].records] == ["dro"]
+    (note,) = collect(tmp_path, ["made"]).notes
+    assert "birds (splits 2): dataset.strength=b" in note
+    assert note in (made.folder / "report.md").read_text()
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def test_criteria_are_told_apart_and_the_oracle_is_marked(tmp_path):
+    make(tmp_path, epochs=((0.9, 0.1), (0.2, 0.8), (0.3, 0.5)), dfr=[(1, 0.5, 0.7)])
+    made = write_report(tmp_path, ["made"], QUIET)
+    lines = [
+        (one["method"], one["criterion"], one["epoch"], round(one["worst"].mean))
+        for one in made.tables["criteria"].records
+    ]
+    assert lines == [
+        ("erm", "val/worst", 1, 10),
+        ("erm", "val/average", 1, 10),
+        ("erm", "val/worst_class", 1, 10),
+        ("erm", "last", 3, 50),
+        ("erm", "oracle (reads test)", 2, 80),
+        ("erm + DFR", "any", None, 70),
+    ]
+
+
+def test_a_criterion_that_was_not_recorded_has_no_line(tmp_path):
+    directory = make(tmp_path)
+    path = directory / "metrics.jsonl"
+    path.write_text(path.read_text().replace("val/worst_class", "val/other"))
+    table = write_report(tmp_path, ["made"], QUIET).tables["criteria"]
+    assert "val/worst_class" not in [one["criterion"] for one in table.records]
+    assert "Not recorded: val/worst_class of birds erm." in table.notes
+
+
+def test_repairs_that_nothing_chooses_are_all_listed(tmp_path):
+    make(tmp_path, dfr=[(1, None, 0.7), (2, None, 0.8)])
+    made = write_report(tmp_path, ["made"], QUIET)
+    found = [(one["method"], one["setting"]) for one in made.tables["methods"].records]
+    assert found == [
+        ("erm", ""),
+        ("erm + DFR", "layer=1 (unselected)"),
+        ("erm + DFR", "layer=2 (unselected)"),
+    ]
+    assert any(note.startswith("(unselected)") for note in made.tables["methods"].notes)
+    criteria = [
+        (one["criterion"], one["setting"])
+        for one in made.tables["criteria"].records
+        if one["method"] == "erm + DFR"
+    ]
+    assert criteria == [
+        ("none", "layer=1 (unselected)"), ("none", "layer=2 (unselected)"),
+        ("oracle (reads test)", "layer=2"),
+    ]  # fmt: skip
+
+
+def test_pairs_are_compared_over_the_seeds_they_share(tmp_path):
+    figures = {"erm": (0.5, 0.5, 0.5, 0.2), "iw": (0.6, 0.7, 0.8), "dro": (0.5, 0.4, 0.6)}
+    for method, tests in figures.items():
+        for seed, test in enumerate(tests):
+            make(tmp_path, seed, epochs=((0.5, test),), method=method)
+    made = write_report(tmp_path, ["made"], QUIET)
+    first, second = made.tables["comparison"].records
+    assert (first["method"], first["against"], first["shared seeds"]) == ("iw", "erm", 3)
+    assert first["difference in worst"].mean == pytest.approx(20)
+    assert first["difference in worst"].std == pytest.approx(10)
+    assert (first["p"], second["p"]) == (0.25, 1.0)
+    assert (first["p (Holm)"], second["p (Holm)"]) == (0.5, 1.0)
+    notes = made.tables["comparison"].notes
+    assert any("With 3 shared seeds no p can be below 0.25." in note for note in notes)
+    against_best = write_report(tmp_path, ["made"], Options(baseline=None, plots=False))
+    records = against_best.tables["comparison"].records
+    assert [(one["method"], one["against"]) for one in records] == [
+        ("erm", "iw"), ("iw", "dro"), ("dro", "iw"),
+    ]  # fmt: skip
+
+
+def test_the_setting_shown_is_chosen_by_validation_and_all_are_listed(tmp_path):
+    make(tmp_path, epochs=((0.6, 0.2),), **{"optimizer.lr": 0.1})
+    make(tmp_path, epochs=((0.5, 0.9),), **{"optimizer.lr": 0.2})
+    made = write_report(tmp_path, ["made"], QUIET)
+    assert [one["setting"] for one in made.tables["methods"].records] == ["lr=0.1"]
+    listed = [(one["setting"], one["chosen"]) for one in made.tables["settings"].records]
+    assert listed == [("lr=0.1", "yes"), ("lr=0.2", "")]
+
+
+def test_the_runs_are_listed_by_criterion(tmp_path):
+    make(tmp_path, epochs=((0.6, 0.2), (0.1, 0.7)), dfr=[(1, 0.5, 0.7)])
+    found = read_csv(write_report(tmp_path, ["made"], QUIET).folder / "runs.csv")
+    assert len(found) == 2 * len(STANDARD)
+    picked = {(one["method"], one["criterion"]): one for one in found}
+    assert picked["erm", "val/worst"]["test/worst"] == "0.2"
+    assert picked["erm", "oracle"]["test/worst"] == "0.7"
+    assert picked["erm + DFR", "oracle"]["dfr"] == "val-0"
+    assert picked["erm", "last"]["clean/group/land/land"] == "0.7"
+
+
+# --- rows and columns of the reader's choice ------------------------------------------------------
+
+
+def strengths(outputs):
+    for strength in (1.0, 0.95):
+        for size in (1000, 500):
+            for lr, val in ((0.1, 0.3), (0.2, 0.4)):
+                make(
+                    outputs, epochs=((val, strength / 2 + size / 1e4 + lr / 100),),
+                    splits=f"{strength} {size}", **{
+                        "dataset.strength": strength, "dataset.size": size, "optimizer.lr": lr,
+                    },
+                )  # fmt: skip
+
+
+def test_keys_become_rows_and_columns_and_the_rest_is_selected(tmp_path):
+    strengths(tmp_path)
+    options = Options(
+        rows=("dataset.strength",), columns=("dataset.size",), metrics=("worst",), plots=False
+    )
+    made = write_report(tmp_path, ["made"], options)
+    records = [
+        {key: getattr(cell, "mean", cell) for key, cell in one.items()}
+        for one in made.tables["table"].records
+    ]
+    assert [one["strength"] for one in records] == ["0.95", "1.0"]
+    assert records[0]["size=500"] == pytest.approx(47.5 + 5 + 0.2)  # lr=0.2, by validation
+    assert records[1]["size=1000"] == pytest.approx(50 + 10 + 0.2)
+    assert list(records[0]) == ["strength", "size=500", "size=1000"]
+    for ending in ("md", "csv", "tex"):
+        assert (made.folder / f"table.{ending}").exists()
+    write_report(tmp_path, ["made"], QUIET)
+    assert not (made.folder / "table.md").exists()  # an older report's would mislead
+
+
+def test_a_cell_never_mixes_methods_or_splits(tmp_path):
+    strengths(tmp_path)
+    make(tmp_path, method="iw", splits="1.0 500", **{"dataset.strength": 1.0, "dataset.size": 500})
+    options = Options(rows=("optimizer.lr",), metrics=("worst",), plots=False)
+    table = write_report(tmp_path, ["made"], options).tables["table"]
+    assert list(table.records[0])[:2] == ["lr", "splits"]
+    options = Options(rows=("dataset.strength", "dataset.size"), metrics=("worst",), plots=False)
+    table = write_report(tmp_path, ["made"], options).tables["table"]
+    assert list(table.records[0])[:3] == ["strength", "size", "method"]
+
+
+def test_only_what_is_kept_is_reported(tmp_path):
+    strengths(tmp_path)
+    wanted = {"dataset.strength": [1.0], "optimizer.lr": 0.1, "dataset.size": [500, 1000]}
+    made = write_report(tmp_path, ["made"], Options(keep=wanted, plots=False))
+    settings = made.tables["settings"].records
+    assert len(settings) == 2
+    text = (made.folder / "report.md").read_text()
+    assert "Kept: only" in text
+    assert "2 runs, 0 repairs." in text
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "sentence"),
     [
-        ({"rows": ("methd",)}, "did you mean method"),
-        ({"metrics": ("wurst",)}, "did you mean worst"),
-        ({"criterion": "test/worst"}, "criterion=test/worst"),
-        ({"baseline": "irm"}, "baseline=irm"),
-        ({"keep": {"method": "irm"}}, "keep.method=irm"),
+        ({"rows": ("dataset.strenth",)}, "did you mean dataset.strength"),
+        ({"columns": ("seed",)}, "there is dataset, method, setting"),
+        ({"metrics": ("wrost",)}, "did you mean worst"),
+        ({"metrics": ("dirty/worst",)}, "worst, average"),
+        ({"criterion": "test/worst"}, "val/worst, val/average, val/worst_class, last, oracle"),
+        ({"baseline": "ermm"}, "did you mean erm"),
+        ({"keep": {"method": "iw"}}, "keep.method=iw is the value of no run; there is erm"),
+        ({"keep": {"methods": "iw"}}, "did you mean method"),
+        ({"keep": {"dataset.size": 500, "dataset.strength": 1.0, "optimizer.lr": 0.3}}, "0.3"),
     ],
 )
-def test_what_no_run_has_is_told(tmp_path, options, words):
-    make(tmp_path, "erm", 0, [row(1, 0.5, 0.4)])
-    with pytest.raises(UserError, match=words):
-        report(tmp_path, **options)
+def test_a_bad_choice_is_told_with_what_there_is(tmp_path, options, sentence):
+    strengths(tmp_path)
+    with pytest.raises(UserError) as told:
+        write_report(tmp_path, ["made"], Options(plots=False, **options))
+    message = str(told.value)
+    assert sentence in message.replace("? There", "")
+    assert "\n" not in message
 
 
-def test_a_sweep_that_does_not_exist_lists_those_that_do(tmp_path, command_line):
-    make(tmp_path, "erm", 0, [row(1, 0.5, 0.4)])
-    for module in ("report", "status"):
-        ended = command_line.run(module, f"paths.outputs={tmp_path}", "sweep=other")
-        assert ended.code == 2
-        assert "sweep=other does not exist" in ended.err
-        assert "there is one" in ended.err
+def test_empty_choices_are_refused():
+    for key in ("rows", "metrics"):
+        with pytest.raises(ValueError, match=f"{key}=.. leaves nothing to show"):
+            Options(**{key: ()})
+    with pytest.raises(ValueError, match="columns=method is one of the rows"):
+        Options(columns=("method",))
 
 
-def test_the_command_prints_a_markdown_table_and_writes_the_figures(tmp_path, command_line):
-    for seed in (0, 1):
-        make(tmp_path, "erm", seed, [row(1, 0.5, 0.4), row(2, 0.6, 0.5)])
-    ended = command_line.run("report", f"paths.outputs={tmp_path}", "sweep=one", "tracker=none")
+def test_an_oracle_for_all_is_marked_on_top(tmp_path):
+    make(tmp_path)
+    made = write_report(tmp_path, ["made"], Options(criterion="oracle", plots=False))
+    assert "bounds and no results" in (made.folder / "report.md").read_text().split("##")[0]
+
+
+def test_named_test_sets_are_metrics_too(tmp_path):
+    make(tmp_path)
+    options = Options(metrics=("clean/worst", "group/land/land"), plots=False)
+    (record,) = write_report(tmp_path, ["made"], options).tables["methods"].records
+    assert record["clean/worst"].mean == pytest.approx(40)
+    assert record["group/land/land"].mean == pytest.approx(40)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command_prints_markdown_and_writes_every_file(command_line, tmp_path):
+    for method in ("erm", "iw"):
+        for seed in (0, 1):
+            make(tmp_path, seed, method=method, dfr=[(1, 0.5, 0.7), (2, 0.6, 0.8)])
+    ended = command_line.run(
+        "report", "sweep=made", f"paths.outputs={tmp_path}", "tracker=none",
+        "curve={x: dfr.layer}", "keep={method: [erm, iw, erm + DFR]}", "rows=[method]",
+    )  # fmt: skip
     assert ended.code == 0, ended.err
-    assert "| data set" in ended.out
-    assert "50.0" in ended.out
-    folder = Path(tmp_path / "reports" / "one")
-    for name in ("worst_vs_average.png", "learning_curves_birds.png", "learning_curves_birds.pdf"):
-        assert (folder / name).stat().st_size > 1000
+    assert ended.out.startswith("| data set")
+    assert "erm + DFR" in ended.out
+    assert "iw + DFR" not in ended.out
+    folder = tmp_path / "reports" / "made"
+    names = {path.name for path in folder.iterdir()}
+    tables = ("methods", "criteria", "table")
+    expected = {f"{name}.{ending}" for name in tables for ending in ("csv", "tex")}
+    expected |= {"report.md", "settings.csv", "comparison.csv", "runs.csv", "table.md"}
+    figures = ("curve", "learning_curves_birds", "worst_vs_average")
+    assert names == expected | {f"{name}.{ending}" for name in figures for ending in ("png", "pdf")}
+    assert all(str(folder / name) in ended.out for name in names)
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    text = (folder / "report.md").read_text()
+    assert all(f"({name})" in text for name in names if name.endswith(".png"))
+
+
+def test_the_commands_mistakes_are_told_in_a_sentence(command_line, tmp_path):
+    make(tmp_path)
+    where = (f"paths.outputs={tmp_path}", "tracker=none", "plots=false")
+    for arguments, sentence in (
+        (("sweep=mode",), "sweep=mode does not exist"),
+        (("sweep=[]",), "sweep=[] names no sweep"),
+        (("sweep=made", "criterion=val/wrst"), "did you mean val/worst"),
+        (("sweep=made", "curve={y: 3}"), "curve.y is no key"),
+    ):
+        ended = command_line.run("report", *arguments, *where)
+        assert ended.code == 2, ended.err
+        assert sentence in ended.err
+        assert len(ended.err.strip().splitlines()) == 1 or "curve" in arguments[-1]
+
+
+@pytest.mark.parametrize("layout", sorted(path.stem for path in (CONF / "layout").glob("*")))
+def test_every_layout_is_a_choice_of_rows_and_columns(layout):
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("report", ["sweep=x", f"layout={layout}", "tracker=none"])
+    config = check(composed, ReportConfig)
+    assert config.sweeps == ["x"]
+    assert (config.rows == Options.rows) == (layout == "main")
+
+
+@pytest.mark.cold
+def test_a_report_needs_neither_torch_nor_a_tracker(tmp_path):
+    make(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; import spurcor.report;"
+        "from spurcor.reports import write_report; from spurcor.reports.options import Options;"
+        f"write_report(Path({str(tmp_path)!r}), ['made'], Options(plots=False));"
+        "slow = {'torch', 'mlflow', 'matplotlib', 'scipy.stats', 'sklearn', 'pandas'};"
+        "print(sorted(slow & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert ended.stdout.strip() == b"[]", ended.stderr.decode()

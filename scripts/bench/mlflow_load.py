@@ -8,6 +8,7 @@ With --interval 0 each row is a request of its own, which is far more than train
 import argparse
 import math
 import multiprocessing
+import signal
 import sqlite3
 import sys
 import tempfile
@@ -177,6 +178,7 @@ def main() -> int:
     parser.add_argument("--pause", type=float, default=1.0, help="seconds between two rows")
     parser.add_argument("--store", choices=("sqlite", "server", "both"), default="both")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server ends as well
     sizes = {k: v for k, v in vars(options).items() if k != "store"}
     sound = True
     for kind in ("sqlite", "server") if options.store == "both" else (options.store,):

@@ -1,21 +1,23 @@
 """Reports of sweeps, made from the files of their runs alone."""
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spurcor.files import write_text
+from spurcor.reports import drawings, pivot, plots, render, tables
 from spurcor.reports import options as choices
-from spurcor.reports import render, tables
 from spurcor.reports.comparison import comparison
-from spurcor.reports.document import Figure, document
+from spurcor.reports.document import document
+from spurcor.reports.drawings import Drawing
 from spurcor.reports.listing import listing
 from spurcor.reports.options import DEFAULT_ROWS, Options
 from spurcor.reports.published import published
 from spurcor.reports.selection import STANDARD, Candidate
-from spurcor.reports.tables import Metric, Table
+from spurcor.reports.tables import Judged, Metric, Table
 from spurcor.reports.trials import Missing, Trial, collect
 
 TEX = ("methods", "criteria", "table")
@@ -42,42 +44,38 @@ def write_report(outputs: Path, sweeps: Sequence[str], options: Options) -> Repo
 
     Raises UserError for a sweep that does not exist and for options that no run knows.
     """
-    found = collect(outputs, sweeps)
-    texts: dict[str, str] = {}
-    shown: list[Table] = []
-    figures: list[Figure] = []
-    folder = outputs / "reports" / _name(sweeps)
-    if found.trials:
-        trials = choices.keep(found.trials, options.keep)
-        metrics = choices.check(options, trials)
-        judged = {
-            criterion: tables.judge_all(trials, criterion, found.planned)
-            for criterion in dict.fromkeys([*STANDARD, options.criterion])
-        }
-        candidates = tables.chosen(judged[options.criterion])
-        shown = [
-            tables.methods(judged[options.criterion], metrics),
-            tables.criteria(judged, metrics),
-            comparison(candidates, metrics[0], options.baseline),
-            published(candidates),
-            tables.settings(judged[options.criterion], metrics),
-        ]
-        if (options.rows, options.columns) != (DEFAULT_ROWS, ()):
-            pivot = tables.pivot(trials, options.rows, options.columns, metrics, options.criterion)
-            shown.insert(1, pivot)
-        shown = [table for table in shown if table.records]
-        texts = {f"{table.name}.csv": render.csv_text(table) for table in shown}
-        texts |= {f"{t.name}.tex": render.latex(t) for t in shown if t.name in TEX}
-        texts["runs.csv"] = listing(judged)
-        if options.plots:
-            folder.mkdir(parents=True, exist_ok=True)
-            figures = _figures(folder, candidates, trials, metrics, options)
-    texts["report.md"] = document(sweeps, found, shown, figures, options)
-    files = [path for figure in figures for path in figure.paths]
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        write_text(folder / name, text)
-        files.append(folder / name)
+    with plots.Artist() if options.plots else contextlib.nullcontext() as artist:
+        found = collect(outputs, sweeps)
+        shown: list[Table] = []
+        figures: list[Drawing] = []
+        texts: dict[str, str] = {}
+        folder = outputs / "reports" / _name(sweeps)
+        if found.trials:
+            trials = choices.keep(found.trials, options.keep)
+            found = replace(found, trials=tuple(trials))
+            metrics = choices.check(options, trials)
+            main = tables.judge_all(trials, options.criterion, found.planned)
+            if artist is not None:  # first, since it goes on while the rest is made
+                figures = _figures(tables.chosen(main), trials, options)
+                folder.mkdir(parents=True, exist_ok=True)
+                artist.draw(folder, figures)
+            judged = {
+                criterion: tables.judge_all(trials, criterion, found.planned)
+                for criterion in dict.fromkeys([*STANDARD, options.criterion])
+            }
+            shown = _tables(judged, trials, metrics, options)
+            texts = {f"{table.name}.csv": render.csv_text(table) for table in shown}
+            texts |= {f"{t.name}.tex": render.latex(t) for t in shown if t.name in TEX}
+            texts |= {f"{t.name}.md": f"{render.markdown(t)}\n" for t in shown if t.name == "table"}
+            texts["runs.csv"] = listing(judged)
+        folder.mkdir(parents=True, exist_ok=True)
+        texts["report.md"] = document(sweeps, found, shown, figures, options)
+        for name, text in texts.items():
+            write_text(folder / name, text)
+        if artist is not None:
+            artist.finish()
+    drawn = [f"{figure.name}{ending}" for figure in figures for ending in plots.ENDINGS]
+    files = [folder / name for name in (*texts, *drawn)]
     for path in [path for pattern in OPTIONAL for path in folder.glob(pattern)]:
         if path not in files:
             path.unlink()
@@ -85,37 +83,41 @@ def write_report(outputs: Path, sweeps: Sequence[str], options: Options) -> Repo
     return Report(folder, tuple(files), by_name, found.missing, found.skipped)
 
 
-def _figures(
-    folder: Path,
-    candidates: Sequence[Candidate],
+def _tables(
+    judged: Mapping[str, Judged],
     trials: Sequence[Trial],
     metrics: Sequence[Metric],
     options: Options,
-) -> list[Figure]:
-    from spurcor.reports import plots
-
-    figures = [
-        Figure(
-            "Worst group against average",
-            *plots.worst_against_average(candidates, folder / "worst_vs_average"),
-        )
+) -> list[Table]:
+    main = judged[options.criterion]
+    candidates = tables.chosen(main)
+    shown = [
+        tables.methods(main, metrics),
+        tables.criteria(judged, metrics),
+        comparison(candidates, metrics[0], options.baseline),
+        published(candidates),
+        tables.settings(main, metrics),
     ]
+    if (options.rows, options.columns) != (DEFAULT_ROWS, ()):
+        keys = (options.rows, options.columns)
+        shown.insert(1, pivot.pivot(trials, *keys, metrics, options.criterion))
+    return [table for table in shown if table.records]
+
+
+def _figures(
+    candidates: Sequence[Candidate], trials: Sequence[Trial], options: Options
+) -> list[Drawing]:
+    figures = [drawings.worst_against_average(candidates)]
     datasets = list(dict.fromkeys(one.trial.dataset for one in candidates))
-    for dataset in datasets[: plots.MOST]:
-        own = [one for one in candidates if one.trial.dataset == dataset]
-        path = folder / f"learning_curves_{_slug(dataset)}"
-        figures.append(Figure(f"Learning curves: {dataset}", *plots.learning_curves(own, path)))
-    if options.curve is not None:
-        wanted = options.curve
+    figures += [
+        drawings.learning_curves(candidates, f"learning_curves_{_slug(dataset)}", dataset)
+        for dataset in datasets[: drawings.MOST]
+    ]
+    if (wanted := options.curve) is not None:
         metric = choices.metric("curve.metric", wanted.metric, trials, trials[0].rows[-1])
-        _, cells = tables.cells(trials, wanted.lines, [wanted.x], options.criterion)
-        figures.append(
-            Figure(
-                f"{metric.name} over {wanted.x}",
-                *plots.curve(cells, wanted.x, metric, folder / "curve"),
-            )
-        )
-    return [figure for figure in figures if figure.paths]
+        _, cells = pivot.cells(trials, wanted.lines, [wanted.x], options.criterion)
+        figures.append(drawings.curve(cells, wanted.x, metric))
+    return [figure for figure in figures if figure.panels]
 
 
 def _name(sweeps: Sequence[str]) -> str:

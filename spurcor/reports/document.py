@@ -1,31 +1,26 @@
 """report.md: every table and figure, what is missing, and the sentences that go with them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
+from spurcor.reports.drawings import Drawing
 from spurcor.reports.options import Options
 from spurcor.reports.render import markdown
+from spurcor.reports.selection import ORACLE
 from spurcor.reports.tables import Table
 from spurcor.reports.trials import Collection, Missing, show_value
 
 LATE = ("settings",)  # long tables that few read come after the figures
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A figure in its formats, PNG first."""
-
-    title: str
-    paths: Sequence[Path]
-    notes: Sequence[str]
+HOW = {
+    False: "test data were only read off there",
+    True: "it reads test data, so these figures are bounds and no results",
+}
 
 
 def document(
     sweeps: Sequence[str],
     found: Collection,
     shown: Sequence[Table],
-    figures: Sequence[Figure],
+    figures: Sequence[Drawing],
     options: Options,
 ) -> str:
     """The Markdown text of a report; the same files give the same text."""
@@ -33,7 +28,7 @@ def document(
     for table in shown:
         parts += _section(table) if table.name not in LATE else []
     for figure in figures:
-        parts += [f"## {figure.title}", f"![{figure.title}]({figure.paths[0].name})"]
+        parts += [f"## {figure.title}", f"![{figure.title}]({figure.name}.png)"]
         parts += figure.notes
     for table in shown:
         parts += _section(table) if table.name in LATE else []
@@ -65,9 +60,9 @@ def _opening(found: Collection, options: Options) -> Iterator[str]:
         return
     repairs = sum(trial.repair is not None for trial in found.trials)
     yield (
-        f"{len(runs)} runs, {repairs} repairs. Test accuracy in %, mean ± standard deviation over"
-        f" seeds, with a 95 % t interval of the mean; `{options.criterion}` chose the epoch of each"
-        " run and the setting of each method, and test data were only read off there."
+        f"{len(runs)} runs, {repairs} repairs. Test accuracy in %, mean ± sample standard deviation"
+        f" over seeds, with a 95 % t interval of the mean; `{options.criterion}` chose the epoch of"
+        f" each run and the setting of each method; {HOW[options.criterion == ORACLE]}."
     )
     commits = list(dict.fromkeys(run.commit for run in runs))
     yield f"Code: {', '.join(commits)}{' (+: with changes)' if '+' in ''.join(commits) else ''}."

@@ -1,13 +1,19 @@
 """Every run as every criterion sees it, for whoever wants to plot or test something else."""
 
-from collections.abc import Iterator, Mapping
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from spurcor.reports.render import records_csv
 from spurcor.reports.selection import Candidate
-from spurcor.reports.tables import Cell, Judged
+from spurcor.reports.tables import Judged
 from spurcor.reports.trials import differing
 
-WHERE_AND_WHEN = ("phase", "epoch", "step", "time", "seconds")
+HEAD = (
+    "data set", "method", "setting", "seed", "criterion", "chosen by", "chosen", "phase", "epoch",
+    "identity", "dfr", "images seen", "seconds", "commit", "moved", "directory",
+)  # fmt: skip
+TOLD = {"phase", "epoch", "step", "time", "seconds"}  # by the head, or of no use here
 
 
 def listing(judged: Mapping[str, Judged]) -> str:
@@ -23,30 +29,27 @@ def listing(judged: Mapping[str, Judged]) -> str:
     ]
     configs = {one.trial.identity: one.trial.config for _, one in candidates}
     options = differing(list(configs.values()))
-    records = [record for c, one in candidates for record in _records(c, one, options)]
-    return records_csv(records, list(dict.fromkeys(key for record in records for key in record)))
+    columns = {key: None for _, one in candidates for pick in one.picks for key in pick.row}
+    figures = [key for key in columns if key not in TOLD]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*HEAD, *options, *figures])
+    for criterion, one in candidates:
+        writer.writerows(_lines(criterion, one, options, figures))
+    return buffer.getvalue()
 
 
-def _records(criterion: str, one: Candidate, options: list[str]) -> Iterator[Mapping[str, Cell]]:
+def _lines(
+    criterion: str, one: Candidate, options: Sequence[str], figures: Sequence[str]
+) -> Iterator[list[Any]]:
+    trial, chosen = one.trial, "yes" if one.chosen and not one.undecided else ""
+    shared = [trial.config.get(key) for key in options]
     for pick in one.picks:
-        trial, run, row = pick.trial, pick.trial.run, pick.row
-        yield {
-            "data set": trial.dataset,
-            "method": trial.method,
-            "setting": trial.setting,
-            "seed": run.seed,
-            "criterion": criterion,
-            "chosen by": one.column,
-            "chosen": "yes" if one.chosen and not one.undecided else "",
-            "phase": row["phase"],
-            "epoch": row["epoch"],
-            "identity": run.identity,
-            "dfr": trial.repair,
-            "images seen": run.images,
-            "run seconds": run.seconds,
-            "commit": run.commit,
-            "moved": "yes" if run.moved else "",
-            "directory": str(run.directory),
-            **{key: trial.config.get(key) for key in options},
-            **{key: value for key, value in row.items() if key not in WHERE_AND_WHEN},
-        }
+        run, row = pick.trial.run, pick.row
+        yield [
+            *(trial.dataset, trial.method, trial.setting, run.seed, criterion, one.column, chosen),
+            *(row["phase"], row["epoch"], run.identity, trial.repair, run.images, run.seconds),
+            *(run.commit, "yes" if run.moved else "", run.directory),
+            *shared,
+            *map(row.get, figures),
+        ]

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from spurcor.config import METRICS
@@ -35,7 +35,7 @@ class Options:
     baseline: str | None = "erm"
     curve: Curve | None = None
     plots: bool = True
-    keep: dict[str, Any] = field(default_factory=dict)
+    keep: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for key in ("rows", "metrics"):
@@ -45,9 +45,9 @@ class Options:
             raise ValueError(f"columns={twice[0]} is one of the rows already")
 
 
-def keep(trials: Sequence[Trial], wanted: Mapping[str, Any]) -> list[Trial]:
+def keep(trials: Sequence[Trial], wanted: Mapping[str, Any] | None) -> list[Trial]:
     """The trials with the values wanted, one or a list per key; UserError if none is left."""
-    for key, value in wanted.items():
+    for key, value in (wanted or {}).items():
         _check("keep", key, _keys(trials))
         values = value if isinstance(value, list | tuple) else [value]
         found = list(dict.fromkeys(trial.value(key) for trial in trials))

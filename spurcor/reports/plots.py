@@ -1,30 +1,37 @@
-"""Figures for print: what a person would look at, no more."""
+"""Draws figures for print: python -m spurcor.reports.plots, one JSON object of drawings on stdin.
 
+A process of its own: it imports matplotlib while the files are read, and draws while the tables are
+made. Either takes seconds.
+"""
+
+import json
+import os
+import subprocess
+import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
+from spurcor.config import REPO
+from spurcor.errors import RunError
 from spurcor.files import replacing
-from spurcor.reports.runs import number
-from spurcor.reports.selection import Candidate
-from spurcor.reports.tables import Cells, Metric, in_order
-from spurcor.reports.trials import show_value
+from spurcor.reports.drawings import Drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ENDINGS = (".png", ".pdf")
 # Okabe and Ito's palette, distinct to the colour-blind; markers and dashes tell it apart in grey.
 COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888",
 )  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 3)))
-MOST = len(COLOURS)  # methods, lines or panels in one figure
-SUMMARIES = ("worst", "average", "aligned", "conflicting")
-STYLE: "dict[Any, Any]" = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -37,160 +44,140 @@ STYLE: "dict[Any, Any]" = {
 }
 
 
-def figure(
-    path: Path,
-    panels: Sequence[tuple[str, Callable[["Axes"], None]]],
-    labels: tuple[str, str],
-    per_row: int = 4,
-    same_y: bool = True,
-) -> list[Path]:
-    """Draw titled panels with one legend below them, as PNG and PDF; returns both paths."""
-    import matplotlib
-    from matplotlib.figure import Figure
+class Artist:
+    """The process that draws; leaving the context ends it, done or not."""
 
+    def __enter__(self) -> Self:
+        path = os.pathsep.join(filter(None, (str(REPO), os.environ.get("PYTHONPATH"))))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "spurcor.reports.plots"],
+            env={**os.environ, "PYTHONPATH": path, "MPLBACKEND": "agg"},
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def draw(self, folder: Path, drawings: Sequence[Drawing]) -> None:
+        """Begin to draw into an existing folder; `finish` waits for it."""
+        order = {"folder": str(folder), "drawings": [asdict(drawing) for drawing in drawings]}
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(order))
+            self._process.stdin.close()
+        except BrokenPipeError:  # it has ended; `finish` says why
+            pass
+        self._process.stdin = None
+
+    def finish(self) -> None:
+        """Wait until every file is there; RunError if one could not be made."""
+        _, said = self._process.communicate()
+        if self._process.returncode:
+            last = said.strip().splitlines()[-1:] or [f"exit code {self._process.returncode}"]
+            raise RunError(f"the figures could not be drawn: {last[0]}")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        with self._process:  # closes its pipes and waits for it
+            if self._process.poll() is None:
+                self._process.kill()
+
+
+def main() -> None:
+    """Draw what stdin asks for."""
+    import matplotlib.backends.backend_agg
+    import matplotlib.backends.backend_pdf
+    import matplotlib.figure
+
+    text = sys.stdin.read()
+    if not text:  # nothing to draw after all
+        return
+    order = json.loads(text)
+    with matplotlib.rc_context(STYLE):
+        for drawing in order["drawings"]:
+            figure = draw(drawing)
+            for ending in ENDINGS:
+                # Without a date the same runs give the same file.
+                metadata = {"CreationDate": None} if ending == ".pdf" else {}
+                path = Path(order["folder"], drawing["name"] + ending)
+                with replacing(path) as beside:
+                    figure.savefig(beside, format=ending[1:], dpi=150, metadata=metadata)
+
+
+def draw(drawing: dict[str, Any]) -> "Figure":
+    """Panels of equal size with one legend below them, laid out in inches.
+
+    matplotlib's own layouts draw everything twice to find out as much.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    panels, per_row = drawing["panels"], drawing["per_row"]
     columns = min(per_row, len(panels))
     rows = -(-len(panels) // columns)
-    width = max(4.2, 2.6 * columns)
-    with matplotlib.rc_context(STYLE):
-        drawn = Figure(figsize=(width, 2.6 * rows + 0.7), layout="constrained")
-        grid = drawn.subplots(rows, columns, sharey=same_y, squeeze=False)
-        for index, (axes, (title, draw)) in enumerate(zip(grid.flat, panels, strict=False)):
-            draw(axes)
-            axes.set_title(textwrap.fill(title, 34))
-            if index + columns >= len(
-                panels
-            ):  # none below it; a label of all would meet the legend
-                axes.set_xlabel(labels[0])
-        for axes in grid.flat[len(panels) :]:
-            axes.set_visible(False)
-        drawn.supylabel(labels[1], fontsize=9)
-        _legend(drawn, width)
-        paths = [path.with_suffix(".png"), path.with_suffix(".pdf")]
-        for target in paths:
-            # Without dates the same runs give the same files.
-            dates = {"CreationDate": None} if target.suffix == ".pdf" else {}
-            with replacing(target) as beside:
-                kind = target.suffix.removeprefix(".")
-                drawn.savefig(beside, format=kind, dpi=200, metadata=dates)
-    return paths
-
-
-def worst_against_average(shown: Sequence[Candidate], path: Path) -> tuple[list[Path], list[str]]:
-    """One marker per method and data set, with the standard deviation over seeds."""
-    worst, average = Metric("worst", "test/worst"), Metric("average", "test/average")
-    known = [one for one in shown if worst.of(one) and average.of(one)]
-    names, note = _capped([one.name for one in known], "methods")
-    datasets = list(dict.fromkeys(one.trial.dataset for one in known))[:MOST]
-
-    def panel(dataset: str) -> Callable[["Axes"], None]:
-        def draw(axes: "Axes") -> None:
-            for one in known:
-                x, y = average.of(one), worst.of(one)
-                if one.trial.dataset != dataset or one.name not in names or not x or not y:
-                    continue
-                style = names.index(one.name)
-                axes.errorbar(
-                    x.mean, y.mean, xerr=x.std, yerr=y.std, label=one.name, color=COLOURS[style],
-                    marker=MARKERS[style], markersize=6, linestyle="none", capsize=2, linewidth=1,
-                )  # fmt: skip
-
-        return draw
-
-    panels = [(dataset, panel(dataset)) for dataset in datasets]
-    if not panels:
-        return [], []
-    labels = ("average test accuracy (%)", "worst-group test accuracy (%)")
-    return figure(path, panels, labels, per_row=3, same_y=False), note
-
-
-def learning_curves(shown: Sequence[Candidate], path: Path) -> tuple[list[Path], list[str]]:
-    """Test accuracy by epoch, a panel per method: mean, and least to greatest over the seeds.
-
-    A dotted line stands at the mean of the epochs that were chosen.
-    """
-    runs = [one for one in shown if one.trial.repair is None and len(one.trial.rows) > 1]
-    names, note = _capped([one.name for one in runs], "methods")
-    prefix = "test/group/"
-    columns = [key for key in (runs[0].trial.rows[-1] if runs else ()) if key.startswith(prefix)]
-    if not 0 < len(columns) <= MOST:
-        columns = [f"test/{name}" for name in SUMMARIES]
-
-    def panel(one: Candidate) -> Callable[["Axes"], None]:
-        def draw(axes: "Axes") -> None:
-            for style, column in enumerate(columns):
-                by_epoch: dict[int, list[float]] = {}
-                for pick in one.picks:
-                    for row in pick.trial.rows:
-                        if (value := number(row, column)) is not None:
-                            by_epoch.setdefault(row["epoch"], []).append(100 * value)
-                epochs = sorted(by_epoch)
-                low, high = ([f(by_epoch[e]) for e in epochs] for f in (min, max))
-                axes.fill_between(epochs, low, high, color=COLOURS[style], alpha=0.15, linewidth=0)
-                mean = [fmean(by_epoch[epoch]) for epoch in epochs]
-                label = column.removeprefix(prefix).removeprefix("test/")
-                _line(axes, epochs, mean, style, label)
-            axes.axvline(fmean(pick.row["epoch"] for pick in one.picks), color="#444444", ls=":")
-
-        return draw
-
-    panels = [(one.name, panel(one)) for one in runs if one.name in names]
-    if not panels:
-        return [], []
-    return figure(path, panels, ("epoch", "test accuracy (%)")), note
-
-
-def curve(found: Cells, x: str, metric: Metric, path: Path) -> tuple[list[Path], list[str]]:
-    """A metric over the values of a key, a line per row: mean and deviation over seeds."""
-    places = in_order(place for row in found.values() for place in row)
-    values: list[Any] = [place[0] for place in places]
-    numeric = all(isinstance(value, int | float) for value in values)
-    lines = in_order(found)
-    titles = {line: " ".join("-" if v is None else show_value(v) for v in line) for line in lines}
-    names, note = _capped([titles[line] for line in lines], "lines")
-
-    def draw(axes: "Axes") -> None:
-        for line in lines:
-            if titles[line] not in names:
-                continue
-            points = []
-            for place, value in zip(places, values, strict=True):
-                candidates = found[line].get(place, [])
-                summary = metric.of(candidates[0]) if len(candidates) == 1 else None
-                if summary is not None:
-                    points.append((value if numeric else show_value(value), summary))
-            style = names.index(titles[line])
-            axes.errorbar(
-                [value for value, _ in points],
-                [summary.mean for _, summary in points],
-                yerr=[summary.std or 0 for _, summary in points],
-                label=titles[line], color=COLOURS[style], marker=MARKERS[style],
-                linestyle=DASHES[style], linewidth=1.4, markersize=4, capsize=2,
-            )  # fmt: skip
-
-    if not values:
-        return [], []
-    return figure(path, [("", draw)], (x, f"test {metric.name} (%)")), note
-
-
-def _line(axes: "Axes", x: Sequence[Any], y: Sequence[float], style: int, label: str) -> None:
-    axes.plot(x, y, color=COLOURS[style], linestyle=DASHES[style], linewidth=1.4, label=label)
-
-
-def _capped(names: Sequence[str], what: str) -> tuple[list[str], list[str]]:
-    """Each name once, as many as can be told apart, and the sentence that says so."""
-    unique = list(dict.fromkeys(names))
-    note = f"The figure shows the first {MOST} of {len(unique)} {what}."
-    return unique[:MOST], [note] if len(unique) > MOST else []
-
-
-def _legend(drawn: "Figure", width: float) -> None:
-    """One legend below all panels, in as many columns as fit."""
+    titles = [textwrap.fill(panel["title"], 34 if columns > 1 else 60) for panel in panels]
+    panel_width, panel_height = (2.1 if columns > 1 else 3.6), 2.0
+    gap_x = 0.15 if drawing["same_y"] else 0.45
+    left, right = 0.6, 0.12
+    top = 0.27 + 0.15 * max(title.count("\n") for title in titles)
+    gap_y = 0.5 + top
+    width = left + right + columns * panel_width + (columns - 1) * gap_x
+    labels = list(dict.fromkeys(s["label"] for panel in panels for s in panel["series"]))
+    legend_columns = max(1, min(len(labels), int(width / (0.07 * max(map(len, labels)) + 0.6))))
+    legend_rows = -(-len(labels) // legend_columns)
+    bottom = 0.6 + 0.19 * legend_rows
+    height = top + bottom + rows * panel_height + (rows - 1) * gap_y
+    figure = Figure(figsize=(width, height))
+    grid = figure.subplots(rows, columns, sharey=drawing["same_y"], squeeze=False)
+    figure.subplots_adjust(
+        left / width, bottom / height, 1 - right / width, 1 - top / height,
+        gap_x / panel_width, gap_y / panel_height,
+    )  # fmt: skip
+    for index, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
+        for series in panel["series"]:
+            _draw_series(axes, series)
+        if all(isinstance(x, int) for series in panel["series"] for x in series["x"]):
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
+        if panel["mark"] is not None:
+            axes.axvline(panel["mark"], color="#444444", linewidth=0.8)
+        axes.set_title(titles[index])
+        if index + columns >= len(panels):  # no panel below
+            axes.set_xlabel(drawing["x"])
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(drawing["y"])
     entries: dict[str, Any] = {}
-    for axes in drawn.axes:
-        handles, labels = axes.get_legend_handles_labels()
-        entries |= dict(zip(labels, handles, strict=True))
-    longest = max(map(len, entries), default=0)
-    columns = max(1, min(len(entries), int(width / (0.075 * longest + 0.55))))
-    if entries:
-        below: Literal["outside lower center"] = "outside lower center"
-        drawn.legend(list(entries.values()), list(entries), loc=below, ncols=columns)
+    for axes in grid.flat[: len(panels)]:
+        handles, names = axes.get_legend_handles_labels()
+        entries |= dict(zip(names, handles, strict=True))
+    figure.legend(
+        [entries[label] for label in labels],
+        labels,
+        loc="lower center",
+        ncols=-(-len(labels) // legend_rows),
+    )
+    return figure
+
+
+def _draw_series(axes: "Axes", series: dict[str, Any]) -> None:
+    style = series["style"]
+    colour, dashes = COLOURS[style], DASHES[style] if series["line"] else "none"
+    if series["band"] is not None:
+        axes.fill_between(series["x"], *series["band"], color=colour, alpha=0.15, linewidth=0)
+    if series["y_bars"]:
+        axes.errorbar(
+            series["x"], series["y"], xerr=series["x_bars"] or None, yerr=series["y_bars"],
+            label=series["label"], color=colour, marker=MARKERS[style], markersize=5,
+            linestyle=dashes, linewidth=1.2, capsize=2,
+        )  # fmt: skip
+    else:
+        label = series["label"]
+        axes.plot(
+            series["x"], series["y"], color=colour, linestyle=dashes, linewidth=1.4, label=label
+        )
+
+
+if __name__ == "__main__":
+    main()

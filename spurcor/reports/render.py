@@ -66,11 +66,6 @@ def csv_text(table: Table) -> str:
     """Numbers at full precision; a summary takes a column each for mean, std, low and high."""
     records = [_flat(record) for record in table.records]
     columns = list(dict.fromkeys(key for record in records for key in record))
-    return records_csv(records, columns)
-
-
-def records_csv(records: Sequence[Record], columns: Sequence[str]) -> str:
-    """Plain records as CSV."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
@@ -79,15 +74,18 @@ def records_csv(records: Sequence[Record], columns: Sequence[str]) -> str:
 
 
 def rich_table(table: Table) -> "RichTable":
-    """For a terminal."""
+    """For a terminal, where intervals take too much room."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
 
-    drawn = RichTable(title=table.title, title_justify="left")
-    for key in _shown(table):
+    drawn = RichTable(box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    wide = {k for record in table.records for k, v in record.items() if isinstance(v, Interval)}
+    columns = [key for key in _shown(table) if key not in wide]
+    for key in columns:
         right = _alignment(table, key) == "right"
-        drawn.add_column(key, justify="right" if right else "left", overflow="fold")
+        drawn.add_column(key, justify="right" if right else "left", overflow="fold", no_wrap=right)
     for record in table.records:
-        drawn.add_row(*(show(record.get(key)) for key in _shown(table)))
+        drawn.add_row(*(show(record.get(key)) for key in columns))
     return drawn
 
 

@@ -34,9 +34,9 @@ class Run:
 def number(row: Row, key: str) -> float | None:
     """The value of a row's column; None where it is not defined."""
     value = row.get(key)
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
+    if value is None or type(value) not in (float, int) or not math.isfinite(value):
+        return None
+    return float(value)
 
 
 def read_run(directory: Path) -> Run:
@@ -64,8 +64,9 @@ def read_run(directory: Path) -> Run:
             commit=str(run.get("commit", "unknown")),
             moved=bool(run.get("moved", False)),
         )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"result.json is not a run's ({error})") from error
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise ValueError(f"result.json is not a run's ({said})") from error
 
 
 def _parse(path: Path, text: bytes) -> Any:
@@ -99,7 +100,7 @@ def _last_phase(directory: Path, result: Mapping[str, Any]) -> Sequence[Row]:
     if lines.pop():
         raise ValueError("metrics.jsonl ends within a line")
     rows = _parse(path, b"[" + b",".join(line for line in lines if line) + b"]")
-    if not rows or not all(isinstance(row, dict) and row.get("epoch") for row in rows):
+    if not rows or not all(isinstance(row, dict) and type(row.get("epoch")) is int for row in rows):
         raise ValueError("metrics.jsonl does not hold a run's epochs")
     phase = rows[-1].get("phase")
     rows = [row for row in rows if row.get("phase") == phase]

@@ -97,7 +97,7 @@ def _column(trials: Iterable[Trial], criterion: str) -> str:
     if criterion == ORACLE:
         return ORACLE_COLUMN
     column = "val/worst" if criterion == LAST else criterion
-    rows = [row for trial in trials for row in trial.rows]
+    rows = (row for trial in trials for row in trial.rows)
     if column == "val/worst" and all(_score(row, column, criterion) is None for row in rows):
         return "val/average"
     return column

@@ -56,7 +56,8 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     if count <= EXACT_UP_TO:
         signs = 1 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
     else:
-        signs = np.random.default_rng(0).choice([-1, 1], size=(RANDOM_PATTERNS, count))
+        drawn = np.random.default_rng(0).integers(0, 2, (RANDOM_PATTERNS, count), dtype=np.int8)
+        signs = 1 - 2 * drawn
         signs[0] = 1
     # Sums that are equal but for rounding are ties.
     reached = np.abs(signs @ values) >= abs(values.sum()) - 1e-12 * np.abs(values).sum()

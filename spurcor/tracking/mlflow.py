@@ -33,7 +33,6 @@ BATCH = 1000  # metrics in one request, MLflow's limit
 # A server needs a third of a second for 1000: among many writers small requests are answered in
 # time where large ones run into their timeouts.
 SERVER_BATCH = 250
-PARAM_BATCH = 100  # MLflow's limit
 FLUSH_SECONDS = 5.0  # rows are collected for this long
 WRITERS = 4  # of an outputs folder that use the store at the same time
 TURN_SECONDS, TURN_PAUSE = 30.0, 0.03
@@ -41,7 +40,6 @@ CONNECT_SECONDS = 1.0
 FIRST_ANSWER_SECONDS = 15.0  # a server that is silent for longer from the beginning is dead
 CLOSE_PATIENCE = 20.0  # for a store that refuses while nothing but the mirror is left to do
 CLOSE_SECONDS = 60.0  # since the last answer of a store that has work left when a run ends
-CLOSE_LIMIT = 180.0
 PAUSE_SECONDS = (0.2, 5.0)  # between two attempts: the first, and the longest
 # The page opens on tables and charts of runs; without it, on traces of language models.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -88,7 +86,8 @@ class MlflowTracker:
         self._closing = threading.Event()
         self._asked: float | None = None  # when a server got the first request
         self._answered: float | None = None
-        self._turn_of = random.randrange(WRITERS)
+        self._random = random.Random()  # its own: training may draw from the common one
+        self._turn_of = self._random.randrange(WRITERS)
         self._experiments: dict[str, str] = {}
         self._statuses: dict[Path, str] = {}
         self._unsure: set[Path] = set()  # records that a failed request may have created
@@ -150,7 +149,7 @@ class MlflowTracker:
     def _silent(self, begin: float) -> bool:
         """Whether a store that is waited for since `begin` deserves no more of it."""
         now = time.monotonic()
-        if now - max(begin, self._answered or begin) > CLOSE_SECONDS or now - begin > CLOSE_LIMIT:
+        if now - max(begin, self._answered or begin) > CLOSE_SECONDS:
             return True
         never = self._asked is not None and self._answered is None
         return never and now - (self._asked or now) > FIRST_ANSWER_SECONDS
@@ -172,14 +171,30 @@ class MlflowTracker:
                 task = None
             if waiting:
                 due = time.monotonic() + FLUSH_SECONDS
-                self._carry_out(functools.partial(self._log, waiting))
+                self._send(waiting)
                 waiting = []
             if task is not None:
                 self._carry_out(task)
 
+    def _send(self, waiting: Sequence[_Rows]) -> None:
+        """Send rows together, in requests that are tried again one by one."""
+        size = SERVER_BATCH if self._server else BATCH
+        for record in {entry.record.directory: entry.record for entry in waiting}.values():
+            metrics = [
+                (re.sub(r"[^\w\-. /]", "_", key), value, int(row["time"]), int(row["step"]))
+                for entry in waiting
+                for row in entry.rows
+                for key, value in metrics_of(row)
+                if entry.record.directory == record.directory
+            ]
+            for first in range(0, len(metrics), size):
+                part = metrics[first : first + size]
+                self._carry_out(functools.partial(self._log, record, part))
+
     def _carry_out(self, task: Callable[[], None]) -> None:
         """Do a task, again if the store was only busy or away; nothing after a failure."""
-        begin, (pause, longest) = time.monotonic(), PAUSE_SECONDS
+        refused: float | None = None  # since when
+        pause, longest = PAUSE_SECONDS
         while self.failure is None:
             try:
                 if not hasattr(self, "_client"):
@@ -191,12 +206,13 @@ class MlflowTracker:
             except Exception as error:  # the files are the record: a mirror never stops a run
                 closing = self._closing.is_set()
                 patience = min(self.patience, CLOSE_PATIENCE) if closing else self.patience
-                late = time.monotonic() - begin > patience
+                refused = refused or time.monotonic()
+                late = time.monotonic() - refused > patience
                 if late or not self._passing(error) or (closing and not self._reachable()):
                     self._fail(error)
                     return
             # Many writers that were refused together must not come back together.
-            wait = pause * random.uniform(0.5, 1.5)
+            wait = pause * self._random.uniform(0.5, 1.5)
             if closing:
                 time.sleep(wait)
             else:  # the end of the run wakes it for a last attempt
@@ -352,9 +368,8 @@ class MlflowTracker:
         known, shown = run.data.params, run.data.tags
         params = [Param(k, value[:6000]) for k, value in record.params.items() if k not in known]
         new_tags = [RunTag(key, value) for key, value in tags.items() if shown.get(key) != value]
-        for first in range(0, max(len(params), len(new_tags)), PARAM_BATCH):
-            part = slice(first, first + PARAM_BATCH)
-            self._client.log_batch(run.info.run_id, params=params[part], tags=new_tags[part])
+        if params or new_tags:
+            self._client.log_batch(run.info.run_id, params=params, tags=new_tags)
 
     def _finish(self, record: Record, status: Status) -> None:
         run_id = self._run_id(record)
@@ -397,21 +412,10 @@ class MlflowTracker:
             raise RuntimeError(f"{record.directory} was never started in MLflow")
         return run_id
 
-    def _log(self, waiting: Sequence[_Rows]) -> None:
+    def _log(self, record: Record, metrics: Sequence[tuple[str, float, int, int]]) -> None:
         from mlflow.entities import Metric
 
-        metrics: dict[str, list[Metric]] = {}
-        for entry in waiting:
-            run_metrics = metrics.setdefault(self._run_id(entry.record), [])
-            for row in entry.rows:
-                run_metrics += [
-                    Metric(re.sub(r"[^\w\-. /]", "_", key), value, int(row["time"]), row["step"])
-                    for key, value in metrics_of(row)
-                ]
-        size = SERVER_BATCH if self._server else BATCH
-        for run_id, found in metrics.items():
-            for first in range(0, len(found), size):
-                self._client.log_batch(run_id, metrics=found[first : first + size])
+        self._client.log_batch(self._run_id(record), [Metric(*metric) for metric in metrics])
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

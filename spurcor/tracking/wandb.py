@@ -6,6 +6,7 @@ import queue
 import shlex
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import wandb
 
 log = logging.getLogger(__name__)
-CLOSE_SECONDS = 60.0
+CLOSE_SECONDS = 60.0  # since anything was taken, when a run ends
 INIT_SECONDS = 30.0
 
 
@@ -44,6 +45,7 @@ class WandbTracker:
         self.failure: Exception | None = None
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._worker: threading.Thread | None = None
+        self._moved = 0.0
         self._runs: dict[Path, wandb.Run] = {}
 
     @property
@@ -83,11 +85,13 @@ class WandbTracker:
         self._put(lambda: self._finish(record, status))
 
     def close(self) -> None:
-        """Wait until everything is sent or has failed."""
+        """Wait until everything is sent or has failed, or nothing moves for too long."""
         if self._worker is None:
             return
         self._queue.put(None)
-        self._worker.join(CLOSE_SECONDS)
+        self._moved = time.monotonic()
+        while self._worker.is_alive() and time.monotonic() - self._moved < CLOSE_SECONDS:
+            self._worker.join(0.1)
         if self._worker.is_alive():
             self._fail(TimeoutError(f"no answer for {CLOSE_SECONDS:.0f} s"))
 
@@ -105,6 +109,7 @@ class WandbTracker:
                 continue
             try:
                 task()
+                self._moved = time.monotonic()
             except Exception as error:  # the files are the record: a mirror never stops a run
                 self._fail(error)
 

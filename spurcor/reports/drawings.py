@@ -1,0 +1,157 @@
+"""What the figures show, as plain numbers: drawing them is another process's work."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from spurcor.reports.pivot import Cells, in_order
+from spurcor.reports.runs import number
+from spurcor.reports.selection import Candidate
+from spurcor.reports.tables import Metric
+from spurcor.reports.trials import show_value
+
+MOST = 8  # methods, lines or panels that one figure tells apart
+SUMMARIES = ("worst", "average", "aligned", "conflicting")
+BARS = "Bars: standard deviation over seeds."
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points or a line; `style` is the same for the same thing in every panel."""
+
+    label: str
+    style: int
+    x: Sequence[float | str]
+    y: Sequence[float]
+    x_bars: Sequence[float] = ()
+    y_bars: Sequence[float] = ()
+    band: tuple[Sequence[float], Sequence[float]] | None = None
+    line: bool = True
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes; `mark` is the place of a vertical line."""
+
+    title: str
+    series: Sequence[Series]
+    mark: float | None = None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of panels with one legend; `name` is its file without the ending."""
+
+    name: str
+    title: str
+    x: str
+    y: str
+    panels: Sequence[Panel]
+    notes: Sequence[str] = ()
+    per_row: int = 4
+    same_y: bool = True
+
+
+def worst_against_average(shown: Sequence[Candidate]) -> Drawing:
+    """One point per method and data set, with the standard deviation over seeds."""
+    worst, average = Metric("worst", "test/worst"), Metric("average", "test/average")
+    points = [
+        (one, x, y)
+        for one in shown
+        if (x := average.of(one)) is not None and (y := worst.of(one)) is not None
+    ]
+    names, note = _capped([one.name for one, _, _ in points], "methods")
+    datasets, note2 = _capped([one.trial.dataset for one, _, _ in points], "data sets")
+    panels = [
+        Panel(
+            dataset,
+            [
+                Series(
+                    one.name, names.index(one.name), [x.mean], [y.mean], [x.std or 0], [y.std or 0],
+                    line=False,
+                )
+                for one, x, y in points
+                if one.trial.dataset == dataset and one.name in names
+            ],
+        )
+        for dataset in datasets
+    ]  # fmt: skip
+    return Drawing(
+        "worst_vs_average", "Worst group against average", "average test accuracy (%)",
+        "test accuracy, worst group (%)", panels, [BARS, *note, *note2], per_row=3, same_y=False,
+    )  # fmt: skip
+
+
+def learning_curves(shown: Sequence[Candidate], name: str, dataset: str) -> Drawing:
+    """Test accuracy by epoch, a panel per method of a data set; its repairs have no epochs."""
+    own = [one for one in shown if one.trial.dataset == dataset and one.trial.repair is None]
+    runs = [one for one in own if len(one.trial.rows) > 1]
+    names, note = _capped([one.name for one in runs], "methods")
+    prefix = "test/group/"
+    columns = [key for key in (runs[0].trial.rows[-1] if runs else ()) if key.startswith(prefix)]
+    if not 0 < len(columns) <= MOST:
+        columns = [f"test/{metric}" for metric in SUMMARIES]
+    labels = [column.removeprefix(prefix).removeprefix("test/") for column in columns]
+    panels = [
+        Panel(
+            one.name,
+            [_by_epoch(one, key, labels[style], style) for style, key in enumerate(columns)],
+            mark=fmean(pick.row["epoch"] for pick in one.picks),
+        )
+        for one in runs
+        if one.name in names
+    ]
+    notes = [
+        "Mean over seeds, band from the least to the greatest; the vertical line is the mean of"
+        " the chosen epochs.",
+        *note,
+    ]
+    title = f"Learning curves: {dataset}"
+    return Drawing(name, title, "epoch", "test accuracy (%)", panels, notes)
+
+
+def curve(found: Cells, x: str, metric: Metric) -> Drawing:
+    """A metric over the values of a key, a line per row of the cells."""
+    places = in_order(place for row in found.values() for place in row)
+    numeric = all(isinstance(place[0], int | float) for place in places)
+    texts = {line: " ".join("-" if v is None else show_value(v) for v in line) for line in found}
+    names, note = _capped([texts[line] for line in in_order(found)], "lines")
+    series = []
+    for line in in_order(found):
+        if texts[line] not in names:
+            continue
+        points = [
+            (
+                place[0] if isinstance(place[0], int | float) and numeric else show_value(place[0]),
+                summary,
+            )
+            for place in places
+            if len(cell := found[line].get(place, [])) == 1
+            if (summary := metric.of(cell[0])) is not None
+        ]
+        values = [value for value, _ in points]
+        means = [summary.mean for _, summary in points]
+        bars = [summary.std or 0 for _, summary in points]
+        style = names.index(texts[line])
+        series.append(Series(texts[line], style, values, means, y_bars=bars))
+    title, panels = f"{metric.name} over {x}", [Panel("", series)] if places else []
+    return Drawing("curve", title, x, f"test {metric.name} (%)", panels, [BARS, *note])
+
+
+def _by_epoch(one: Candidate, column: str, label: str, style: int) -> Series:
+    by_epoch: dict[int, list[float]] = {}
+    for pick in one.picks:
+        for row in pick.trial.rows:
+            if (value := number(row, column)) is not None:
+                by_epoch.setdefault(row["epoch"], []).append(100 * value)
+    epochs = sorted(by_epoch)
+    low, high = ([end(by_epoch[epoch]) for epoch in epochs] for end in (min, max))
+    mean = [fmean(by_epoch[epoch]) for epoch in epochs]
+    return Series(label, style, epochs, mean, band=(low, high))
+
+
+def _capped(names: Sequence[str], what: str) -> tuple[list[str], list[str]]:
+    """Each name once, as many as can be told apart, and the sentence that says so."""
+    unique = list(dict.fromkeys(names))
+    note = f"The figure shows the first {MOST} of {len(unique)} {what}."
+    return unique[:MOST], [note] if len(unique) > MOST else []

@@ -1,0 +1,177 @@
+"""Tables as text, and what the figures show."""
+
+import json
+
+import pytest
+from test_report import trial
+
+from spurcor.config import CONF
+from spurcor.errors import RunError
+from spurcor.reports import drawings, plots, render
+from spurcor.reports.options import SHOWN_METRICS
+from spurcor.reports.published import published
+from spurcor.reports.selection import judge
+from spurcor.reports.statistics import Summary
+from spurcor.reports.tables import Interval, Seeds, Table
+from spurcor.reports.trials import with_settings
+
+GOOD, BETTER = Summary.of([60.0, 62.0]), Summary.of([70.0, 74.0])
+TABLE = Table(
+    "methods",
+    "Methods",
+    [
+        {"data set": "a_b", "method": "erm|x", "seeds": Seeds(2, 3), "worst": GOOD, "none": None},
+        {"data set": "a_b", "method": "50% & #1", "seeds": Seeds(3, 3), "worst": BETTER,
+         "interval": Interval(BETTER), "images": 12345, "p": 0.0625},
+    ],
+)  # fmt: skip
+
+
+def test_markdown_can_be_pasted():
+    lines = [
+        [cell.strip() for cell in line.split(" | ")] for line in render.markdown(TABLE).split("\n")
+    ]
+    assert lines[0] == ["| data set", "method", "seeds", "worst", "interval", "images", "p |"]
+    assert lines[2] == ["| a_b", "erm\\|x", "2 of 3", "61.0 ± 1.4", "-", "-", "- |"]
+    assert lines[3] == [
+        "| a_b", "50% & #1", "3", "72.0 ± 2.8", "[46.6, 97.4]", "12,345", "0.0625 |",
+    ]  # fmt: skip
+
+
+def test_latex_is_escaped_and_the_best_is_bold():
+    text = render.latex(TABLE)
+    assert r"\toprule" in text
+    assert r"\bottomrule" in text
+    assert r"a\_b" in text
+    assert r"50\% \& \#1" in text
+    assert r"\textbf{72.0 $\pm$ 2.8}" in text
+    assert text.count(r"\textbf{") == 1
+    assert not [mark for mark in (*render.TEX, "\x01") if mark in text]
+
+
+def test_the_oracle_is_never_bold():
+    records = [
+        {"data set": "a", "criterion": "val/worst", "worst": GOOD},
+        {"data set": "a", "criterion": "oracle (reads test)", "worst": BETTER},
+        {"data set": "b", "criterion": "oracle (reads test)", "worst": BETTER},
+    ]
+    text = render.latex(Table("criteria", "", records))
+    assert r"\textbf{61.0 $\pm$ 1.4}" in text
+    assert text.count(r"\textbf{") == 1
+
+
+def test_csv_keeps_full_precision():
+    header, first, second = render.csv_text(TABLE).splitlines()
+    assert header.startswith("data set,method,seeds,seeds_expected,worst_mean,worst_std,worst_low")
+    assert first.startswith("a_b,erm|x,2,3,61.0,1.4142135623730951,")
+    assert second.endswith(",12345,0.0625")
+
+
+# --- published figures ----------------------------------------------------------------------------
+
+
+def entries():
+    import yaml
+
+    return yaml.safe_load((CONF / "published.yaml").read_text())
+
+
+def test_every_published_figure_is_whole():
+    for entry in entries():
+        optional = {"when"} & set(entry)
+        assert set(entry) == {
+            "dataset", "method", "metric", "mean", "std", "source", "note", *optional,
+        }  # fmt: skip
+        assert 0 <= entry["mean"] <= 100
+        name = entry["metric"].rpartition("/")[2]
+        assert name in SHOWN_METRICS or name.startswith("selective_")
+        assert entry["source"]
+
+
+def test_published_figures_stand_beside_ours_where_options_match():
+    def shown(**options):
+        rows = [{"phase": None, "epoch": None, "val/worst": 0.5, "test/worst": 0.9}]
+        made = trial(rows=rows, dataset="waterbirds", repair="x", **options)
+        return published(judge(with_settings([made]), "val/worst")).records
+
+    found = shown(**{"dfr.split": "val"})
+    assert ("92.9 ± 0.2", "secondary source") in [(one["published"], one["note"]) for one in found]
+    assert {one["ours"].mean for one in found if one["metric"] == "worst"} == {90.0}
+    assert shown(**{"dfr.split": "train"}) == []
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def candidates(number=2, seeds=3, epochs=4):
+    found = []
+    for method in range(number):
+        made = [
+            trial("r1", seed, [
+                {"phase": "erm", "epoch": epoch, "val/worst": epoch / 10, "test/worst": 0.1 * seed,
+                 "test/average": 0.8, "test/group/a/b": (seed + epoch) / 10}
+                for epoch in range(1, epochs + 1)
+            ], method=f"m{method}")
+            for seed in range(seeds)
+        ]  # fmt: skip
+        found += judge(with_settings(made), "val/worst")
+    return found
+
+
+def test_learning_curves_show_mean_and_range_over_seeds():
+    drawing = drawings.learning_curves(candidates(), "learning_curves_birds", "birds")
+    assert [panel.title for panel in drawing.panels] == ["m0", "m1"]
+    (series,) = drawing.panels[0].series
+    assert (series.label, list(series.x)) == ("a/b", [1, 2, 3, 4])
+    assert series.y == pytest.approx([20, 30, 40, 50])
+    assert series.band[0] == pytest.approx([10, 20, 30, 40])
+    assert series.band[1] == pytest.approx([30, 40, 50, 60])
+    assert drawing.panels[0].mark == 4
+
+
+def test_many_groups_are_summarised_and_many_methods_capped():
+    found = candidates(number=10)
+    for row in [row for one in found for pick in one.picks for row in pick.trial.rows]:
+        row |= {f"test/group/{group}": 0.5 for group in range(9)}
+    drawing = drawings.learning_curves(found, "learning_curves_birds", "birds")
+    assert [one.label for one in drawing.panels[0].series] == list(drawings.SUMMARIES)
+    assert len(drawing.panels) == 8
+    assert "The figure shows the first 8 of 10 methods." in drawing.notes
+    assert len(drawings.worst_against_average(found).panels[0].series) == 8
+
+
+def test_points_are_means_with_their_deviations():
+    (point, _) = drawings.worst_against_average(candidates()).panels[0].series
+    assert (point.x, point.y) == (pytest.approx([80]), pytest.approx([10]))
+    assert point.y_bars == pytest.approx([10])
+    assert not point.line
+
+
+def test_a_legend_is_below_everything_and_nothing_overlaps():
+    from dataclasses import asdict
+
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure
+
+    with matplotlib.rc_context(plots.STYLE):
+        for number in (1, 3, 6):
+            named = drawings.learning_curves(candidates(number), "x", "birds")
+            figure = plots.draw(json.loads(json.dumps(asdict(named))))
+            renderer = matplotlib.backends.backend_agg.FigureCanvasAgg(figure).get_renderer()
+            shown = [axes for axes in figure.axes if axes.get_visible()]
+            boxes = [axes.get_tightbbox(renderer) for axes in shown]
+            (legend,) = figure.legends
+            below = legend.get_window_extent(renderer)
+            assert all(below.y1 <= box.y0 + 1 for box in boxes)
+            assert below.y0 >= 0
+            assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+            for index, box in enumerate(boxes):
+                assert not any(box.overlaps(other) for other in boxes[index + 1 :])
+
+
+def test_figures_that_cannot_be_drawn_are_an_error_in_a_sentence(tmp_path):
+    drawing = drawings.learning_curves(candidates(), "x", "birds")
+    with plots.Artist() as artist:
+        artist.draw(tmp_path / "nowhere", [drawing])
+        with pytest.raises(RunError, match=r"figures could not be drawn: .*nowhere"):
+            artist.finish()
