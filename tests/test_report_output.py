@@ -9,10 +9,11 @@ from spurcor.config import CONF
 from spurcor.errors import RunError
 from spurcor.reports import drawings, plots, render
 from spurcor.reports.options import SHOWN_METRICS
+from spurcor.reports.pivot import cells
 from spurcor.reports.published import published
 from spurcor.reports.selection import judge
 from spurcor.reports.statistics import Summary
-from spurcor.reports.tables import Interval, Seeds, Table
+from spurcor.reports.tables import Interval, Metric, Seeds, Table
 from spurcor.reports.trials import with_settings
 
 GOOD, BETTER = Summary.of([60.0, 62.0]), Summary.of([70.0, 74.0])
@@ -145,6 +146,21 @@ def test_points_are_means_with_their_deviations():
     assert (point.x, point.y) == (pytest.approx([80]), pytest.approx([10]))
     assert point.y_bars == pytest.approx([10])
     assert not point.line
+
+
+def test_a_curve_has_a_point_per_value_in_their_order():
+    made = [
+        trial(f"r{layer}", 0, [{"phase": "erm", "epoch": 1, "val/worst": 0.5, "test/worst": test}],
+              method=method, **{"dfr.layer": layer})
+        for method, layers in (("erm", {"b": 0.2}), ("iw", {"a": 0.3, "b": 0.4}))
+        for layer, test in layers.items()
+    ]  # fmt: skip
+    _, found = cells(made, ["method"], ["dfr.layer"], "val/worst")
+    (panel,) = drawings.curve(found, "dfr.layer", Metric("worst", "test/worst")).panels
+    assert panel.ticks == ["b", "a"]
+    assert [(one.label, one.x, one.y) for one in panel.series] == [
+        ("erm", [0], pytest.approx([20])), ("iw", [0, 1], pytest.approx([40, 30])),
+    ]  # fmt: skip
 
 
 def test_a_legend_is_below_everything_and_nothing_overlaps():

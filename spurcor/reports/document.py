@@ -10,10 +10,6 @@ from spurcor.reports.tables import Table
 from spurcor.reports.trials import Collection, Missing, show_value
 
 LATE = ("settings",)  # long tables that few read come after the figures
-HOW = {
-    False: "test data were only read off there",
-    True: "it reads test data, so these figures are bounds and no results",
-}
 
 
 def document(
@@ -58,11 +54,14 @@ def _opening(found: Collection, options: Options) -> Iterator[str]:
     if not runs:
         yield "No run is finished."
         return
+    read = "test data were only read off there"
+    if options.criterion == ORACLE:
+        read = "it reads test data, so these figures are bounds and no results"
     repairs = sum(trial.repair is not None for trial in found.trials)
     yield (
         f"{len(runs)} runs, {repairs} repairs. Test accuracy in %, mean ± sample standard deviation"
         f" over seeds, with a 95 % t interval of the mean; `{options.criterion}` chose the epoch of"
-        f" each run and the setting of each method; {HOW[options.criterion == ORACLE]}."
+        f" each run and the setting of each method; {read}."
     )
     commits = list(dict.fromkeys(run.commit for run in runs))
     yield f"Code: {', '.join(commits)}{' (+: with changes)' if '+' in ''.join(commits) else ''}."

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from spurcor.reports.pivot import Cells, in_order
 from spurcor.reports.runs import number
@@ -21,7 +22,7 @@ class Series:
 
     label: str
     style: int
-    x: Sequence[float | str]
+    x: Sequence[Any]
     y: Sequence[float]
     x_bars: Sequence[float] = ()
     y_bars: Sequence[float] = ()
@@ -31,11 +32,12 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes; `mark` is the place of a vertical line."""
+    """One pair of axes; `mark` is the place of a vertical line, `ticks` name x = 0, 1, ..."""
 
     title: str
     series: Sequence[Series]
     mark: float | None = None
+    ticks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -112,29 +114,28 @@ def learning_curves(shown: Sequence[Candidate], name: str, dataset: str) -> Draw
 
 def curve(found: Cells, x: str, metric: Metric) -> Drawing:
     """A metric over the values of a key, a line per row of the cells."""
-    places = in_order(place for row in found.values() for place in row)
-    numeric = all(isinstance(place[0], int | float) for place in places)
+    values = [place[0] for place in in_order(place for row in found.values() for place in row)]
+    numbers = [value for value in values if type(value) in (int, float)]
+    ticks = [] if len(numbers) == len(values) else [show_value(value) for value in values]
     texts = {line: " ".join("-" if v is None else show_value(v) for v in line) for line in found}
     names, note = _capped([texts[line] for line in in_order(found)], "lines")
     series = []
-    for line in in_order(found):
-        if texts[line] not in names:
-            continue
+    for line in [line for line in in_order(found) if texts[line] in names]:
+        summaries = {
+            value: metric.of(cell[0])
+            for value in values
+            if len(cell := found[line].get((value,), [])) == 1
+        }
         points = [
-            (
-                place[0] if isinstance(place[0], int | float) and numeric else show_value(place[0]),
-                summary,
-            )
-            for place in places
-            if len(cell := found[line].get(place, [])) == 1
-            if (summary := metric.of(cell[0])) is not None
+            (place if ticks else value, summary)
+            for place, value in enumerate(values)
+            if (summary := summaries.get(value)) is not None
         ]
-        values = [value for value, _ in points]
+        style = names.index(texts[line])
         means = [summary.mean for _, summary in points]
         bars = [summary.std or 0 for _, summary in points]
-        style = names.index(texts[line])
-        series.append(Series(texts[line], style, values, means, y_bars=bars))
-    title, panels = f"{metric.name} over {x}", [Panel("", series)] if places else []
+        series.append(Series(texts[line], style, [x for x, _ in points], means, y_bars=bars))
+    title, panels = f"{metric.name} over {x}", [Panel("", series, ticks=ticks)] if values else []
     return Drawing("curve", title, x, f"test {metric.name} (%)", panels, [BARS, *note])
 
 

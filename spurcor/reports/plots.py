@@ -40,6 +40,7 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
+    "text.parse_math": False,  # a name may hold a dollar sign
     "pdf.fonttype": 42,  # text stays text; many publishers refuse the default
 }
 
@@ -124,8 +125,9 @@ def draw(drawing: dict[str, Any]) -> "Figure":
     gap_y = 0.5 + top
     width = left + right + columns * panel_width + (columns - 1) * gap_x
     labels = list(dict.fromkeys(s["label"] for panel in panels for s in panel["series"]))
-    legend_columns = max(1, min(len(labels), int(width / (0.07 * max(map(len, labels)) + 0.6))))
-    legend_rows = -(-len(labels) // legend_columns)
+    longest = max(map(len, labels), default=0)
+    legend_columns = max(1, min(len(labels), int(width / (0.07 * longest + 0.6))))
+    legend_rows = max(1, -(-len(labels) // legend_columns))
     bottom = 0.6 + 0.19 * legend_rows
     height = top + bottom + rows * panel_height + (rows - 1) * gap_y
     figure = Figure(figsize=(width, height))
@@ -137,7 +139,9 @@ def draw(drawing: dict[str, Any]) -> "Figure":
     for index, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
         for series in panel["series"]:
             _draw_series(axes, series)
-        if all(isinstance(x, int) for series in panel["series"] for x in series["x"]):
+        if panel["ticks"]:
+            axes.set_xticks(range(len(panel["ticks"])), panel["ticks"])
+        elif all(isinstance(x, int) for series in panel["series"] for x in series["x"]):
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
         if panel["mark"] is not None:
             axes.axvline(panel["mark"], color="#444444", linewidth=0.8)
@@ -152,12 +156,8 @@ def draw(drawing: dict[str, Any]) -> "Figure":
     for axes in grid.flat[: len(panels)]:
         handles, names = axes.get_legend_handles_labels()
         entries |= dict(zip(names, handles, strict=True))
-    figure.legend(
-        [entries[label] for label in labels],
-        labels,
-        loc="lower center",
-        ncols=-(-len(labels) // legend_rows),
-    )
+    even = -(-len(labels) // legend_rows)  # rows of about the same length
+    figure.legend(list(entries.values()), list(entries), loc="lower center", ncols=max(1, even))
     return figure
 
 

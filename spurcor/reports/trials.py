@@ -152,14 +152,14 @@ def with_settings(trials: Sequence[Trial], without: Iterable[str] = ()) -> list[
     groups: dict[tuple[str, str], dict[str, Trial]] = {}
     for trial in trials:
         groups.setdefault((trial.dataset, trial.method), {})[trial.identity] = trial
-    differing = {
+    telling = {
         group: [key for key in _telling([t.config for t in found.values()]) if key not in without]
         for group, found in groups.items()
     }
-    names = short_names({key for keys in differing.values() for key in keys})
+    names = short_names({key for keys in telling.values() for key in keys})
     texts: dict[tuple[str, str], dict[str, str]] = {}
     for group, found in groups.items():
-        chosen = {key: names[key] for key in differing[group]}
+        chosen = {key: names[key] for key in telling[group]}
         own = {identity: _text(trial.config, chosen) for identity, trial in found.items()}
         taken = list(own.values())
         texts[group] = {
