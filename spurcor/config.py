@@ -50,6 +50,8 @@ ROLES = {
     "optimizer": FOREIGN_BASES[1],
     "schedule": FOREIGN_BASES[2],
     "dfr": "spurcor.dfr.Dfr",
+    "dataset": "spurcor.source.DataSource",
+    "dataset.transform": "spurcor.transforms.Transform",
 }
 METRICS = (
     "worst",
@@ -173,8 +175,12 @@ class Node:
 
     def build(self, **runtime: Any) -> Any:
         """Construct the object; what its constructor refuses is the user's mistake."""
+        arguments = {
+            key: value.build() if isinstance(value, Node) else value
+            for key, value in self.arguments.items()
+        }
         try:
-            return locate(self.target)(**self.arguments, **runtime)
+            return locate(self.target)(**arguments, **runtime)
         except UserError:
             raise
         except (ValueError, TypeError, RuntimeError) as error:
@@ -191,7 +197,7 @@ class Node:
             for name, parameter in inspect.signature(locate(self.target)).parameters.items()
         }
         kept = {
-            key: _content(value)
+            key: value.hashed() if isinstance(value, Node) else _content(value)
             for key, value in self.arguments.items()
             if plain(value) != plain(defaults.get(key, inspect.Parameter.empty))
         }
@@ -428,6 +434,8 @@ def _nested(hint: Any, value: Any) -> Any:
     """The dataclass, `Node` or mapping of nodes that a mapping is to become, or None."""
     if not isinstance(value, Mapping):
         return None
+    if "_target_" in value:
+        return Node
     if typing.get_args(hint) == (str, Node):
         return dict
     for member in (hint, *typing.get_args(hint)):
@@ -470,7 +478,7 @@ def _check_node(path: str, value: Any, problems: list[str]) -> Node | None:
         return None
     group = path.partition(".")[0]
     bases = {f"{base.__module__}.{base.__qualname__}" for base in owner.__mro__}
-    if ROLES.get(group, "builtins.object") not in bases or inspect.isabstract(owner):
+    if ROLES.get(path, "builtins.object") not in bases or inspect.isabstract(owner):
         problems.append(f"{path}._target_={value['_target_']} is no {group}")
         return None
     runtime = RUNTIME.get(group, set())

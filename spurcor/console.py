@@ -3,10 +3,10 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from spurcor.sweeps import PointState
     from spurcor.trainer import Progress as RunProgress
 
+T = TypeVar("T")
 Rows = Sequence[Mapping[str, Any]]
 REDRAW_SECONDS = 0.1
 LINE_SECONDS = 10.0  # when piped, an epoch is told at most this often
@@ -204,3 +205,20 @@ def distinct(points: Sequence["PointState"]) -> list[str]:
 def percent(fraction: float | None) -> str:
     """A fraction in per cent, as papers print it."""
     return "-" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def tracked(items: Iterable[T], title: str, total: int) -> Iterator[T]:
+    """Items one by one, with a bar on a terminal and a line when piped."""
+    console = PatientConsole(highlight=False)
+    if not console.is_terminal:
+        console.print(title, soft_wrap=True, markup=False)
+        yield from items
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, refresh_per_second=5) as bars:
+        yield from bars.track(items, total=total, description=title)

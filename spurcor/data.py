@@ -1,22 +1,31 @@
-"""Splits, groups, batches and streams.
+"""Splits, groups and batches.
 
 Names and shapes used everywhere: x images (B, C, H, W), y class (B,), a spurious attribute (B,),
 g group (B,), index position in the split (B,); K classes, A attributes, G groups, D features.
-Group numbers are g = y * A + a.
+Group numbers are g = y * A + a. With `task: multilabel`, y is (B, L) and there are no groups.
 """
 
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from spurcor.errors import UserError
+from spurcor.images import AnyImages, Images
+from spurcor.transforms import Transform
+
+if TYPE_CHECKING:
+    from spurcor.source import DataSource
+
+log = logging.getLogger(__name__)
+DEVICE_SHARE = 0.5  # of a device's free memory that images may take
 
 
 class Split(StrEnum):
@@ -30,7 +39,11 @@ class Split(StrEnum):
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """Names of the classes and of the values of the spurious attribute."""
+    """Names of the classes and of the values of the spurious attribute.
+
+    For `multilabel` the classes are the labels, there is no attribute, and what is counted and
+    compared per group elsewhere is counted and compared per label.
+    """
 
     classes: tuple[str, ...]
     attributes: tuple[str, ...]
@@ -44,16 +57,20 @@ class GroupSpec:
 
     @property
     def num_groups(self) -> int:
-        """G = K * A; groups without a sample keep their number."""
-        return len(self.classes) * len(self.attributes)
+        """G = K * A; groups without a sample keep their number. For `multilabel`, the labels."""
+        return len(self.names)
 
     @property
     def names(self) -> list[str]:
-        """Group names in the order of g."""
+        """Group names in the order of g; for `multilabel`, the labels."""
+        if self.task == "multilabel":
+            return list(self.classes)
         return [f"{c}/{a}" for c in self.classes for a in self.attributes]
 
     def group(self, y: Tensor, a: Tensor) -> Tensor:
-        """Group numbers of classes and attributes, any shape."""
+        """Group numbers of classes and attributes, any shape; 0 where there are no groups."""
+        if self.task == "multilabel":
+            return torch.zeros_like(a)
         return y * len(self.attributes) + a
 
     def is_aligned(self) -> Tensor:
@@ -76,18 +93,31 @@ class Batch:
 
 
 class GroupedDataset:
-    """One split: images as one uint8 array (N, C, H, W), and y, a, g of all of it."""
+    """One split: y, a and g of all of it, and its rows of an array of images.
+
+    `train_images` are the same images as training crops them (larger, of their own aspect), where
+    those differ from the ones that are evaluated.
+    """
 
     def __init__(
-        self, spec: GroupSpec, images: Tensor, y: Tensor, a: Tensor, source: Tensor
+        self,
+        spec: GroupSpec,
+        images: AnyImages | Tensor,
+        y: Tensor,
+        a: Tensor,
+        source: Tensor,
+        rows: Tensor | None = None,
+        train_images: AnyImages | None = None,
+        train_rows: Tensor | None = None,
     ) -> None:
         """`source` (N, ...) int64 says which sample of the original data each row is made of."""
-        if images.dtype != torch.uint8:
-            raise TypeError(f"images are stored as uint8, not {images.dtype}")
         self.spec = spec
-        self.images = images
+        self.images = Images(images) if isinstance(images, Tensor) else images
         self.y, self.a, self.g = y.long(), a.long(), spec.group(y.long(), a.long())
         self.source = source
+        self.rows = torch.arange(len(y)) if rows is None else rows  # stay in memory
+        self.train_images = self.images if train_images is None else train_images
+        self.train_rows = self.rows if train_rows is None else train_rows
 
     def __len__(self) -> int:
         return len(self.y)
@@ -95,56 +125,67 @@ class GroupedDataset:
     @functools.cached_property
     def group_counts(self) -> Tensor:
         """(G,) int64; zero for groups without a sample."""
+        if self.spec.task == "multilabel":
+            return torch.full((self.spec.num_groups,), len(self), device=self.y.device)
         return torch.bincount(self.g, minlength=self.spec.num_groups)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of which samples are in the split, in which order, with which labels.
 
-        Of the images, 1,000 spread over the split count: other pixels under the same numbers are
-        noticed without reading everything.
+        Of images in memory 1,000 spread over the split count, of a store the files: other pixels
+        under the same numbers are noticed without reading everything.
         """
         digest = hashlib.sha256()
-        sample = self.images[:: max(1, len(self) // 1000)]
-        for array in (self.source, self.y, self.a, sample):
+        for array in (self.source, self.y, self.a):
             digest.update(array.cpu().contiguous().numpy().tobytes())
+        digest.update(self.images.digest(self.rows))
         return digest.hexdigest()[:16]
 
     def fetch(self, indices: Tensor) -> Batch:
-        """The samples at `indices` by one gather, in the order asked for."""
-        return Batch(
-            self.images[indices], self.y[indices], self.a[indices], self.g[indices], indices
-        )
+        """The samples at `indices` by one gather, in the order asked for, as they are evaluated."""
+        return self.label(self.images.take(self.rows[indices.cpu()]), indices)
 
-    def to(self, device: torch.device) -> "GroupedDataset":
-        """The split with images and labels on a device; `source` stays where it is."""
+    def label(self, x: Tensor, indices: Tensor) -> Batch:
+        """A batch of images that were gathered before, on the device of the labels."""
+        device = self.y.device
+        indices = indices.to(device, non_blocking=True)
+        x = x.to(device, non_blocking=True)
+        return Batch(x, self.y[indices], self.a[indices], self.g[indices], indices)
+
+    def subset(self, indices: Tensor) -> "GroupedDataset":
+        """The samples at `indices`, in that order."""
         return GroupedDataset(
             self.spec,
-            self.images.to(device),
+            self.images,
+            self.y[indices],
+            self.a[indices],
+            self.source[indices],
+            self.rows[indices],
+            self.train_images,
+            self.train_rows[indices],
+        )
+
+    def moved(self, device: torch.device, images: Mapping[int, AnyImages]) -> "GroupedDataset":
+        """The split with its labels on a device, and other arrays in the place of its images."""
+        return GroupedDataset(
+            self.spec,
+            images[id(self.images)],
             self.y.to(device),
             self.a.to(device),
             self.source,
+            self.rows,
+            images[id(self.train_images)],
+            self.train_rows,
         )
 
 
-class Transform(Protocol):
-    """Stored bytes to the network's input, for a whole batch on its device."""
-
-    def draw(self, num_samples: int, generator: torch.Generator) -> Tensor | None:
-        """Random parameters (num_samples, P) of the augmentation, or None without one."""
-
-    def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
-        """Float input of a uint8 batch; without parameters, as in evaluation."""
-
-
-class DataSource(Protocol):
-    """What a file in conf/dataset builds."""
-
-    spec: GroupSpec
-    transform: Transform
-
-    def load(self, root: Path) -> dict[str, GroupedDataset]:
-        """Every split by name: those of `Split` that exist, and any number of named test sets."""
+def members_by(labels: Tensor, order: Tensor | None = None) -> list[Tensor]:
+    """Positions of the samples of each label that occurs, rising or in the `order` (N,) given."""
+    order = torch.arange(len(labels)) if order is None else order
+    sorted_, by_label = labels[order].sort(stable=True)
+    counts = torch.unique_consecutive(sorted_, return_counts=True)[1]
+    return list(torch.split(order[by_label], counts.tolist()))
 
 
 @dataclass(frozen=True)
@@ -152,7 +193,7 @@ class DataInfo:
     """What a method or a backbone may know of the data when it is built."""
 
     spec: GroupSpec
-    shape: tuple[int, int, int]  # C, H, W
+    shape: tuple[int, int, int]  # C, H, W of the network's input
     group_counts: Tensor  # (G,) of TRAIN
 
 
@@ -163,23 +204,29 @@ class Splits:
     data: Mapping[str, GroupedDataset]
     transform: Transform
     device: torch.device
+    workers: int = 0
 
     @classmethod
-    def load(cls, source: DataSource, root: Path, device: torch.device) -> "Splits":
+    def load(cls, source: "DataSource", root: Path, device: torch.device) -> "Splits":
         """Read a data set and put it where it is trained on."""
-        data = {str(name): split.to(device) for name, split in source.load(root).items()}
-        return cls(data, source.transform, device)
+        data = source.splits(root)
+        arrays = {id(i): i for split in data.values() for i in (split.images, split.train_images)}
+        placed = _place(arrays, source.store, device)
+        data = {str(name): split.moved(device, placed) for name, split in data.items()}
+        return cls(data, source.transform, device, source.workers)
 
     def __getitem__(self, name: str) -> GroupedDataset:
         if name not in self.data:
-            raise UserError(f"this data set has no {name} split; it has {', '.join(self.data)}")
+            hint = "; dataset.target_fraction takes one from val" if name == Split.TARGET else ""
+            have = ", ".join(self.data)
+            raise UserError(f"this data set has no {name} split{hint}; it has {have}")
         return self.data[name]
 
     @property
     def info(self) -> DataInfo:
         """The facts that constructors need."""
         train = self[Split.TRAIN]
-        channels, height, width = train.images.shape[1:]
+        channels, height, width = self.transform(train.fetch(torch.arange(1)).x).shape[1:]
         return DataInfo(train.spec, (channels, height, width), train.group_counts.cpu())
 
     @property
@@ -194,66 +241,24 @@ class Splits:
         return {name: split.fingerprint for name, split in self.data.items()}
 
 
-class Stream:
-    """Training batches of one split as a function of (seed, role, position).
-
-    Permutation and augmentation of an epoch are drawn at once from a generator of their own, so a
-    stream starts at any position and nothing else moves it.
-    """
-
-    def __init__(
-        self,
-        dataset: GroupedDataset,
-        transform: Transform,
-        batch_size: int | None,
-        *,
-        seed: int,
-        role: str = "train",
-        weights: Tensor | None = None,
-    ) -> None:
-        """`batch_size` None is the full batch; `weights` (N,) sample with replacement instead."""
-        self.dataset, self.transform = dataset, transform
-        self.batch_size = batch_size or len(dataset)
-        self.full = batch_size is None
-        self.seed, self.role, self.weights = seed, role, weights
-
-    def __len__(self) -> int:
-        """Batches in one pass; the last one may be smaller."""
-        return -(-len(self.dataset) // self.batch_size)
-
-    def start(self, position: int) -> Iterator[Batch]:
-        """Batches without end, from the `position`-th since the first epoch."""
-        epoch, step = divmod(position, len(self))
-        device = self.dataset.y.device
-        while True:
-            order, parameters = self._draw(epoch)
-            order = order.to(device)
-            if parameters is not None:
-                parameters = parameters.to(device)
-            for first in range(step * self.batch_size, len(order), self.batch_size):
-                window = slice(first, first + self.batch_size)
-                batch = self.dataset.fetch(order[window])
-                x = self.transform(batch.x, None if parameters is None else parameters[window])
-                yield Batch(x, batch.y, batch.a, batch.g, batch.index)
-            epoch, step = epoch + 1, 0
-
-    def _draw(self, epoch: int) -> tuple[Tensor, Tensor | None]:
-        """Order (N,) and augmentation parameters (N, P) of an epoch."""
-        generator = torch.Generator()
-        generator.manual_seed(derive_seed(self.seed, self.role, epoch))
-        num_samples = len(self.dataset)
-        if self.weights is not None:
-            order = torch.multinomial(
-                self.weights, num_samples, replacement=True, generator=generator
+def _place(
+    arrays: Mapping[int, AnyImages], store: str, device: torch.device
+) -> dict[int, AnyImages]:
+    """Arrays of images on the disk, in memory, or on the device if they leave room for training."""
+    if store == "disk":
+        return dict(arrays)
+    if store == "device" and device.type == "cuda":
+        needed = sum(images.num_bytes for images in arrays.values())
+        free = torch.cuda.mem_get_info(device)[0]
+        if needed > DEVICE_SHARE * free:
+            log.warning(
+                "dataset.store=device: the images take %.1f GB and %s has %.1f GB free; they stay"
+                " in memory",
+                needed / 1e9,
+                device,
+                free / 1e9,
             )
-        elif self.full:
-            order = torch.arange(num_samples)
-        else:
-            order = torch.randperm(num_samples, generator=generator)
-        return order, self.transform.draw(num_samples, generator)
-
-
-def derive_seed(*parts: object) -> int:
-    """A seed of 63 bits from any parts; the same on every machine."""
-    text = "/".join(map(str, parts))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+            device = torch.device("cpu")
+    else:
+        device = torch.device("cpu")
+    return {key: images.to(device) for key, images in arrays.items()}

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spurcor.data import GroupSpec, Split, derive_seed
+from spurcor.data import GroupSpec, Split
 from spurcor.errors import RunError, UserError
 from spurcor.metrics import group_metrics
+from spurcor.seeding import derive_seed
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]

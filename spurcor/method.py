@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from spurcor.backbone import Backbone
-from spurcor.data import Batch, DataInfo, Split, Splits, Stream
+from spurcor.data import Batch, DataInfo, Split, Splits
+from spurcor.streams import Sampling, Stream
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,18 @@ class RunContext:
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
     schedule: Callable[[Optimizer, int], LRScheduler]  # of an optimiser and a number of epochs
 
-    def stream(self, split: str, role: str | None = None, weights: Tensor | None = None) -> Stream:
-        """Shuffled batches of a split, or samples drawn by `weights` (N,) with replacement."""
+    def stream(
+        self, split: str, role: str | None = None, sampling: Sampling = "shuffled"
+    ) -> Stream:
+        """Training batches of a split, shuffled or sampled as `spurcor.streams.Stream` knows it."""
         return Stream(
             self.splits[split],
             self.splits.transform,
             self.batch_size,
             seed=self.seed,
             role=role or split,
-            weights=weights,
+            sampling=sampling,
+            workers=self.splits.workers,
         )
 
 
@@ -107,9 +111,9 @@ class Supervised(Phase):
         method: Method,
         epochs: int,
         reduce: Callable[[Tensor, Batch], Tensor],
-        sampling: Callable[[Tensor], Tensor] | None = None,
+        sampling: Sampling = "shuffled",
     ) -> None:
-        """`reduce`: losses (B,) and batch to a scalar; `sampling`: g (N,) to weights (N,)."""
+        """`reduce`: losses (B,) and batch to a scalar; `sampling`: how TRAIN is drawn."""
         if epochs < 1:
             raise ValueError(f"epochs={epochs} must be at least 1")
         self.name, self.method, self.epochs = name, method, epochs
@@ -122,8 +126,7 @@ class Supervised(Phase):
 
     def streams(self, run: RunContext) -> Mapping[str, Stream]:
         """TRAIN, shuffled or sampled."""
-        weights = None if self.sampling is None else self.sampling(run.splits[Split.TRAIN].g.cpu())
-        return {"train": run.stream(Split.TRAIN, weights=weights)}
+        return {"train": run.stream(Split.TRAIN, sampling=self.sampling)}
 
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         """One step of the optimiser on the reduced loss; logs the plain mean loss."""

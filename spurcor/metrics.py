@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spurcor.data import GroupedDataset, GroupSpec, Split, Splits, Transform
+from spurcor.data import GroupedDataset, GroupSpec, Split, Splits
+from spurcor.transforms import Transform
 
 EVALUATION_BATCH = 512
 

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from spurcor import checkpoint, selection
 from spurcor.config import TrainOptions
-from spurcor.data import Batch, Splits, Stream
+from spurcor.data import Batch, Splits
 from spurcor.errors import RunError, UserError
 from spurcor.files import append_line, keep_lines, read_lines, sync, write_json
 from spurcor.method import Method, Phase, RunContext
 from spurcor.metrics import evaluate
+from spurcor.streams import Stream
 
 log = logging.getLogger(__name__)
 CHECK_STEPS = 64  # losses stay on the device for this many steps before they are looked at
@@ -105,9 +106,9 @@ class Trainer:
             for phase in phases[progress.phase :]:
                 streams = self._enter(phase, method, fresh)
                 num_steps = len(next(iter(streams.values())))
+                position = progress.epoch * num_steps + progress.step
+                feeds = {role: stream.start(position) for role, stream in streams.items()}
                 while progress.epoch < phase.epochs and not self._exhausted(phase):
-                    position = progress.epoch * num_steps + progress.step
-                    feeds = {role: stream.start(position) for role, stream in streams.items()}
                     for _ in range(progress.step, num_steps):
                         batches = {role: next(feed) for role, feed in feeds.items()}
                         self._record(phase.step(batches), batches)

@@ -1,19 +1,100 @@
 """Transforms of whole uint8 batches on their device, with random parameters per sample."""
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
 import torch
 from torch import Tensor
 
+from spurcor import images
+from spurcor.images import AnyImages
 
-class Normalize:
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What is done to an image once, before it is stored; by Pillow, as torchvision does it.
+
+    `resize` (height, width) or `short` (the shorter side, at most, of its own aspect), then a
+    centred square `crop`.
+    """
+
+    resize: tuple[int, int] | None = None
+    short: int | None = None
+    crop: int | None = None
+
+    @property
+    def name(self) -> str:
+        """A part of a folder's name."""
+        parts = []
+        if self.resize is not None:
+            height, width = self.resize
+            parts.append(f"resize{height}" if height == width else f"resize{height}x{width}")
+        parts += [f"short{self.short}"] * (self.short is not None)
+        parts += [f"crop{self.crop}"] * (self.crop is not None)
+        return "-".join(parts) or "original"
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what is stored of an image."""
+        if self.resize is not None:
+            height, width = self.resize
+        if self.short is not None and min(height, width) > self.short:
+            long = int(self.short * max(height, width) / min(height, width))
+            height, width = (self.short, long) if height <= width else (long, self.short)
+        return (height, width) if self.crop is None else (self.crop, self.crop)
+
+    def __call__(self, image: "Image") -> "Image":
+        """The image as it is stored; a crop larger than the image is filled with black."""
+        from PIL.Image import Resampling
+
+        width, height = image.size
+        height, width = Prefix(self.resize, self.short).size(height, width)
+        if (width, height) != image.size:
+            image = image.resize((width, height), Resampling.BILINEAR)
+        if self.crop is None:
+            return image
+        top, left = round((height - self.crop) / 2), round((width - self.crop) / 2)
+        return image.crop((left, top, left + self.crop, top + self.crop))
+
+
+class Transform(Protocol):
+    """Photographs to stored bytes, and those to the network's input, for a whole batch."""
+
+    stored: Prefix  # before images are stored, for evaluation
+    stored_train: Prefix  # and for training
+
+    def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Random parameters (N, P) for stored images of `sizes` (N, 2), or None without any."""
+
+    def gather(self, stored: AnyImages, rows: Tensor, parameters: Tensor) -> Tensor:
+        """Training images as bytes (B, C, H, W), random crops taken, where the images are."""
+
+    def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
+        """Float input of a uint8 batch on its device; without parameters, as in evaluation."""
+
+
+class Normalize(Transform):
     """Scale to [0, 1], then subtract the mean and divide by the deviation of each channel."""
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    stored = stored_train = Prefix()
+
+    def __init__(self, mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)) -> None:
+        if min(std) <= 0:
+            raise ValueError(f"std={list(std)} must be positive")
         self.mean, self.std = mean, std
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def draw(self, num_samples: int, generator: torch.Generator) -> Tensor | None:
+    def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
         """Nothing is random here."""
         return None
+
+    def gather(self, stored: AnyImages, rows: Tensor, parameters: Tensor) -> Tensor:
+        """The images as they are."""
+        return stored.take(rows)
 
     def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
         """(B, C, H, W) uint8 to float."""
@@ -22,24 +103,32 @@ class Normalize:
             mean = torch.tensor(self.mean, device=x.device).view(-1, 1, 1)
             self._constants[x.device] = (1 / (255 * std), -mean / std)
         scale, shift = self._constants[x.device]
-        return torch.addcmul(shift, x, scale)
+        # Interleaved bytes become planes on the way: two passes in place beat one that mixes types.
+        z = torch.empty(x.shape, device=x.device).copy_(x)
+        return z.mul_(scale).add_(shift)
 
 
-class CropFlip:
+class CropFlip(Transform):
     """Random crop of the image's own size from a reflected border, and horizontal flip.
 
     The border is never made: reflection is done on the indices, so crop and flip are one gather.
     """
 
-    def __init__(self, normalize: Normalize, padding: int = 4) -> None:
-        self.normalize, self.padding = normalize, padding
+    stored = stored_train = Prefix()
 
-    def draw(self, num_samples: int, generator: torch.Generator) -> Tensor | None:
-        """(num_samples, 3) int64: shift down, shift right, flip."""
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], padding: int = 4) -> None:
+        self.normalize, self.padding = Normalize(mean, std), padding
+
+    def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
+        """(N, 3) int64: shift down, shift right, flip."""
         reach = 2 * self.padding + 1
-        shifts = torch.randint(reach, (num_samples, 2), generator=generator) - self.padding
-        flips = torch.randint(2, (num_samples, 1), generator=generator)
+        shifts = torch.randint(reach, (len(sizes), 2), generator=generator) - self.padding
+        flips = torch.randint(2, (len(sizes), 1), generator=generator)
         return torch.cat([shifts, flips], dim=1)
+
+    def gather(self, stored: AnyImages, rows: Tensor, parameters: Tensor) -> Tensor:
+        """The images as they are."""
+        return stored.take(rows)
 
     def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
         """(B, C, H, W) uint8 to float."""
@@ -62,3 +151,57 @@ class CropFlip:
 def _reflect(position: Tensor, size: int) -> Tensor:
     """Positions outside [0, size) mirrored at the border pixels, which are not repeated."""
     return (size - 1) - (size - 1 - position.abs()).abs()
+
+
+class Photo(Transform):
+    """The transforms published for photographs.
+
+    Evaluation: `resize` both sides or `crop` the centre or both, in that order, then `size` if what
+    that left is of another size. Training, with `augment`: RandomResizedCrop to `size` with shares
+    of the area in `scale` and ratios in `ratio`, of the photograph with its shorter side at most
+    `short`, then `flip` with probability one half; without, as in evaluation.
+    """
+
+    def __init__(
+        self,
+        size: int = 224,
+        resize: int | None = None,
+        crop: int | None = None,
+        augment: bool = False,
+        scale: tuple[float, float] = (0.7, 1.0),
+        ratio: tuple[float, float] = (0.75, 4 / 3),
+        flip: bool = True,
+        short: int = 256,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> None:
+        if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
+            raise ValueError(f"scale={list(scale)} and ratio={list(ratio)} must be rising ranges")
+        if resize is None and crop is None:
+            raise ValueError("resize and crop are both null: photographs would differ in size")
+        self.size, self.augment = size, augment
+        self.scale, self.ratio, self.flip = scale, ratio, flip
+        self.stored = Prefix(None if resize is None else (resize, resize), None, crop)
+        self.stored_train = Prefix(short=short) if augment else self.stored
+        self.normalize = Normalize(mean, std)
+
+    def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
+        """(N, 5) int64: box (top, left, height, width) and flip."""
+        if not self.augment:
+            return None
+        boxes = images.draw_boxes(sizes, self.scale, self.ratio, generator)
+        flips = torch.randint(2, (len(sizes), 1), generator=generator)
+        return torch.cat([boxes, flips], dim=1)
+
+    def gather(self, stored: AnyImages, rows: Tensor, parameters: Tensor) -> Tensor:
+        """The boxes, resampled."""
+        return stored.crop(rows, parameters[:, :4], self.size)
+
+    def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) uint8 to float (B, 3, size, size)."""
+        if x.shape[2:] != (self.size, self.size):
+            x = images.resize(x, self.size)
+        z = self.normalize(x)
+        if parameters is not None and self.flip:
+            z = torch.where(parameters[:, 4].bool()[:, None, None, None], z.flip(3), z)
+        return z

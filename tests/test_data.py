@@ -1,17 +1,21 @@
 """Groups, splits and streams."""
 
 import itertools
+from typing import get_args
 
 import pytest
 import torch
 
-from spurcor.data import DataInfo, GroupedDataset, GroupSpec, Split, Splits, Stream, derive_seed
+from spurcor.data import DataInfo, GroupedDataset, GroupSpec, Split, Splits
 from spurcor.errors import UserError
+from spurcor.seeding import derive_seed
+from spurcor.streams import Sampling, Stream
 from spurcor.transforms import CropFlip, Normalize
 
 SPEC = GroupSpec(("a", "b"), ("x", "y", "z"), aligned=(2, 0))
 PLAIN = Normalize((0.0,), (1.0,))
-AUGMENT = CropFlip(PLAIN, padding=1)
+AUGMENT = CropFlip((0.0,), (1.0,), padding=1)
+SAMPLINGS = get_args(Sampling)
 
 
 def make(num_samples=11, spec=SPEC, seed=0):
@@ -74,7 +78,7 @@ def test_fetch_gathers_in_the_order_asked_for():
     batch = data.fetch(indices)
     assert batch.x.dtype == torch.uint8
     for row, i in enumerate([7, 0, 7, 3]):
-        assert torch.equal(batch.x[row], data.images[i])
+        assert torch.equal(batch.x[row], data.images.pixels[i])
         assert (batch.y[row], batch.a[row]) == (data.y[i], data.a[i])
         assert batch.g[row] == 3 * data.y[i] + data.a[i]
     assert torch.equal(batch.index, indices)
@@ -100,12 +104,6 @@ def test_fingerprint_tells_apart_what_matters():
     assert fingerprint() == fingerprint(y=y.clone(), source=source.clone())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_fingerprint_of_a_split_on_a_gpu():
-    data = make()
-    assert data.to(torch.device("cuda")).fingerprint == data.fingerprint
-
-
 def test_splits():
     data = {Split.TRAIN: make(11), Split.TARGET: make(5), Split.VAL: make(6), "odd": make(7)}
     splits = Splits(data, PLAIN, torch.device("cpu"))
@@ -123,12 +121,11 @@ def test_splits():
 # --- streams --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("transform", [PLAIN, AUGMENT], ids=["plain", "augmented"])
 @pytest.mark.parametrize("batch_size", [None, 1, 4, 11, 50])
-def test_start_is_the_tail_of_a_run_from_zero(batch_size, transform, weighted):
-    weights = torch.arange(1.0, 12.0) if weighted else None
-    stream = Stream(make(), transform, batch_size, seed=3, weights=weights)
+def test_start_is_the_tail_of_a_run_from_zero(batch_size, transform, sampling):
+    stream = Stream(make(), transform, batch_size, seed=3, sampling=sampling)
     count = 3 * len(stream) + 2
     whole = take(stream, count)
     for position in range(count):
@@ -158,13 +155,13 @@ def test_full_batch_is_the_split_in_its_order():
     for batch in take(stream, 3):
         assert same(batch, take(stream, 1)[0])
         assert batch.index.tolist() == list(range(11))
-        torch.testing.assert_close(batch.x, data.images / 255)
+        torch.testing.assert_close(batch.x, data.images.pixels / 255)
 
 
 def test_rows_of_a_batch_belong_together():
     data = make()
     for batch in take(Stream(data, PLAIN, 4, seed=1), 6):
-        torch.testing.assert_close(batch.x, data.images[batch.index] / 255)
+        torch.testing.assert_close(batch.x, data.images.pixels[batch.index] / 255)
         assert torch.equal(batch.g, data.g[batch.index])
 
 
@@ -174,10 +171,10 @@ def test_augmentation_goes_with_the_sample_drawn():
     epoch, reference = take(stream, 3), torch.Generator()
     reference.manual_seed(derive_seed(5, "train", 0))
     permutation = torch.randperm(11, generator=reference)
-    parameters = AUGMENT.draw(11, reference)
-    expected = AUGMENT(data.images[permutation], parameters)
+    parameters = AUGMENT.draw(data.images.sizes(permutation), reference)
+    expected = AUGMENT(data.images.pixels[permutation], parameters)
     assert torch.equal(torch.cat([batch.x for batch in epoch]), expected)
-    assert not torch.equal(expected, PLAIN(data.images[permutation]))
+    assert not torch.equal(expected, PLAIN(data.images.pixels[permutation]))
 
 
 def test_seeds_and_roles_have_orders_of_their_own():
@@ -192,26 +189,79 @@ def test_seeds_and_roles_have_orders_of_their_own():
     assert len(orders) == 4
 
 
-def test_weights_draw_in_proportion_and_with_replacement():
-    weights = torch.tensor([0.0, 1, 1, 2, 4])
-    stream = Stream(make(5), PLAIN, 2, seed=0, weights=weights)
-    assert len(order(stream)) == 5
-    drawn = torch.tensor([order(stream, epoch) for epoch in range(800)]).flatten()
-    share = torch.bincount(drawn, minlength=5) / len(drawn)
-    assert share[0] == 0
-    torch.testing.assert_close(share, weights / 8, atol=0.03, rtol=0)
-    assert any(len(set(order(stream, epoch))) < 5 for epoch in range(5))
+def uneven():
+    """24 samples: groups 0 and 5 of SPEC with 16 and 2, groups 1 and 2 with 3 each."""
+    y = torch.tensor([0] * 22 + [1] * 2)
+    a = torch.tensor([0] * 16 + [1] * 3 + [2] * 5)
+    images = torch.zeros(24, 1, 2, 2, dtype=torch.uint8)
+    return GroupedDataset(SPEC, images, y, a, torch.arange(24))
 
 
-def test_weights_sample_in_full_batches_too():
-    weights = torch.tensor([0.0, 0, 1, 0, 1])
-    (batch,) = take(Stream(make(5), PLAIN, None, seed=0, weights=weights), 1)
-    assert len(batch.y) == 5
-    assert set(batch.index.tolist()) <= {2, 4}
+def drawn(sampling, epochs=400, batch_size=8):
+    stream = Stream(uneven(), PLAIN, batch_size, seed=0, sampling=sampling)
+    batches = take(stream, epochs * len(stream))
+    return stream, batches, torch.cat([batch.index for batch in batches])
+
+
+@pytest.mark.parametrize(
+    ("sampling", "labels", "expected"),
+    [
+        ("group_weighted", "g", [1 / 4, 1 / 4, 1 / 4, 0, 0, 1 / 4]),
+        ("class_weighted", "y", [1 / 2, 1 / 2]),
+    ],
+)
+def test_weighted_sampling_draws_every_label_equally_often(sampling, labels, expected):
+    _, _, index = drawn(sampling)
+    values = getattr(uneven(), labels)[index]
+    share = torch.bincount(values, minlength=len(expected)) / len(index)
+    torch.testing.assert_close(share, torch.tensor(expected), atol=0.03, rtol=0)
+    of_one = torch.bincount(index, minlength=24)[:16] / len(index)  # within a group, all the same
+    torch.testing.assert_close(of_one, torch.full((16,), float(of_one.mean())), atol=0.01, rtol=0)
+
+
+def test_balanced_batches_have_as_many_of_each_group():
+    stream, batches, index = drawn("balanced", epochs=9)
+    assert len(stream) == 3
+    for batch in batches:
+        assert torch.bincount(batch.g, minlength=6).tolist() == [2, 2, 2, 0, 0, 2]
+    epoch = index[:24]
+    assert torch.bincount(epoch)[:16].max() == 1  # a large group repeats nobody
+    assert torch.bincount(epoch)[16:19].tolist() == [2, 2, 2]  # a small one everybody equally often
+    assert torch.bincount(index)[:16].min() > 0
+
+
+@pytest.mark.parametrize(
+    ("sampling", "labels", "count"), [("subsampled", "g", 2), ("class_subsampled", "y", 2)]
+)
+def test_subsampling_keeps_as_many_as_the_smallest_has(sampling, labels, count):
+    stream, batches, index = drawn(sampling, epochs=5)
+    values = getattr(uneven(), labels)
+    kept = index[: stream.size]
+    assert set(torch.bincount(values[kept]).tolist()) <= {0, count}
+    assert stream.size == count * len(values.unique())
+    assert len(kept.unique()) == stream.size
+    for epoch in index.split(stream.size):  # the same samples, in a new order
+        assert sorted(epoch.tolist()) == sorted(kept.tolist())
+    assert len(batches) == 5 * len(stream)
+
+
+def test_sampling_works_in_full_batches_too():
+    (batch,) = take(Stream(uneven(), PLAIN, None, seed=0, sampling="subsampled"), 1)
+    assert torch.bincount(batch.g, minlength=6).tolist() == [2, 2, 2, 0, 0, 2]
+    (batch,) = take(Stream(uneven(), PLAIN, None, seed=0, sampling="group_weighted"), 1)
+    assert len(batch.y) == 24
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("transform", [PLAIN, AUGMENT], ids=["plain", "augmented"])
+def test_workers_change_nothing(workers, transform):
+    alone = take(Stream(make(), transform, 4, seed=0), 7, position=2)
+    helped = take(Stream(make(), transform, 4, seed=0, workers=workers), 7, position=2)
+    assert all(map(same, alone, helped))
 
 
 def test_the_global_generator_is_neither_read_nor_moved():
-    stream = Stream(make(), AUGMENT, 4, seed=0, weights=torch.ones(11))
+    stream = Stream(make(), AUGMENT, 4, seed=0, sampling="balanced")
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = take(stream, 7)

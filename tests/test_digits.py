@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from training import read
 
 from spurcor.datasets.digits import Digits
 from spurcor.transforms import Normalize
@@ -35,8 +36,8 @@ def test_sizes(splits):
         "opposite": 400,
     }
     for split in splits.values():
-        assert split.images.shape[1:] == (3, 8, 8)
-        assert split.images.dtype == torch.uint8
+        assert split.images.pixels.shape[1:] == (3, 8, 8)
+        assert split.images.pixels.dtype == torch.uint8
 
 
 def test_every_digit_is_in_one_split(splits):
@@ -51,14 +52,14 @@ def test_labels_and_images_are_those_of_the_source(splits):
         assert torch.equal(split.y, (torch.from_numpy(digits.target)[split.source] >= 5).long())
         grey = torch.from_numpy(digits.images)[split.source] / 16
         rows = torch.arange(len(split))
-        bright = split.images[rows, split.a].double() / 255
+        bright = split.images.pixels[rows, split.a].double() / 255
         torch.testing.assert_close(bright, grey, atol=0.0021, rtol=0)
 
 
 def test_colours(splits):
     """Red is channel 0 and green channel 1; what is not the colour has a quarter of it."""
     for split in splits.values():
-        rows, images = torch.arange(len(split)), split.images.double()
+        rows, images = torch.arange(len(split)), split.images.pixels.double()
         bright = images[rows, split.a]
         for other in (1 - split.a, torch.full_like(split.a, 2)):
             torch.testing.assert_close(images[rows, other], bright / 4, atol=1.0, rtol=0)
@@ -97,21 +98,21 @@ def test_which_samples_are_aligned_has_nothing_to_do_with_their_order(splits):
 
 def test_without_tint_the_digits_are_grey():
     for split in load(tint=0.0).values():
-        assert torch.equal(split.images[:, 0], split.images[:, 1])
-        assert torch.equal(split.images[:, 0], split.images[:, 2])
+        assert torch.equal(split.images.pixels[:, 0], split.images.pixels[:, 1])
+        assert torch.equal(split.images.pixels[:, 0], split.images.pixels[:, 2])
 
 
 def test_full_tint_leaves_one_channel():
     train = load(tint=1.0)["train"]
-    assert train.images[:, 2].sum() == 0
-    assert train.images[train.a == 0, 1].sum() == 0
-    assert train.images[train.a == 1, 0].sum() == 0
+    assert train.images.pixels[:, 2].sum() == 0
+    assert train.images.pixels[train.a == 0, 1].sum() == 0
+    assert train.images.pixels[train.a == 1, 0].sum() == 0
 
 
 def test_the_same_configuration_gives_the_same_data():
     one, two = load(), load()
     assert {n: s.fingerprint for n, s in one.items()} == {n: s.fingerprint for n, s in two.items()}
-    assert all(torch.equal(one[name].images, two[name].images) for name in SPLITS)
+    assert all(torch.equal(one[name].images.pixels, two[name].images.pixels) for name in SPLITS)
 
 
 def test_the_split_is_drawn_by_its_seed_alone():
@@ -140,8 +141,8 @@ def test_fractions_are_fractions(options):
 
 
 def test_inputs_have_a_scale_that_trains(splits):
-    transform = Digits().transform
+    transform = read("dataset=digits").dataset.build().transform
     assert isinstance(transform, Normalize)
-    z = transform(splits["train"].images)
+    z = transform(splits["train"].images.pixels)
     assert abs(z.mean()) < 0.5
     assert 0.5 < z.std() < 1.5

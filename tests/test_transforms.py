@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from spurcor.transforms import CropFlip, Normalize
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+SIZES = torch.tensor([9, 7]).expand(20_000, 2)
 
 
 def images(num_samples=6, height=9, width=7, seed=0):
@@ -44,7 +45,7 @@ def test_normalize_every_byte_and_position():
 def test_normalize_draws_nothing():
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
-    assert Normalize(MEAN, STD).draw(5, generator) is None
+    assert Normalize(MEAN, STD).draw(SIZES[:5], generator) is None
     assert torch.equal(generator.get_state(), before)
 
 
@@ -53,8 +54,7 @@ def test_crop_and_flip_for_every_parameter(padding):
     reach = range(-padding, padding + 1)
     parameters = torch.tensor([[d, r, f] for d in reach for r in reach for f in (0, 1)])
     x = images(len(parameters))
-    identity = Normalize((0.0,) * 3, (1 / 255,) * 3)
-    z = CropFlip(identity, padding)(x, parameters)
+    z = CropFlip((0.0,) * 3, (1 / 255,) * 3, padding)(x, parameters)
     torch.testing.assert_close(z, reference(x, parameters, padding), atol=1e-3, rtol=0)
 
 
@@ -62,27 +62,27 @@ def test_the_crop_is_normalized():
     x, parameters = images(2), torch.tensor([[1, -2, 1], [0, 3, 0]])
     normalize = Normalize(MEAN, STD)
     expected = normalize(reference(x, parameters, 4).to(torch.uint8))
-    assert torch.equal(CropFlip(normalize)(x, parameters), expected)
+    assert torch.equal(CropFlip(MEAN, STD)(x, parameters), expected)
 
 
 def test_without_parameters_as_in_evaluation():
     normalize, x = Normalize(MEAN, STD), images()
-    assert torch.equal(CropFlip(normalize)(x), normalize(x))
+    assert torch.equal(CropFlip(MEAN, STD)(x), normalize(x))
 
 
 def test_stored_images_stay_as_they_are():
     x = images()
     before = x.clone()
-    transform = CropFlip(Normalize(MEAN, STD))
-    transform(x, transform.draw(len(x), torch.Generator().manual_seed(0)))
+    transform = CropFlip(MEAN, STD)
+    transform(x, transform.draw(SIZES[: len(x)], torch.Generator().manual_seed(0)))
     assert torch.equal(x, before)
 
 
 def test_draws_are_uniform_and_only_from_the_generator_given():
-    transform = CropFlip(Normalize(MEAN, STD), padding=2)
+    transform = CropFlip(MEAN, STD, padding=2)
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    drawn = transform.draw(20_000, torch.Generator().manual_seed(1))
+    drawn = transform.draw(SIZES, torch.Generator().manual_seed(1))
     assert torch.equal(torch.get_rng_state(), state)
     assert drawn.shape == (20_000, 3)
     for column in (0, 1):
@@ -93,5 +93,5 @@ def test_draws_are_uniform_and_only_from_the_generator_given():
     assert abs(drawn[:, 2].float().mean() - 0.5) < 0.02
     correlation = torch.corrcoef(drawn.T.float())
     torch.testing.assert_close(correlation, torch.eye(3), atol=0.03, rtol=0)
-    again = transform.draw(20_000, torch.Generator().manual_seed(1))
+    again = transform.draw(SIZES, torch.Generator().manual_seed(1))
     assert torch.equal(drawn, again)

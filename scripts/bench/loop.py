@@ -86,7 +86,7 @@ def bare_epochs(cfg: TrainConfig, turns: TurnTaking, num_epochs: int) -> Iterato
     """The plain alternative: nothing but what a step needs."""
     splits, method = runs.build(cfg)
     train = splits[Split.TRAIN]
-    x, y = splits.transform(train.images), train.y
+    x, y = splits.transform(train.images.pixels), train.y
     optimizer = cfg.optimizer.build(params=list(method.parameters()))
     method.train()
     for _ in range(num_epochs):

@@ -1,35 +1,40 @@
 """The embedded data set: 1,797 real handwritten digits with a colour that gives the label away."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from spurcor.data import GroupedDataset, GroupSpec, Split, Transform, derive_seed
-from spurcor.transforms import Normalize
+from spurcor.data import GroupedDataset, GroupSpec, Split
+from spurcor.seeding import derive_seed
+from spurcor.source import DataSource
+from spurcor.transforms import Normalize, Transform
 
 SIZES = {Split.TARGET: 300, Split.VAL: 300, Split.TEST: 400}  # TRAIN is the rest
 
 
-class Digits:
+@dataclass(kw_only=True)
+class Digits(DataSource):
     """Small (0-4) against large (5-9) digits, 3 x 8 x 8, tinted red or green.
 
     In TRAIN a small digit is red and a large one green with probability `strength`, by exact
-    counts; in the other splits colour and label are independent. The test set `opposite` is TEST
-    with every colour against its label. Digits: scikit-learn's copy of the UCI set of Alpaydin and
-    Kaynak (1998), CC BY 4.0.
+    counts; in the other splits colour and label are independent. `tint` is how much the other two
+    channels are darkened; 0 leaves the digits grey. The test set `opposite` is TEST with every
+    colour against its label. Digits: scikit-learn's copy of the UCI set of Alpaydin and Kaynak
+    (1998), CC BY 4.0.
     """
 
     spec = GroupSpec(("small", "large"), ("red", "green"), aligned=(0, 1))
-    transform: Transform
+    transform: Transform = field(default_factory=Normalize)
+    strength: float = 0.96
+    tint: float = 0.75
 
-    def __init__(self, strength: float = 0.96, tint: float = 0.75, split_seed: int = 0) -> None:
-        """`tint`: how much the other two channels are darkened; 0 leaves the digits grey."""
-        for name, value in (("strength", strength), ("tint", tint)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value} must be between 0 and 1")
-        self.strength, self.tint, self.split_seed = strength, tint, split_seed
-        self.transform = Normalize(mean=(0.2,) * 3, std=(0.3,) * 3)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("strength", "tint"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be between 0 and 1")
 
     def load(self, root: Path) -> dict[str, GroupedDataset]:
         """Nothing is read from `root`: the digits come with scikit-learn."""

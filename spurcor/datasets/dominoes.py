@@ -1,6 +1,6 @@
 """MNIST-CIFAR dominoes as in SCALE: a digit above a photograph, and the digit tells the class."""
 
-import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spurcor.data import GroupedDataset, GroupSpec, Split, Transform, derive_seed
+from spurcor.data import GroupedDataset, GroupSpec, Split
 from spurcor.errors import UserError
-from spurcor.files import replacing
-from spurcor.transforms import CropFlip, Normalize
+from spurcor.seeding import derive_seed
+from spurcor.source import DataSource
+from spurcor.store import open_store
+from spurcor.transforms import Normalize, Prefix, Transform
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -21,7 +23,8 @@ CLASSES = (
 PER_CLASS = 5000  # CIFAR-10's training images of a class, and the digits that are used
 
 
-class Dominoes:
+@dataclass(kw_only=True)
+class Dominoes(DataSource):
     """Ten classes, 3 x 64 x 32: the label is the CIFAR class below, the cue the digit above.
 
     `pool_size` V images with independent halves are held out of training, the first half of a
@@ -32,22 +35,16 @@ class Dominoes:
     """
 
     spec = GroupSpec(CLASSES, tuple("0123456789"), aligned=tuple(range(10)))
-    transform: Transform
+    transform: Transform = field(default_factory=Normalize)
+    strength: float = 1.0
+    pool_size: int = 2000
 
-    def __init__(
-        self,
-        strength: float = 1.0,
-        pool_size: int = 2000,
-        split_seed: int = 0,
-        augment: bool = True,
-    ) -> None:
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength={strength} must be between 0 and 1")
-        if pool_size % 20 or not 0 < pool_size < 10 * PER_CLASS:
-            raise ValueError(f"pool_size={pool_size} must be a multiple of 20 below 50000")
-        self.strength, self.pool_size, self.split_seed = strength, pool_size, split_seed
-        normalize = Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-        self.transform = CropFlip(normalize) if augment else normalize
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.strength <= 1:
+            raise ValueError(f"strength={self.strength} must be between 0 and 1")
+        if self.pool_size % 20 or not 0 < self.pool_size < 10 * PER_CLASS:
+            raise ValueError(f"pool_size={self.pool_size} must be a multiple of 20 below 50000")
 
     def load(self, root: Path) -> dict[str, GroupedDataset]:
         """Read both sources under `root` and pair their images."""
@@ -170,35 +167,20 @@ def _remove_empty(*folders: Path) -> None:
 
 
 def _read_folders(folder: Path) -> tuple[Tensor, Tensor]:
-    """Decode class folders once; the array is kept beside them for the next run."""
-    from PIL import Image
-
+    """Class folders of images, decoded once."""
     missing = [name for name in CLASSES if not (folder / name).is_dir()]
     if missing:
         raise UserError(f"{folder} lacks the class folders {', '.join(missing)}")
     files = [
-        sorted(path for path in (folder / name).iterdir() if not path.name.startswith("."))
+        sorted(path.name for path in (folder / name).iterdir() if not path.name.startswith("."))
         for name in CLASSES
     ]
     labels = torch.tensor([y for y, members in enumerate(files) for _ in members])
-    newest = max(path.stat().st_mtime_ns for path in (folder, *(folder / n for n in CLASSES)))
-    store = folder.parent / f".{folder.name}-{len(labels)}-{newest}.npy"
-    if not store.exists():
-        images = np.empty((len(labels), 3, 32, 32), np.uint8)
-        for i, path in enumerate(path for members in files for path in members):
-            try:
-                with Image.open(path) as image:
-                    pixels = np.asarray(image.convert("RGB"))
-            except OSError as error:
-                raise UserError(f"{path} cannot be read as an image") from error
-            if pixels.shape != (32, 32, 3):
-                raise UserError(f"{path} is {pixels.shape[1]} x {pixels.shape[0]}, not 32 x 32")
-            images[i] = pixels.transpose(2, 0, 1)
-        if not os.access(folder.parent, os.W_OK):
-            return torch.from_numpy(images), labels
-        with replacing(store) as beside, beside.open("wb") as file:
-            np.save(file, images)
-        for outdated in folder.parent.glob(f".{folder.name}-*.npy"):
-            if outdated != store:
-                outdated.unlink()
-    return torch.from_numpy(np.load(store, allow_pickle=False)), labels
+    names = [f"{c}/{name}" for c, members in zip(CLASSES, files, strict=True) for name in members]
+    images = open_store(folder, names, Prefix())
+    sizes = images.sizes(torch.arange(len(labels)))
+    odd = (sizes != 32).any(1).nonzero().flatten().tolist()
+    if odd:
+        height, width = sizes[odd[0]].tolist()
+        raise UserError(f"{folder / names[odd[0]]} is {width} x {height}, not 32 x 32")
+    return images.take(torch.arange(len(labels))), labels

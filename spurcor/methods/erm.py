@@ -7,18 +7,25 @@ from torch import Tensor
 from spurcor.backbone import Backbone
 from spurcor.data import Batch, DataInfo
 from spurcor.method import Method, Phase, Supervised
+from spurcor.streams import Sampling
 
 
 class Erm(Method):
-    """Mean cross-entropy over the batch."""
+    """Mean cross-entropy over the batch, drawn as `sampling` says.
 
-    def __init__(self, backbone: Backbone, info: DataInfo, epochs: int) -> None:
+    `subsampled` and `group_weighted` are the baselines SUBG and RWG of Idrissi et al. (CLeaR 2022),
+    `class_subsampled` and `class_weighted` their SUBY and RWY.
+    """
+
+    def __init__(
+        self, backbone: Backbone, info: DataInfo, epochs: int, sampling: Sampling = "shuffled"
+    ) -> None:
         super().__init__(backbone, info)
-        self.epochs = epochs
+        self.epochs, self.sampling = epochs, sampling
 
     def phases(self) -> Sequence[Phase]:
         """One phase."""
-        return [Supervised("erm", self, self.epochs, self.reduce)]
+        return [Supervised("erm", self, self.epochs, self.reduce, self.sampling)]
 
     def reduce(self, losses: Tensor, batch: Batch) -> Tensor:
         """L = 1/B sum_i l_i."""

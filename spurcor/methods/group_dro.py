@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from spurcor.backbone import Backbone
 from spurcor.data import Batch, DataInfo
 from spurcor.method import Method, Phase, Supervised
+from spurcor.streams import Sampling
 
 
 class GroupDro(Method):
@@ -30,7 +31,10 @@ class GroupDro(Method):
         normalize: bool = False,
         sampling: bool = False,
     ) -> None:
-        """`adjustments` C: one for all groups or one per group, used if all are positive."""
+        """`adjustments` C: one for all groups or one per group, used if all are positive.
+
+        `sampling`: the authors' `reweight_groups`.
+        """
         super().__init__(backbone, info)
         num_groups = info.spec.num_groups
         if eta < 0:
@@ -46,16 +50,11 @@ class GroupDro(Method):
         n_g = info.group_counts
         used = (n_g > 0) & bool((c > 0).all())  # a group without a sample must not draw q to it
         self.register_buffer("adjustment", torch.where(used, c / n_g.clamp(min=1).sqrt(), 0.0))
-        self.register_buffer("sample_weight", info.group_counts.clamp(min=1).float().reciprocal())
 
     def phases(self) -> Sequence[Phase]:
         """One phase."""
-        sampling = self.sample if self.sampling else None
+        sampling: Sampling = "group_weighted" if self.sampling else "shuffled"
         return [Supervised("group_dro", self, self.epochs, self.reduce, sampling)]
-
-    def sample(self, g: Tensor) -> Tensor:
-        """Weights (N,) that draw every group equally often (`reweight_groups`)."""
-        return self.get_buffer("sample_weight").cpu()[g]
 
     def reduce(self, losses: Tensor, batch: Batch) -> Tensor:
         """q_g <- q_g exp(eta A_g), normalised; L = sum_g q_g L_g with A_g = L_g + C_g / sqrt(n_g).

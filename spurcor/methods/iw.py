@@ -9,6 +9,7 @@ from torch import Tensor
 from spurcor.backbone import Backbone
 from spurcor.data import Batch, DataInfo
 from spurcor.method import Method, Phase, Supervised
+from spurcor.streams import Sampling
 
 
 class ImportanceWeighting(Method):
@@ -36,12 +37,8 @@ class ImportanceWeighting(Method):
 
     def phases(self) -> Sequence[Phase]:
         """One phase."""
-        sampling = self.sampling if self.by == "sampling" else None
+        sampling: Sampling = "group_weighted" if self.by == "sampling" else "shuffled"
         return [Supervised("iw", self, self.epochs, self.reduce, sampling)]
-
-    def sampling(self, g: Tensor) -> Tensor:
-        """Weights (N,) that draw every group equally often."""
-        return self.weight.cpu()[g]
 
     def reduce(self, losses: Tensor, batch: Batch) -> Tensor:
         """L = 1/B sum_i w_{g_i} l_i, or the plain mean of sampled batches."""

@@ -1,0 +1,274 @@
+"""Images as bytes, in memory, memory-mapped or on a device; batches come by one gather."""
+
+import functools
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spurcor.errors import UserError
+
+
+class Images:
+    """M images (M, C, H, W) uint8 of one size, in any memory layout.
+
+    `signature` (M,) int64 says what is in an image where reading it would cost too much (a store on
+    disk); without it the pixels themselves count.
+    """
+
+    def __init__(
+        self, pixels: Tensor, signature: Tensor | None = None, mapped: bool = False
+    ) -> None:
+        """`mapped`: the pixels are on a disk and read when they are asked for."""
+        if pixels.dtype != torch.uint8:
+            raise TypeError(f"images are stored as uint8, not {pixels.dtype}")
+        self.pixels, self.signature, self.mapped = pixels, signature, mapped
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bytes are."""
+        return self.pixels.device
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take."""
+        return self.pixels.numel()
+
+    def view(self, row: int) -> Tensor:
+        """One image (C, H, W), not copied."""
+        return self.pixels[row]
+
+    def sizes(self, rows: Tensor) -> Tensor:
+        """Heights and widths (B, 2) int64."""
+        return torch.tensor(self.pixels.shape[2:]).expand(len(rows), 2)
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The images at `rows` (B,) on the images' device, as (B, C, H, W)."""
+        return self.pixels[rows]
+
+    def crop(self, rows: Tensor, boxes: Tensor, size: int) -> Tensor:
+        """`crop` of the images at `rows`."""
+        return crop([self.view(row) for row in rows.tolist()], boxes, size)
+
+    def to(self, device: torch.device) -> "Images":
+        """The same on a device; off the disk if they were memory-mapped."""
+        return Images(_moved(self.pixels, self.mapped, device), self.signature)
+
+    def digest(self, rows: Tensor) -> bytes:
+        """Hash of what the images at `rows` show: of 1,000 spread over them, or all signatures."""
+        if self.signature is not None:
+            return _hash(self.signature[rows])
+        return _hash(self.pixels[rows[:: max(1, len(rows) // 1000)]])
+
+
+class RaggedImages:
+    """M images of 3 channels, each of its own size, one after the other in one array of bytes."""
+
+    def __init__(
+        self, pixels: Tensor, sizes: Tensor, signature: Tensor, mapped: bool = False
+    ) -> None:
+        """`pixels` (bytes,) uint8, rows of interleaved colours; `sizes` (M, 2) height and width."""
+        self.pixels, self.signature, self.mapped = pixels, signature, mapped
+        self._sizes = sizes.long()
+        ends = torch.cumsum(3 * self._sizes.prod(1), 0)
+        self._offsets = torch.cat([torch.zeros(1, dtype=torch.int64), ends]).tolist()
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bytes are."""
+        return self.pixels.device
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take."""
+        return self.pixels.numel()
+
+    def view(self, row: int) -> Tensor:
+        """One image (3, H, W), not copied."""
+        height, width = self._sizes[row].tolist()
+        flat = self.pixels[self._offsets[row] : self._offsets[row + 1]]
+        return flat.view(height, width, 3).permute(2, 0, 1)
+
+    def sizes(self, rows: Tensor) -> Tensor:
+        """Heights and widths (B, 2) int64."""
+        return self._sizes[rows]
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Images of several sizes make no batch."""
+        raise UserError(
+            "the images are of different sizes; choose a dataset/transform that resizes them"
+        )
+
+    def crop(self, rows: Tensor, boxes: Tensor, size: int) -> Tensor:
+        """`crop` of the images at `rows`."""
+        return crop([self.view(row) for row in rows.tolist()], boxes, size)
+
+    def to(self, device: torch.device) -> "RaggedImages":
+        """The same on a device; off the disk if they were memory-mapped."""
+        pixels = _moved(self.pixels, self.mapped, device)
+        return RaggedImages(pixels, self._sizes, self.signature)
+
+    def digest(self, rows: Tensor) -> bytes:
+        """Hash of the signatures at `rows`."""
+        return _hash(self.signature[rows])
+
+
+AnyImages = Images | RaggedImages
+
+
+def _moved(pixels: Tensor, mapped: bool, device: torch.device) -> Tensor:
+    return pixels.clone() if mapped and device.type == "cpu" else pixels.to(device)
+
+
+def _hash(values: Tensor) -> bytes:
+    return hashlib.sha256(values.cpu().contiguous().numpy().tobytes()).digest()
+
+
+# --- resampling -----------------------------------------------------------------------------------
+
+
+def crop(images: list[Tensor], boxes: Tensor, size: int) -> Tensor:
+    """Windows of images (C, H, W) resampled to (B, C, size, size) uint8, bilinear with antialias.
+
+    `boxes` (B, 4) int64: top, left, height, width. On a CPU torch resamples one image after the
+    other, by far the fastest there; elsewhere two matrix products serve the whole batch, which
+    differ from it by at most one level.
+    """
+    tops, lefts, heights, widths = boxes.unbind(1)
+    corners = zip(tops.tolist(), lefts.tolist(), heights.tolist(), widths.tolist(), strict=True)
+    windows = [
+        image[:, top : top + height, left : left + width]
+        for image, (top, left, height, width) in zip(images, corners, strict=True)
+    ]
+    if windows[0].device.type != "cpu":
+        return _resample(windows, heights, widths, size)
+    shape = (len(windows), windows[0].shape[0], size, size)
+    out = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
+    for i, window in enumerate(windows):
+        out[i : i + 1] = F.interpolate(
+            window[None], (size, size), mode="bilinear", antialias=True, align_corners=False
+        )
+    return out
+
+
+def _resample(windows: list[Tensor], heights: Tensor, widths: Tensor, size: int) -> Tensor:
+    """`crop` for a whole batch: rows, then columns, each by a matrix per image."""
+    device, channels = windows[0].device, windows[0].shape[0]
+    height, width = int(heights.max()), int(widths.max())
+    canvas = torch.zeros(len(windows), channels, height, width, device=device)
+    for i, window in enumerate(windows):
+        canvas[i, :, : window.shape[1], : window.shape[2]] = window
+    across = _triangle(widths.to(device), width, size)[:, None].mT  # (B, 1, W, size)
+    down = _triangle(heights.to(device), height, size)[:, None]  # (B, 1, size, H)
+    return _round(down @ _round(canvas @ across)).to(torch.uint8)
+
+
+def _round(x: Tensor) -> Tensor:
+    return (x + 0.5).floor().clamp(0, 255)
+
+
+def _triangle(lengths: Tensor, longest: int, size: int) -> Tensor:
+    """Weights (B, size, longest) of the bilinear filter, antialiased, for `lengths` (B,)."""
+    scale = lengths[:, None, None].double() / size
+    reach = scale.clamp(min=1)
+    out = torch.arange(size, device=lengths.device)[None, :, None] + 0.5
+    position = torch.arange(longest, device=lengths.device)[None, None, :] + 0.5
+    weights = (1 - ((position - out * scale) / reach).abs()).clamp(min=0)
+    weights = weights * (position < lengths[:, None, None])
+    return (weights / weights.sum(2, keepdim=True)).float()
+
+
+PIL_BITS = 22  # of the fixed-point weights in Pillow's resampling
+
+
+def resize(x: Tensor, size: int) -> Tensor:
+    """(B, C, H, W) uint8 to (B, C, size, size), to the bit what Pillow's bilinear resize gives.
+
+    Pillow resamples rows, then columns, in integers, rounding to bytes in between; so do we, on any
+    device, one tap of the filter after the other.
+    """
+    return _resize_last(_resize_last(x, size).mT, size).mT
+
+
+def _resize_last(x: Tensor, size: int) -> Tensor:
+    taps, weights = _pil_filter(x.shape[-1], size)
+    total = torch.full(
+        (*x.shape[:-1], size), 1 << (PIL_BITS - 1), dtype=torch.int32, device=x.device
+    )
+    for tap, weight in zip(taps.to(x.device), weights.to(x.device), strict=True):
+        total += x.index_select(-1, tap).int() * weight
+    return (total >> PIL_BITS).clamp(0, 255).to(torch.uint8)
+
+
+@functools.cache
+def _pil_filter(length: int, size: int) -> tuple[Tensor, Tensor]:
+    """Input positions and fixed-point weights, (taps, size) each, of Pillow's bilinear filter."""
+    scale = length / size
+    reach = max(scale, 1.0)
+    columns: list[tuple[list[int], list[int]]] = []
+    for out in range(size):
+        centre = (out + 0.5) * scale
+        first = max(int(centre - reach + 0.5), 0)
+        last = min(int(centre + reach + 0.5), length)
+        positions = list(range(first, last))
+        raw = [max(0.0, 1 - abs((p - centre + 0.5) / reach)) for p in positions]
+        total = sum(raw)
+        columns.append((positions, [int(w / total * (1 << PIL_BITS) + 0.5) for w in raw]))
+    num_taps = max(len(positions) for positions, _ in columns)
+    pad = [num_taps - len(positions) for positions, _ in columns]
+    taps = [p + [p[-1]] * n for (p, _), n in zip(columns, pad, strict=True)]
+    weights = [w + [0] * n for (_, w), n in zip(columns, pad, strict=True)]
+    return torch.tensor(taps).T.contiguous(), torch.tensor(
+        weights, dtype=torch.int32
+    ).T.contiguous()
+
+
+# --- random crops ---------------------------------------------------------------------------------
+
+ATTEMPTS = 10  # of torchvision, before it gives up and crops the centre
+
+
+def draw_boxes(
+    sizes: Tensor,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: torch.Generator,
+) -> Tensor:
+    """Boxes (N, 4) for images of `sizes` (N, 2), distributed as torchvision's RandomResizedCrop.
+
+    A share of the area in `scale` and a width over height log-uniform in `ratio`; the first of ten
+    attempts that fits is taken, else the largest centred box with an allowed ratio.
+    """
+    height, width = (side.double()[:, None] for side in sizes.unbind(1))
+    shape = (len(sizes), ATTEMPTS)
+    share, aspect, at_top, at_left = (
+        torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(4)
+    )
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * share)
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = (low + (high - low) * aspect).exp()
+    box_w, box_h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (box_w > 0) & (box_w <= width) & (box_h > 0) & (box_h <= height)
+    top = (at_top * (height - box_h + 1)).floor()
+    left = (at_left * (width - box_w + 1)).floor()
+    boxes = torch.stack([top, left, box_h, box_w], dim=2).long()
+    first = fits.int().argmax(dim=1)
+    chosen = boxes[torch.arange(len(sizes)), first]
+    return torch.where(fits.any(1)[:, None], chosen, _centred(sizes, ratio))
+
+
+def _centred(sizes: Tensor, ratio: tuple[float, float]) -> Tensor:
+    """The largest centred boxes (N, 4) whose ratio is allowed."""
+    height, width = sizes.double().unbind(1)
+    box_h = torch.where(width / height < ratio[0], (width / ratio[0]).round(), height)
+    box_w = torch.where(width / height > ratio[1], (height * ratio[1]).round(), width)
+    top, left = ((height - box_h) / 2).floor(), ((width - box_w) / 2).floor()
+    return torch.stack([top, left, box_h, box_w], dim=1).long()

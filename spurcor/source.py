@@ -1,0 +1,219 @@
+"""What a data set is, and the options that every data set has."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spurcor.data import GroupedDataset, GroupSpec, Split, members_by
+from spurcor.errors import UserError
+from spurcor.seeding import derive_seed
+from spurcor.store import open_store
+from spurcor.transforms import Transform
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class DataSource(ABC):
+    """What a file in conf/dataset builds: a data set, with the options that every one of them has.
+
+    `drop_groups` (class/attribute) leave TRAIN. `target_fraction` of VAL, per group, becomes
+    TARGET. `num_train`, `num_val`, `num_test` (also of named test sets) keep at most that many
+    samples in the proportions of the groups, at least one of each; `subset_size` is all three.
+    `split_seed` draws them. `store` keeps images on `disk` (memory-mapped), in `memory` or on the
+    training `device`; `workers` processes read batches ahead.
+    """
+
+    transform: Transform
+    target_fraction: float = 0.0
+    subset_size: int | None = None
+    num_train: int | None = None
+    num_val: int | None = None
+    num_test: int | None = None
+    drop_groups: tuple[str, ...] = ()
+    split_seed: int = 0
+    store: Literal["disk", "memory", "device"] = "device"
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.target_fraction < 1:
+            raise ValueError(f"target_fraction={self.target_fraction} must be at least 0, below 1")
+        for name in ("subset_size", "num_train", "num_val", "num_test"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if self.workers < 0:
+            raise ValueError(f"workers={self.workers} must not be negative")
+
+    @property
+    @abstractmethod
+    def spec(self) -> GroupSpec:
+        """Classes and attributes."""
+
+    @abstractmethod
+    def load(self, root: Path) -> "dict[str, GroupedDataset] | Photographs":
+        """Every split by name: those of `Split` that exist, and any number of named test sets."""
+
+    def splits(self, root: Path) -> dict[str, GroupedDataset]:
+        """The splits under `root` as the options want them; photographs are decoded if need be."""
+        loaded = self.load(root)
+        if isinstance(loaded, Photographs):
+            groups = {name: self.spec.group(*labels) for name, labels in loaded.labels.items()}
+            parts = self.select(groups)
+            members = {name: loaded.members[of][kept] for name, (of, kept) in parts.items()}
+            return loaded.open(members, self.spec, self.transform)
+        parts = self.select({name: split.g for name, split in loaded.items()})
+        return {name: loaded[of].subset(kept) for name, (of, kept) in parts.items()}
+
+    # --- options ----------------------------------------------------------------------------------
+
+    def select(self, groups: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
+        """`drop_groups`, then `target_fraction`, then sizes, from the groups (N,) of each split.
+
+        Returns, for each split, the one that its samples come from and their positions there.
+        """
+        kept = {name: torch.arange(len(g)) for name, g in groups.items()}
+        origin = {name: name for name in groups}
+        kept[Split.TRAIN] = self._without_dropped(groups[Split.TRAIN])
+        if self.target_fraction:
+            if Split.TARGET in groups:
+                raise UserError(
+                    f"dataset.target_fraction={self.target_fraction}: this data set has a TARGET of"
+                    " its own; say dataset.target_fraction=0"
+                )
+            kept[Split.VAL], kept[Split.TARGET] = self._take_target(groups[Split.VAL])
+            origin[Split.TARGET] = Split.VAL
+        keys = {str(Split.TRAIN): "num_train", str(Split.VAL): "num_val"}
+        for name in groups:
+            key = keys.get(name, "num_test")
+            size = getattr(self, key) or self.subset_size
+            if name != Split.TARGET and size is not None and size < len(kept[name]):
+                g = groups[name][kept[name]]
+                kept[name] = kept[name][self._stratified(name, g, size, key)]
+        return {name: (origin[name], positions) for name, positions in kept.items()}
+
+    def _generator(self, what: str) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(what, self.split_seed))
+
+    def _without_dropped(self, g: Tensor) -> Tensor:
+        names = self.spec.names
+        if unknown := [name for name in self.drop_groups if name not in names]:
+            raise UserError(
+                f"dataset.drop_groups={unknown[0]} is no group; there are {', '.join(names)}"
+            )
+        dropped = torch.tensor([names.index(name) for name in self.drop_groups], dtype=torch.int64)
+        kept = (~torch.isin(g, dropped)).nonzero().squeeze(1)
+        if not len(kept):
+            raise UserError(f"dataset.drop_groups={list(self.drop_groups)} leaves nothing to train")
+        return kept
+
+    def _take_target(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of what stays VAL, and of what becomes TARGET."""
+        shuffled = torch.randperm(len(g), generator=self._generator("target"))
+        taken = torch.zeros(len(g), dtype=torch.bool)
+        for members in members_by(g, shuffled):
+            taken[members[: round(self.target_fraction * len(members))]] = True
+        if not taken.any() or taken.all():
+            raise UserError(
+                f"dataset.target_fraction={self.target_fraction} of {len(g)} validation samples"
+                " leaves target or val empty"
+            )
+        return (~taken).nonzero().squeeze(1), taken.nonzero().squeeze(1)
+
+    def _stratified(self, name: str, g: Tensor, size: int, key: str) -> Tensor:
+        """Positions of `size` samples in the proportions of the groups, each of which keeps one."""
+        groups = members_by(g, torch.randperm(len(g), generator=self._generator(f"subset/{name}")))
+        if size < len(groups):
+            key = key if getattr(self, key) else "subset_size"
+            raise UserError(f"dataset.{key}={size} is too small: {name} has {len(groups)} groups")
+        quotas = apportion(torch.tensor([len(members) for members in groups]), size).tolist()
+        kept = [members[:quota] for members, quota in zip(groups, quotas, strict=True)]
+        return torch.cat(kept).sort()[0]
+
+
+def apportion(counts: Tensor, size: int) -> Tensor:
+    """`size` seats (G,) in proportion to positive `counts` (G,), by largest remainders; at least 1.
+
+    `size` is between G and the sum of the counts.
+    """
+    shares = counts.double() * size / counts.sum()
+    seats = shares.floor().long()
+    seats[(shares - seats).sort(descending=True, stable=True)[1][: size - int(seats.sum())]] += 1
+    for empty in (seats == 0).nonzero():
+        seats[seats.argmax()] -= 1
+        seats[empty] = 1
+    return seats
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Labelled image files under `root`: relative names, y (M,) or (M, L), a (M,), and which of
+    them, as rows, are in which split.
+    """
+
+    root: Path
+    names: Sequence[str]
+    y: Tensor
+    a: Tensor
+    members: Mapping[str, Tensor]
+
+    @property
+    def labels(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """y and a of each split."""
+        return {name: (self.y[rows], self.a[rows]) for name, rows in self.members.items()}
+
+    def open(
+        self, members: Mapping[str, Tensor], spec: GroupSpec, transform: Transform
+    ) -> dict[str, GroupedDataset]:
+        """Splits of the rows named, their images in stores: one for evaluation, one for training.
+
+        The two are one where a transform augments nothing that it would store differently.
+        """
+        used = torch.unique(torch.cat(list(members.values())))
+        images = open_store(self.root, self._names(used), transform.stored)
+        stores = dict.fromkeys(members, (images, used))
+        if transform.stored_train != transform.stored:
+            trained = [members[name] for name in (Split.TRAIN, Split.TARGET) if name in members]
+            rows = torch.unique(torch.cat(trained))
+            train_images = open_store(self.root, self._names(rows), transform.stored_train)
+            stores |= dict.fromkeys((Split.TRAIN, Split.TARGET), (train_images, rows))
+        return {
+            name: GroupedDataset(
+                spec,
+                images,
+                self.y[rows],
+                self.a[rows],
+                rows,
+                torch.searchsorted(used, rows),
+                stores[name][0],
+                torch.searchsorted(stores[name][1], rows),
+            )
+            for name, rows in members.items()
+        }
+
+    def _names(self, rows: Tensor) -> list[str]:
+        return [self.names[row] for row in rows.tolist()]
+
+    def warn_of_counts(self, spec: GroupSpec, official: Mapping[str, Sequence[int]]) -> None:
+        """Name the groups of a full copy whose numbers are not those of the published data set."""
+        for name, expected in official.items():
+            y, a = self.labels[name]
+            found = torch.bincount(spec.group(y, a), minlength=spec.num_groups).tolist()
+            differences = [
+                f"{group} {have:,} instead of {want:,}"
+                for group, have, want in zip(spec.names, found, expected, strict=True)
+                if have != want
+            ]
+            if differences:
+                log.warning(
+                    "%s: the %s split is not the published one: %s",
+                    self.root,
+                    name,
+                    ", ".join(differences),
+                )
