@@ -100,6 +100,10 @@ def _help(config_name: str, overrides: list[str]) -> str:
         options = sorted(path.stem for path in folder.glob("*.yaml"))
         if options and folder.name in composed:
             groups.append(f"{folder.name}: {', '.join(options)}")
+            for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+                options = sorted(path.stem for path in inner.glob("*.yaml"))
+                if len(options) > 1:
+                    groups.append(f"{folder.name}/{inner.name}: {', '.join(options)}")
     sweeps = [str(p.relative_to(config.CONF / "sweeps"))[:-5] for p in config.sweep_files()]
     lines = [line.removeprefix("#").removeprefix(" ") for line in header.splitlines()]
     lines += ["", "Groups, chosen by group=option", *(f"  {group}" for group in groups)]

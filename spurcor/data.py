@@ -73,6 +73,14 @@ class GroupSpec:
             return torch.zeros_like(a)
         return y * len(self.attributes) + a
 
+    def require_groups(self, what: str) -> None:
+        """Refuse what makes no sense for a task without groups."""
+        if self.task == "multilabel":
+            raise UserError(
+                f"{what} works on groups, and this data set has {self.num_classes} labels and none;"
+                " choose a data set with one class and one attribute per image"
+            )
+
     def is_aligned(self) -> Tensor:
         """(G,) bool: groups whose attribute is the one usually seen with their class."""
         aligned = torch.zeros(self.num_groups, dtype=torch.bool)

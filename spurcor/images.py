@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -51,9 +52,9 @@ class Images:
         """The images at `rows` (B,) on the images' device, as (B, C, H, W)."""
         return self.pixels[rows]
 
-    def crop(self, rows: Tensor, boxes: Tensor, size: int) -> Tensor:
+    def crop(self, rows: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
         """`crop` of the images at `rows`."""
-        return crop([self.view(row) for row in rows.tolist()], boxes, size)
+        return crop([self.view(row) for row in rows.tolist()], boxes, flips, size)
 
     def to(self, device: torch.device) -> "Images":
         """The same on a device; off the disk if they were memory-mapped."""
@@ -107,9 +108,9 @@ class RaggedImages:
             "the images are of different sizes; choose a dataset/transform that resizes them"
         )
 
-    def crop(self, rows: Tensor, boxes: Tensor, size: int) -> Tensor:
+    def crop(self, rows: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
         """`crop` of the images at `rows`."""
-        return crop([self.view(row) for row in rows.tolist()], boxes, size)
+        return crop([self.view(row) for row in rows.tolist()], boxes, flips, size)
 
     def to(self, device: torch.device) -> "RaggedImages":
         """The same on a device; off the disk if they were memory-mapped."""
@@ -135,12 +136,12 @@ def _hash(values: Tensor) -> bytes:
 # --- resampling -----------------------------------------------------------------------------------
 
 
-def crop(images: list[Tensor], boxes: Tensor, size: int) -> Tensor:
+def crop(images: list[Tensor], boxes: Tensor, flips: Tensor, size: int) -> Tensor:
     """Windows of images (C, H, W) resampled to (B, C, size, size) uint8, bilinear with antialias.
 
-    `boxes` (B, 4) int64: top, left, height, width. On a CPU torch resamples one image after the
-    other, by far the fastest there; elsewhere two matrix products serve the whole batch, which
-    differ from it by at most one level.
+    `boxes` (B, 4) int64: top, left, height, width; `flips` (B,) bool: mirrored. On a CPU torch
+    resamples one image after the other, in as many threads as it has, by far the fastest there;
+    elsewhere two matrix products serve the whole batch, and differ by at most one level.
     """
     tops, lefts, heights, widths = boxes.unbind(1)
     corners = zip(tops.tolist(), lefts.tolist(), heights.tolist(), widths.tolist(), strict=True)
@@ -149,14 +150,31 @@ def crop(images: list[Tensor], boxes: Tensor, size: int) -> Tensor:
         for image, (top, left, height, width) in zip(images, corners, strict=True)
     ]
     if windows[0].device.type != "cpu":
-        return _resample(windows, heights, widths, size)
+        x = _resample(windows, heights, widths, size)
+        return torch.where(flips.to(x.device)[:, None, None, None], x.flip(3), x)
     shape = (len(windows), windows[0].shape[0], size, size)
     out = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
-    for i, window in enumerate(windows):
-        out[i : i + 1] = F.interpolate(
-            window[None], (size, size), mode="bilinear", antialias=True, align_corners=False
-        )
+    mirrored = flips.tolist()
+
+    def resample(part: range) -> None:
+        for i in part:
+            x = F.interpolate(
+                windows[i][None], (size, size), mode="bilinear", antialias=True, align_corners=False
+            )
+            out[i : i + 1] = x.flip(3) if mirrored[i] else x
+
+    num_threads = torch.get_num_threads()
+    if num_threads == 1:
+        resample(range(len(windows)))
+    else:
+        parts = [range(first, len(windows), num_threads) for first in range(num_threads)]
+        list(_pool(num_threads).map(resample, parts))
     return out
+
+
+@functools.cache
+def _pool(num_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(num_threads, thread_name_prefix="crop")
 
 
 def _resample(windows: list[Tensor], heights: Tensor, widths: Tensor, size: int) -> Tensor:

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from spurcor.backbone import Backbone
 from spurcor.data import Batch, DataInfo, Split, Splits
+from spurcor.losses import sample_losses
 from spurcor.streams import Sampling, Stream
 
 
@@ -87,6 +87,7 @@ class Method(nn.Module, ABC):
     def __init__(self, backbone: Backbone, info: DataInfo) -> None:
         super().__init__()
         self.backbone = backbone
+        self.spec = info.spec
         self.head = nn.Linear(backbone.dim, info.spec.num_classes)
 
     @abstractmethod
@@ -103,7 +104,7 @@ class Method(nn.Module, ABC):
 
 
 class Supervised(Phase):
-    """Minimise a reduction of the per-sample cross-entropies of TRAIN over a method's weights."""
+    """Minimise a reduction of the losses of TRAIN's samples over a method's weights."""
 
     def __init__(
         self,
@@ -131,7 +132,7 @@ class Supervised(Phase):
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         """One step of the optimiser on the reduced loss; logs the plain mean loss."""
         batch = batches["train"]
-        losses = F.cross_entropy(self.method.predict(batch.x), batch.y, reduction="none")
+        losses = sample_losses(self.method.predict(batch.x), batch.y, self.method.spec)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self.reduce(losses, batch))
         self.optimizer.step()

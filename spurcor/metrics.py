@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from spurcor.data import GroupedDataset, GroupSpec, Split, Splits
+from spurcor.losses import sample_losses
 from spurcor.transforms import Transform
 
 EVALUATION_BATCH = 512
@@ -115,7 +115,13 @@ def none_if_undefined(value: float) -> float | None:
 
 
 def group_metrics(logits: Tensor, y: Tensor, g: Tensor, spec: GroupSpec) -> GroupMetrics:
-    """Count correct predictions per group; logits (N, K), y and g (N,)."""
+    """Count correct predictions per group; logits (N, K), y and g (N,).
+
+    For `multilabel`, y (N, K): correct decisions per label, taken where a logit is positive.
+    """
+    if spec.task == "multilabel":
+        hits = ((logits > 0) == y.bool()).sum(dim=0).cpu()
+        return GroupMetrics(spec, hits, torch.full_like(hits, len(y)))
     correct = logits.argmax(dim=1) == y
     return GroupMetrics(
         spec,
@@ -145,7 +151,8 @@ def evaluate(predict: Callable[[Tensor], Tensor], splits: Splits) -> dict[str, f
         logits = apply(predict, split, splits.transform)
         summary = group_metrics(logits, split.y, split.g, split.spec).summary(train_counts)
         groups = summary.pop("groups")
-        entries[f"{name}/loss"] = none_if_undefined(float(F.cross_entropy(logits, split.y)))
+        loss = sample_losses(logits, split.y, split.spec).mean()
+        entries[f"{name}/loss"] = none_if_undefined(float(loss))
         entries |= {f"{name}/{key}": value for key, value in summary.items()}
         entries |= {
             f"{name}/group/{group}": value["accuracy"]

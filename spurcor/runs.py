@@ -16,9 +16,9 @@ import torch
 import yaml
 
 from spurcor import checkpoint, results
-from spurcor.config import MACHINE, Node, TrainConfig, check, dfr_name, plain
+from spurcor.config import MACHINE, Node, TrainConfig, TrainOptions, check, dfr_name, plain
 from spurcor.console import Terminal
-from spurcor.data import Splits
+from spurcor.data import Split, Splits
 from spurcor.errors import RunError, UserError
 from spurcor.files import read_json, read_lines, remove_leftovers, write_text
 from spurcor.lock import Held, holder, lock_of, locked
@@ -164,6 +164,7 @@ def execute(
     imported = time.time()
     splits, method = build(config)
     context = context_of(config, splits, directory)  # what is refused is refused before any trace
+    _refuse_blind_selection(config.train, splits)
     if config.dfr is not None:
         _refuse_impossible(config.dfr, splits, method)
     built = time.time()
@@ -219,9 +220,29 @@ def validate(config: TrainConfig) -> None:
 def _refuse_impossible(node: Node, splits: Splits, method: Method) -> None:
     """What a repair would fail on after hours of training."""
     dfr = node.build()
+    splits.info.spec.require_groups("Deep Feature Reweighting (dfr=none leaves it out)")
     for name in dfr.reads:
         splits[name]
     method.backbone.layer(dfr.layer)
+
+
+def _refuse_blind_selection(options: TrainOptions, splits: Splits) -> None:
+    """A worst group that val does not have cannot choose an epoch."""
+    key, criterion = "train.selection", options.selection
+    if options.early_stopping is not None and criterion != "val/worst":
+        key, criterion = "train.early_stopping.metric", options.early_stopping.metric
+    val, test = (splits.data.get(name) for name in (Split.VAL, Split.TEST))
+    if criterion != "val/worst" or val is None or test is None:
+        return
+    counts = zip(val.spec.names, val.group_counts.tolist(), test.group_counts.tolist(), strict=True)
+    for name, in_val, in_test in counts:
+        if bool(in_val) != bool(in_test):
+            lacks, has = ("val", "test") if in_test else ("test", "val")
+            raise UserError(
+                f"{key}=val/worst: group {name} has no sample in {lacks} and"
+                f" {max(in_val, in_test)} in {has}, so its accuracy would not count; give {lacks}"
+                f" more samples, or say {key}=val/average"
+            )
 
 
 def retrain(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome:

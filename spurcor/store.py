@@ -1,9 +1,10 @@
 """Photographs decoded once: an array of bytes on disk, memory-mapped by every run that reads it.
 
-One store per set of files and deterministic prefix of a transform, in a folder `.spurcor` beside
-the files, or under $SPURCOR_STORE where that is set. It is there whole or not at all.
+One store per set of files and deterministic prefix of a transform, in `.spurcor` beside the folder
+of the files, or under $SPURCOR_STORE where that is set. It is there whole or not at all.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -18,7 +19,7 @@ from typing import IO
 
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -50,10 +51,10 @@ def open_store(root: Path, names: Sequence[str], prefix: Prefix) -> AnyImages:
 
 
 def _place(root: Path) -> Path:
-    """Where the stores of a folder of photographs are."""
+    """Where the stores of a folder are: beside it, since others take what is in it for classes."""
     elsewhere = os.environ.get("SPURCOR_STORE")
     if elsewhere is None:
-        return root / ".spurcor"
+        return root.parent / ".spurcor" / root.name
     return Path(elsewhere).expanduser() / hashlib.sha256(str(root).encode()).hexdigest()[:8]
 
 
@@ -101,8 +102,7 @@ def _build(
         with FileLock(folder.parent / f"{folder.name}.lock"):
             if (folder / "store.json").exists():
                 return
-            for leftover in folder.parent.glob(f".{folder.name}.*"):  # of a build that was killed
-                shutil.rmtree(leftover)
+            _remove_leftovers(folder)
             needed = _estimate(root, names, prefix)
             free = shutil.disk_usage(folder.parent).free
             if needed > free:
@@ -203,6 +203,18 @@ def _estimate(root: Path, names: Sequence[str], prefix: Prefix) -> int:
 
 def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What builds that were killed have left, here and of other stores; the caller has the lock."""
+    for leftover in folder.parent.glob(".*"):
+        name = leftover.name[1:].rpartition(".")[0]
+        lock = FileLock(folder.parent / f"{name}.lock", timeout=0)
+        try:
+            with contextlib.nullcontext() if name == folder.name else lock:
+                shutil.rmtree(leftover)
+        except Timeout:  # somebody is at it
+            continue
 
 
 def _remove_outdated(folder: Path) -> None:

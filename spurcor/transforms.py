@@ -191,17 +191,14 @@ class Photo(Transform):
             return None
         boxes = images.draw_boxes(sizes, self.scale, self.ratio, generator)
         flips = torch.randint(2, (len(sizes), 1), generator=generator)
-        return torch.cat([boxes, flips], dim=1)
+        return torch.cat([boxes, flips if self.flip else torch.zeros_like(flips)], dim=1)
 
     def gather(self, stored: AnyImages, rows: Tensor, parameters: Tensor) -> Tensor:
-        """The boxes, resampled."""
-        return stored.crop(rows, parameters[:, :4], self.size)
+        """The boxes, resampled and mirrored."""
+        return stored.crop(rows, parameters[:, :4], parameters[:, 4].bool(), self.size)
 
     def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
         """(B, 3, H, W) uint8 to float (B, 3, size, size)."""
         if x.shape[2:] != (self.size, self.size):
             x = images.resize(x, self.size)
-        z = self.normalize(x)
-        if parameters is not None and self.flip:
-            z = torch.where(parameters[:, 4].bool()[:, None, None, None], z.flip(3), z)
-        return z
+        return self.normalize(x)

@@ -253,7 +253,7 @@ def test_a_pool_that_takes_everything_is_refused(shared):
 
 def test_photographs_are_decoded_once(own, monkeypatch):
     first, _ = read_cifar10(own, train=True)
-    stores = list((own / "cifar10" / "train" / ".spurcor").glob("original-*/store.json"))
+    stores = list((own / "cifar10" / ".spurcor" / "train").glob("original-*/store.json"))
     assert len(stores) == 1
 
     def refuse(*args):

@@ -36,6 +36,7 @@ class GroupDro(Method):
         `sampling`: the authors' `reweight_groups`.
         """
         super().__init__(backbone, info)
+        info.spec.require_groups("method=group_dro")
         num_groups = info.spec.num_groups
         if eta < 0:
             raise ValueError(f"eta={eta} must not be negative")

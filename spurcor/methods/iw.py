@@ -30,6 +30,7 @@ class ImportanceWeighting(Method):
         by: Literal["weights", "sampling"] = "weights",
     ) -> None:
         super().__init__(backbone, info)
+        info.spec.require_groups("method=iw")
         self.epochs, self.by = epochs, by
         n_g = info.group_counts.double()
         weight = torch.where(n_g > 0, n_g.sum() / (len(n_g) * n_g), 0.0)

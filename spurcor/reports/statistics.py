@@ -27,7 +27,7 @@ class Summary:
         mean, count = fmean(values), len(values)
         if count == 1:
             return cls(mean, None, None, None, 1)
-        from scipy.special import stdtrit  # type: ignore[import-untyped]
+        from scipy.special import stdtrit
 
         # The quantile itself: scipy.stats takes over a second to import.
         std = stdev(values)

@@ -1,0 +1,126 @@
+"""Get a data set ready and look at it: python -m spurcor.prepare dataset=..."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from spurcor import cli
+from spurcor.config import Node, Paths, check
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from spurcor.data import GroupedDataset
+    from spurcor.source import DataSource
+
+EXAMPLES = 8  # images of each group in the picture
+ROWS = 24  # groups that the picture shows at most
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Which data set, and where."""
+
+    dataset: Node
+    paths: Paths
+
+
+def main(cfg: DictConfig) -> int:
+    """Find or fetch, verify, decode, show; returns 0."""
+    config = check(cfg, PrepareConfig)
+    name = HydraConfig.get().runtime.choices["dataset"]
+
+    from spurcor.console import Terminal
+    from spurcor.launcher import log_to_terminal
+
+    log_to_terminal()
+    terminal = Terminal()
+    source: DataSource = config.dataset.build()
+    splits = source.splits(config.paths.data)
+    terminal.console.print(groups_table(splits))
+    path = config.paths.outputs / "previews" / f"{name}.png"
+    draw(splits["train"], source, path)
+    terminal.say(f"examples of the groups of train: {path}")
+    return 0
+
+
+def groups_table(splits: Mapping[str, "GroupedDataset"]) -> "Table":
+    """Number and share of every group in every split, and how y and a go together.
+
+    The last row is Cramér's V, 0 for independent and 1 for one that tells the other; for two
+    classes and two attributes the absolute correlation.
+    """
+    from rich.table import Column, Table
+
+    spec = splits["train"].spec
+    table = Table(Column("label" if spec.task == "multilabel" else "group", no_wrap=True))
+    for name in splits:
+        table.add_column(name, justify="right")
+    columns = {}
+    for name, split in splits.items():
+        counts = split.y.sum(0) if spec.task == "multilabel" else split.group_counts
+        columns[name] = [_with_share(count, len(split)) for count in counts.tolist()]
+    for row, group in enumerate(spec.names):
+        if any(cells[row] != "-" for cells in columns.values()):
+            table.add_row(group, *(cells[row] for cells in columns.values()))
+    table.add_section()
+    table.add_row("all", *(f"{len(split):,}" for split in splits.values()))
+    if spec.task == "multiclass" and len(spec.attributes) > 1:
+        table.add_row("V of y, a", *(_association(split) for split in splits.values()))
+    return table
+
+
+def _with_share(count: int, total: int) -> str:
+    if not count:
+        return "-"
+    share = 100 * count / total
+    return f"{count:,} ({share:.0f}%)" if share >= 10 else f"{count:,} ({share:.1f}%)"
+
+
+def _association(split: "GroupedDataset") -> str:
+    from scipy.stats import contingency
+
+    counts = split.group_counts.view(split.spec.num_classes, -1)
+    counts = counts[counts.sum(1) > 0][:, counts.sum(0) > 0]
+    if min(counts.shape) < 2:
+        return "-"
+    return f"{contingency.association(counts.numpy(), method='cramer'):.3f}"
+
+
+def draw(split: "GroupedDataset", source: "DataSource", path: Path) -> None:
+    """A picture with a row of examples for every group of a split, as they are evaluated."""
+    from matplotlib.figure import Figure
+
+    from spurcor.data import members_by
+    from spurcor.files import replacing
+
+    if split.spec.task == "multilabel":
+        groups = {
+            name: split.y[:, label].nonzero().squeeze(1)
+            for label, name in enumerate(split.spec.names)
+        }
+    else:
+        groups = {split.spec.names[int(split.g[m[0]])]: m for m in members_by(split.g)}
+    shown = list(groups.items())[:ROWS]
+    figure = Figure(figsize=(1.2 * EXAMPLES + 2, 1.25 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), EXAMPLES, squeeze=False)
+    for row, (name, members) in enumerate(shown):
+        chosen = members[:: max(1, len(members) // EXAMPLES)][:EXAMPLES]
+        images = split.fetch(chosen).x.permute(0, 2, 3, 1)
+        for axis in axes[row]:
+            axis.set_axis_off()
+        for axis, image in zip(axes[row], images, strict=False):
+            axis.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray")
+        axes[row][0].set_title(f"{name}  ({len(members):,})", fontsize=8, loc="left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=110)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, "prepare"))
