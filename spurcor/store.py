@@ -25,7 +25,7 @@ from torch import Tensor
 
 from spurcor.errors import UserError
 from spurcor.files import replacing_folder, write_json
-from spurcor.images import AnyImages, Images, RaggedImages
+from spurcor.images import AnyImages, Images, RaggedImages, shaped
 from spurcor.transforms import Prefix
 
 Facts = NDArray[np.int64]  # (M, 2): size and time of every file
@@ -149,7 +149,8 @@ def _decode_all(
                     unreadable.append(name)
                 elif not unreadable:
                     sizes.append(pixels.shape[:2])
-                    file.write(pixels.data)
+                    planes = pixels if prefix.interleaved else pixels.transpose(2, 0, 1)
+                    file.write(np.ascontiguousarray(planes).data)
         if unreadable:
             raise UserError(
                 f"{root} has {len(unreadable)} files that cannot be read as images, perhaps cut off"
@@ -159,7 +160,8 @@ def _decode_all(
     np.save(beside / "sizes.npy", np.array(sizes, np.int32))
     crc = np.array([zlib.crc32(name.encode()) for name in names], np.int64)
     np.save(beside / "signature.npy", (crc << 31) ^ facts[:, 0])
-    write_json(beside / "store.json", {"prefix": prefix.name, "images": len(names)})
+    state = {"prefix": prefix.name, "images": len(names), "interleaved": prefix.interleaved}
+    write_json(beside / "store.json", state)
 
 
 def _sync(file: IO[bytes]) -> None:
@@ -180,7 +182,7 @@ def _decode(root: Path, names: Sequence[str], prefix: Prefix) -> list[tuple[str,
         try:
             with Image.open(root / name) as image:
                 pixels = np.asarray(prefix(image.convert("RGB")))
-            results.append((name, np.ascontiguousarray(pixels)))
+            results.append((name, pixels))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             results.append((name, None))  # told together with the others
     return results
@@ -232,7 +234,8 @@ def _open(folder: Path) -> AnyImages:
     try:
         sizes = torch.from_numpy(np.load(folder / "sizes.npy", allow_pickle=False).astype(np.int64))
         signature = torch.from_numpy(np.load(folder / "signature.npy", allow_pickle=False))
-        count = json.loads((folder / "store.json").read_text())["images"]
+        state = json.loads((folder / "store.json").read_text())
+        count, interleaved = state["images"], state["interleaved"]
         pixels = _map(folder / "pixels.bin")
         whole = len(sizes) == len(signature) == count
         if not whole or len(pixels) != 3 * int(sizes.prod(1).sum()):
@@ -241,11 +244,11 @@ def _open(folder: Path) -> AnyImages:
         raise UserError(
             f"the store {folder} is damaged ({error}); remove it, and it is made anew"
         ) from error
-    if bool((sizes == sizes[0]).all()):
-        height, width = sizes[0].tolist()
-        shaped = pixels.view(count, height, width, 3).permute(0, 3, 1, 2)
-        return Images(shaped, signature, mapped=True)
-    return RaggedImages(pixels, sizes, signature, mapped=True)
+    if not bool((sizes == sizes[0]).all()):
+        return RaggedImages(pixels, sizes, signature, interleaved, mapped=True)
+    height, width = sizes[0].tolist()
+    array = shaped(pixels, count, height, width, interleaved)
+    return Images(array, signature, mapped=True)
 
 
 def _map(path: Path) -> Tensor:

@@ -38,6 +38,14 @@ class Prefix:
         parts += [f"crop{self.crop}"] * (self.crop is not None)
         return "-".join(parts) or "original"
 
+    @property
+    def interleaved(self) -> bool:
+        """Whether the colours of a pixel are stored together, as fast random crops want it.
+
+        Otherwise they are planes, which become floats five times as fast.
+        """
+        return self.short is not None
+
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of what is stored of an image."""
         if self.resize is not None:

@@ -353,7 +353,7 @@ def make_large(folder, count):
     folder.mkdir(parents=True)
     np.save(folder / "sizes.npy", np.full((count, 2), 178, np.int32))
     np.save(folder / "signature.npy", np.arange(count))
-    (folder / "store.json").write_text(json.dumps({"prefix": "crop178", "images": count}))
+    (folder / "store.json").write_text(json.dumps({"images": count, "interleaved": False}))
     with (folder / "pixels.bin").open("wb") as file:
         file.truncate(count * 178 * 178 * 3)
 

@@ -161,7 +161,8 @@ def main() -> None:
     parts = parser.parse_args().parts or ["process", "slurm", "files"]
     os.environ.setdefault("COLUMNS", "160")
     for name in parts:
-        with tempfile.TemporaryDirectory() as folder:
+        # A job may still be writing its last lines when its directory goes.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             {"process": process, "slurm": slurm, "files": files}[name](Path(folder))
 
 
