@@ -1,63 +1,98 @@
-"""MNIST-CIFAR dominoes as in SCALE: a digit above a photograph, and the digit tells the class."""
+"""Dominoes: a digit above a harder image of the class, and the digit tells the class."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from spurcor.data import GroupedDataset, GroupSpec, Split
-from spurcor.errors import UserError
-from spurcor.seeding import derive_seed
-from spurcor.source import DataSource
-from spurcor.store import open_store
-from spurcor.transforms import Normalize, Prefix, Transform
-
-CLASSES = (
-    *("airplane", "automobile", "bird", "cat", "deer"),
-    *("dog", "frog", "horse", "ship", "truck"),
+from spurcor.datasets.sources import (
+    CIFAR10_CLASSES,
+    FASHION_CLASSES,
+    read_cifar10,
+    read_fashion_mnist,
+    read_mnist,
 )
-PER_CLASS = 5000  # CIFAR-10's training images of a class, and the digits that are used
+from spurcor.errors import UserError
+from spurcor.source import DataSource
+from spurcor.transforms import Normalize, Transform
+
+CLASSES = CIFAR10_CLASSES
+BELOW = {
+    "cifar10": (CIFAR10_CLASSES, read_cifar10),
+    "fashion_mnist": (FASHION_CLASSES, read_fashion_mnist),
+}
+PER_CLASS = 5000  # images of a class, and digits of each kind, that training and pool use at most
+
+Labelled = tuple[Tensor, Tensor]  # images, and the position of their label among those chosen
 
 
 @dataclass(kw_only=True)
 class Dominoes(DataSource):
-    """Ten classes, 3 x 64 x 32: the label is the CIFAR class below, the cue the digit above.
+    """3 x 64 x 32: the label is the class of the image `below`, the cue the MNIST digit above.
 
-    `pool_size` V images with independent halves are held out of training, the first half of a
-    random order of them VAL, the second TARGET. In TRAIN (50,000 - V) the digit is the class, but
-    for a random fraction 1 - `strength` whose photographs are permuted among themselves. TEST has
-    independent halves and its digits' true labels (the published generator mislabels some).
-    Source: SCALE, data/mcdominoes; licences: MNIST CC BY-SA 3.0, CIFAR-10 free for research.
+    `digits[k]` goes with `classes[k]`; K of each, by default the ten of CIFAR-10. `pool_size` V
+    images with independent halves are held out of training, the first half of a random order of
+    them VAL, the second TARGET. In TRAIN (5,000 K - V) the digit is the class, but for a random
+    fraction 1 - `strength` whose lower halves are permuted among themselves, so that 1 in K of them
+    meets its digit again. TEST has independent halves and its digits' true labels (the published
+    generator mislabels some). Grey halves are padded to 32 x 32 and repeated to three channels.
+    `source` (N, 2): digit, image below. Source: SCALE, data/mcdominoes.
     """
 
-    spec = GroupSpec(CLASSES, tuple("0123456789"), aligned=tuple(range(10)))
     transform: Transform = field(default_factory=Normalize)
+    below: Literal["cifar10", "fashion_mnist"] = "cifar10"
+    digits: tuple[int, ...] = tuple(range(10))
+    classes: tuple[str, ...] = CIFAR10_CLASSES
     strength: float = 1.0
     pool_size: int = 2000
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        names = BELOW[self.below][0]
+        if unknown := [name for name in self.classes if name not in names]:
+            raise ValueError(
+                f"classes={unknown[0]} is no class of {self.below}, which has {', '.join(names)}"
+            )
+        if unfit := [digit for digit in self.digits if not 0 <= digit <= 9]:
+            raise ValueError(f"digits={unfit[0]} must be between 0 and 9")
+        sizes = len(self.digits), len(self.classes), len({*self.digits}), len({*self.classes})
+        if len(set(sizes)) > 1 or sizes[0] < 2:
+            raise ValueError(
+                f"digits={list(self.digits)} must be as many different ones as"
+                f" classes={list(self.classes)}, two or more"
+            )
         if not 0 <= self.strength <= 1:
             raise ValueError(f"strength={self.strength} must be between 0 and 1")
-        if self.pool_size % 20 or not 0 < self.pool_size < 10 * PER_CLASS:
-            raise ValueError(f"pool_size={self.pool_size} must be a multiple of 20 below 50000")
+        step, limit = 2 * sizes[0], sizes[0] * PER_CLASS
+        if self.pool_size % step or not 0 < self.pool_size < limit:
+            raise ValueError(
+                f"pool_size={self.pool_size} must be a multiple of {step} below {limit}"
+            )
+
+    @property
+    def spec(self) -> GroupSpec:
+        """The classes below, and the digits in the order of their classes."""
+        names = tuple(str(digit) for digit in self.digits)
+        return GroupSpec(self.classes, names, aligned=tuple(range(len(names))))
 
     def load(self, root: Path) -> dict[str, GroupedDataset]:
         """Read both sources under `root` and pair their images."""
-        generator = torch.Generator().manual_seed(derive_seed("dominoes", self.split_seed))
-        digits, photos = read_mnist(root, train=True), read_cifar10(root, train=True)
+        generator = self._generator("dominoes")
+        digits, photos = self._read(root, train=True)
+        num_classes = len(self.classes)
         counts = [
             min(PER_CLASS, int((digits[1] == i).sum()), int((photos[1] == i).sum()))
-            for i in range(10)
+            for i in range(num_classes)
         ]
-        if min(counts) <= self.pool_size // 10:
+        if min(counts) <= self.pool_size // num_classes:
             raise UserError(
                 f"dataset.pool_size={self.pool_size} leaves nothing to train on: the rarest class"
-                f" under {root} has {min(counts)} images; make it smaller than {10 * min(counts)}"
+                f" under {root} has {min(counts)} images; make it smaller than"
+                f" {num_classes * min(counts)}"
             )
         digit_pool, digit_train = self._hold_out(digits[1], counts, generator)
         photo_pool, photo_train = self._hold_out(photos[1], counts, generator)
@@ -70,12 +105,10 @@ class Dominoes(DataSource):
         # The pool and TEST: both halves in orders of their own.
         digit_pool, photo_pool = (_shuffle(half, generator) for half in (digit_pool, photo_pool))
         half = self.pool_size // 2
-        test_digits, test_photos = read_mnist(root, train=False), read_cifar10(root, train=False)
-        num_test = min(len(test_digits[1]), len(test_photos[1]))
-        test = [
-            torch.randperm(len(labels), generator=generator)[:num_test]
-            for labels in (test_digits[1], test_photos[1])
-        ]
+        test_digits, test_photos = self._read(root, train=False)
+        usable = [(labels >= 0).nonzero().squeeze(1) for _, labels in (test_digits, test_photos)]
+        num_test = min(map(len, usable))
+        test = [_shuffle(members, generator)[:num_test] for members in usable]
         return {
             Split.TRAIN: self._pair(digits, digit_train, photos, photo_train),
             Split.TARGET: self._pair(digits, digit_pool[half:], photos, photo_pool[half:]),
@@ -83,104 +116,54 @@ class Dominoes(DataSource):
             Split.TEST: self._pair(test_digits, test[0], test_photos, test[1]),
         }
 
+    def _read(self, root: Path, train: bool) -> tuple[Labelled, Labelled]:
+        """Digits and images below; labels are positions among those chosen, -1 for the others."""
+        names, read_below = BELOW[self.below]
+        upper, lower = read_mnist(root, train), read_below(root, train)
+        positions = torch.tensor([names.index(name) for name in self.classes])
+        return (
+            (upper[0], _position(upper[1], torch.tensor(self.digits))),
+            (lower[0], _position(lower[1], positions)),
+        )
+
     def _hold_out(
         self, labels: Tensor, counts: list[int], generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Indices of the pool (V / 10 per class) and of training (up to `counts`), by class."""
+        """Indices of the pool (V / K per class) and of training (up to `counts`), by class."""
         shuffled = torch.randperm(len(labels), generator=generator)
-        num_pool = self.pool_size // 10
-        per_class = [shuffled[labels[shuffled] == label] for label in range(10)]
+        num_pool = self.pool_size // len(counts)
+        per_class = [shuffled[labels[shuffled] == label] for label in range(len(counts))]
         pool = torch.cat([members[:num_pool] for members in per_class])
         train = torch.cat([m[num_pool:n] for m, n in zip(per_class, counts, strict=True)])
         return pool, train
 
     def _pair(
-        self,
-        digits: tuple[Tensor, Tensor],
-        digit_index: Tensor,
-        photos: tuple[Tensor, Tensor],
-        photo_index: Tensor,
+        self, digits: Labelled, digit_index: Tensor, photos: Labelled, photo_index: Tensor
     ) -> GroupedDataset:
-        """Digits padded to 32 x 32 and repeated to three channels, on top of photographs."""
-        top = F.pad(digits[0][digit_index], (2, 2, 2, 2)).unsqueeze(1).expand(-1, 3, -1, -1)
-        images = torch.cat([top, photos[0][photo_index]], dim=2)
+        """Digits on top of images, each as (N, 3, 32, 32)."""
+        halves = [_squared(digits[0][digit_index]), _squared(photos[0][photo_index])]
         source = torch.stack([digit_index, photo_index], dim=1)
         return GroupedDataset(
-            self.spec, images, photos[1][photo_index], digits[1][digit_index], source
+            self.spec,
+            torch.cat(halves, dim=2),
+            photos[1][photo_index],
+            digits[1][digit_index],
+            source,
         )
+
+
+def _position(labels: Tensor, chosen: Tensor) -> Tensor:
+    """Where each label (N,) is among those `chosen` (K,); -1 where it is not."""
+    matches = labels[:, None] == chosen
+    return torch.where(matches.any(1), matches.int().argmax(1), -1)
+
+
+def _squared(images: Tensor) -> Tensor:
+    """(N, 3, 32, 32) as it is, or (N, 28, 28) padded and repeated."""
+    if images.ndim == 4:
+        return images
+    return F.pad(images, (2, 2, 2, 2)).unsqueeze(1).expand(-1, 3, -1, -1)
 
 
 def _shuffle(values: Tensor, generator: torch.Generator) -> Tensor:
     return values[torch.randperm(len(values), generator=generator)]
-
-
-def read_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
-    """Images (N, 28, 28) uint8 and digits (N,) of MNIST in torchvision's layout under `root`."""
-    from torchvision.datasets import MNIST
-
-    what = f"the MNIST files in {root}/MNIST/raw (train-images-idx3-ubyte and its three companions)"
-    dataset = _torchvision(MNIST, root, train, what)
-    return dataset.data, dataset.targets
-
-
-def read_cifar10(root: Path, train: bool) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, 32, 32) uint8 and classes (N,) of CIFAR-10 under `root`.
-
-    Either class folders of images, `cifar10/{train,test}/<class>/*`, or torchvision's batches in
-    `cifar-10-batches-py` (whose checksums torchvision verifies before it unpickles them).
-    """
-    from torchvision.datasets import CIFAR10
-
-    folder = root / "cifar10" / ("train" if train else "test")
-    if folder.is_dir():
-        return _read_folders(folder)
-    what = f"class folders in {folder}, or torchvision's batches in {root}/cifar-10-batches-py"
-    dataset = _torchvision(CIFAR10, root, train, what)
-    images = torch.from_numpy(np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2)))
-    return images, torch.tensor(dataset.targets)
-
-
-def _torchvision(kind: Any, root: Path, train: bool, what: str) -> Any:
-    """A torchvision data set, downloaded where it is missing and a network exists."""
-    try:
-        return kind(root, train=train)
-    except RuntimeError:  # torchvision's "Dataset not found or corrupted"
-        pass
-    except (ValueError, AssertionError, EOFError, OSError) as error:
-        raise UserError(f"{kind.__name__} under {root} is damaged; put {what} anew") from error
-    existed = root.exists()
-    try:
-        return kind(root, train=train, download=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"paths.data={root} lacks {kind.__name__}, which cannot be downloaded here; put {what}"
-        ) from error
-    finally:
-        _remove_empty(root / "MNIST" / "raw", root / "MNIST", *([] if existed else [root]))
-
-
-def _remove_empty(*folders: Path) -> None:
-    """Take back the folders that a failed download has made."""
-    for folder in folders:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-
-def _read_folders(folder: Path) -> tuple[Tensor, Tensor]:
-    """Class folders of images, decoded once."""
-    missing = [name for name in CLASSES if not (folder / name).is_dir()]
-    if missing:
-        raise UserError(f"{folder} lacks the class folders {', '.join(missing)}")
-    files = [
-        sorted(path.name for path in (folder / name).iterdir() if not path.name.startswith("."))
-        for name in CLASSES
-    ]
-    labels = torch.tensor([y for y, members in enumerate(files) for _ in members])
-    names = [f"{c}/{name}" for c, members in zip(CLASSES, files, strict=True) for name in members]
-    images = open_store(folder, names, Prefix())
-    sizes = images.sizes(torch.arange(len(labels)))
-    odd = (sizes != 32).any(1).nonzero().flatten().tolist()
-    if odd:
-        height, width = sizes[odd[0]].tolist()
-        raise UserError(f"{folder / names[odd[0]]} is {width} x {height}, not 32 x 32")
-    return images.take(torch.arange(len(labels))), labels

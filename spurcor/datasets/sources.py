@@ -1,0 +1,167 @@
+"""Readers of MNIST, Fashion-MNIST and CIFAR-10, which several data sets are made of.
+
+Each returns images (N, ...) uint8 and labels (N,) int64 in the order of the files, and downloads
+what is missing where a network exists.
+"""
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spurcor.errors import UserError
+from spurcor.store import open_store
+from spurcor.transforms import Prefix
+
+CIFAR10_CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+FASHION_CLASSES = (
+    *("t-shirt", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle-boot"),
+)
+DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # the package dataset-fashion-mnist
+DAMAGE = (OSError, EOFError, ValueError, zlib.error)  # what a file that was cut off raises
+
+
+def read_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
+    """Images (N, 28, 28) and digits of MNIST, in torchvision's layout under `root`."""
+    from torchvision.datasets import MNIST
+
+    folder = root / "MNIST" / "raw"
+    what = f"the MNIST files in {folder} (train-images-idx3-ubyte and its three companions)"
+    return _read_idx_set(MNIST, [folder], root, train, what)
+
+
+def read_fashion_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
+    """Images (N, 28, 28) and classes of Fashion-MNIST.
+
+    In torchvision's layout under `root`, or from Debian's package where that is installed.
+    """
+    from torchvision.datasets import FashionMNIST
+
+    folder = root / "FashionMNIST" / "raw"
+    what = (
+        f"the Fashion-MNIST files in {folder} (train-images-idx3-ubyte and its three companions),"
+        " or install Debian's package dataset-fashion-mnist"
+    )
+    return _read_idx_set(FashionMNIST, [folder, DEBIAN_FASHION], root, train, what)
+
+
+def read_cifar10(root: Path, train: bool) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, 32, 32) and classes of CIFAR-10.
+
+    Either class folders of images, `cifar10/{train,test}/<class>/*`, or torchvision's batches in
+    `cifar-10-batches-py` (whose checksums torchvision verifies before it unpickles them).
+    """
+    from torchvision.datasets import CIFAR10
+
+    folder = root / "cifar10" / ("train" if train else "test")
+    if folder.is_dir():
+        return _read_folders(folder)
+    what = f"class folders in {folder}, or torchvision's batches in {root}/cifar-10-batches-py"
+    try:
+        dataset = CIFAR10(root, train=train)
+    except RuntimeError:  # torchvision's "Dataset not found or corrupted"
+        dataset = _download(CIFAR10, root, train, what)
+    except DAMAGE as error:
+        raise _damaged(root, "CIFAR10", what) from error
+    images = torch.from_numpy(np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2)))
+    return images, torch.tensor(dataset.targets)
+
+
+# --- the format of MNIST --------------------------------------------------------------------------
+
+
+def _read_idx_set(
+    kind: Any, places: list[Path], root: Path, train: bool, what: str
+) -> tuple[Tensor, Tensor]:
+    """Images and labels in the first place that has both; downloaded into the first of all."""
+    part = "train" if train else "t10k"
+    names = [f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"]
+    place = next((p for p in places if all(_find(p, name) for name in names)), None)
+    if place is None:
+        _download(kind, root, train, what)
+        place = places[0]
+    try:
+        images, labels = (_read_idx(_find(place, name) or place / name) for name in names)
+        if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
+            raise ValueError(f"images {tuple(images.shape)} with labels {tuple(labels.shape)}")
+    except DAMAGE as error:
+        raise _damaged(place, kind.__name__, what) from error
+    return images, labels.long()
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    """The file, or its compressed copy."""
+    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+
+
+def _read_idx(path: Path) -> Tensor:
+    """Bytes of any number of dimensions: 0, 0, 8, their number, each size in 4 bytes, the data."""
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        content = gzip.decompress(content)
+    if content[:3] != b"\0\0\x08":
+        raise ValueError(f"{path} is no file of bytes in MNIST's format")
+    sizes = np.frombuffer(content, ">i4", count=content[3], offset=4)
+    values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(sizes))
+    return torch.from_numpy(values.reshape(sizes).copy())
+
+
+# --- the format of CIFAR-10 -----------------------------------------------------------------------
+
+
+def _read_folders(folder: Path) -> tuple[Tensor, Tensor]:
+    """Class folders of images, decoded once."""
+    missing = [name for name in CIFAR10_CLASSES if not (folder / name).is_dir()]
+    if missing:
+        raise UserError(f"{folder} lacks the class folders {', '.join(missing)}")
+    files = [
+        sorted(path.name for path in (folder / name).iterdir() if not path.name.startswith("."))
+        for name in CIFAR10_CLASSES
+    ]
+    labels = torch.tensor([y for y, members in enumerate(files) for _ in members])
+    names = [
+        f"{c}/{name}" for c, members in zip(CIFAR10_CLASSES, files, strict=True) for name in members
+    ]
+    images = open_store(folder, names, Prefix())
+    sizes = images.sizes(torch.arange(len(labels)))
+    odd = (sizes != 32).any(1).nonzero().flatten().tolist()
+    if odd:
+        height, width = sizes[odd[0]].tolist()
+        raise UserError(f"{folder / names[odd[0]]} is {width} x {height}, not 32 x 32")
+    return images.take(torch.arange(len(labels))), labels
+
+
+# --- downloads ------------------------------------------------------------------------------------
+
+
+def _download(kind: Any, root: Path, train: bool, what: str) -> Any:
+    """A torchvision data set, fetched into `root`."""
+    existed = root.exists()
+    try:
+        return kind(root, train=train, download=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"paths.data={root} lacks {kind.__name__}, which cannot be downloaded here; put {what}"
+        ) from error
+    finally:
+        folder = root / kind.__name__
+        _remove_empty(folder / "raw", folder, *([] if existed else [root]))
+
+
+def _damaged(place: Path, name: str, what: str) -> UserError:
+    return UserError(f"{name} under {place} is damaged; put {what} anew")
+
+
+def _remove_empty(*folders: Path) -> None:
+    """Take back the folders that a failed download has made."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
