@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 
@@ -99,6 +100,14 @@ def command_line(tmp_path_factory):
     line = CommandLine(tmp_path_factory.mktemp("zygote"))
     yield line
     line.close()
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def refuse(*args, **options):
+        raise URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
 
 
 @pytest.fixture(scope="session")

@@ -2,53 +2,23 @@
 
 import hashlib
 import pickle
-import struct
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from generators import TRAIN, write_folders, write_mnist, write_photo
 from PIL import Image
 from torchvision.datasets import CIFAR10
 from training import read
 
 from spurcor.data import Split
 from spurcor.datasets.dominoes import CLASSES, Dominoes, read_cifar10, read_mnist
+from spurcor.datasets.sources import DEBIAN_FASHION, read_fashion_mnist
 from spurcor.errors import UserError
 from spurcor.transforms import CropFlip, Normalize
 
-TRAIN, TEST, POOL = 40, 10, 100  # photographs per class in train and test; held out in all
-
-
-def write_idx(path, array):
-    """A file as MNIST has it: magic number, sizes and bytes, big endian."""
-    header = struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape)
-    path.write_bytes(header + array.tobytes())
-
-
-def write_mnist(root, rng):
-    raw = root / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    # As in the real thing no digit is there equally often, and test has more than photographs.
-    for name, counts in (("train", 44 + np.arange(10)), ("t10k", 8 + np.arange(10) % 7)):
-        labels = rng.permutation(np.repeat(np.arange(10, dtype=np.uint8), counts))
-        images = rng.integers(1, 256, (len(labels), 28, 28), dtype=np.uint8)
-        write_idx(raw / f"{name}-images-idx3-ubyte", images)
-        write_idx(raw / f"{name}-labels-idx1-ubyte", labels)
-
-
-def write_photo(path, rng):
-    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
-
-
-def write_folders(root, rng):
-    for part, count in (("train", TRAIN), ("test", TEST)):
-        for name in CLASSES:
-            folder = root / "cifar10" / part / name
-            folder.mkdir(parents=True)
-            suffix = "jpg" if name == "bird" else "png"
-            for i in range(count):
-                write_photo(folder / f"{i:04}.{suffix}", rng)
+POOL = 100  # held out in all
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +37,6 @@ def own(tmp_path):
     write_mnist(tmp_path, rng)
     write_folders(tmp_path, rng)
     return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    def refuse(*args, **options):
-        raise URLError("no network")
-
-    monkeypatch.setattr("urllib.request.urlopen", refuse)
 
 
 def load(root, **options):
@@ -410,3 +372,118 @@ def test_real_sizes(data_root):
     assert matches(test) / 10000 == pytest.approx(0.1, abs=0.015)
     mean = train.images.pixels[::16, :, 32:].double().mean((0, 2, 3)) / 255
     assert mean.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=0.01)
+
+
+# --- other classes --------------------------------------------------------------------------------
+
+BINARY = {"digits": (0, 1), "pool_size": 20}
+CARS = {**BINARY, "classes": ("automobile", "truck")}
+FASHION = {**BINARY, "below": "fashion_mnist", "classes": ("coat", "dress")}
+
+
+@pytest.fixture(scope="module")
+def with_fashion(shared, tmp_path_factory):
+    root = tmp_path_factory.mktemp("fashion")
+    for name in ("MNIST", "cifar10"):
+        (root / name).symlink_to(shared / name)
+    write_mnist(root, np.random.default_rng(3), name="FashionMNIST")
+    return root
+
+
+def test_cars_and_trucks(shared):
+    """44 zeros, 45 ones, 40 of each class: 40 train, 10 of them held out; 10 of each in test."""
+    splits = load(shared, **CARS)
+    assert splits["train"].spec.names == [
+        *("automobile/0", "automobile/1", "truck/0", "truck/1"),
+    ]
+    assert splits["train"].group_counts.tolist() == [30, 0, 0, 30]
+    pool = sum(splits[name].group_counts.view(2, 2) for name in (Split.VAL, Split.TARGET))
+    assert pool.sum(0).tolist() == pool.sum(1).tolist() == [10, 10]
+    assert len(splits["test"]) == 17  # 8 zeros and 9 ones
+    for name, split in splits.items():
+        train = name != Split.TEST
+        digits, photos = read_mnist(shared, train), read_cifar10(shared, train)
+        upper, lower = split.source.unbind(1)
+        assert torch.equal(split.a, digits[1][upper])
+        assert torch.equal(photos[1][lower], torch.tensor([1, 9])[split.y])
+        assert torch.equal(split.images.pixels[:, 1, 2:30, 2:30], digits[0][upper])
+        assert torch.equal(split.images.pixels[:, :, 32:], photos[0][lower])
+
+
+def test_coats_and_dresses(with_fashion):
+    """Class 4 is a coat and 3 a dress; 48 and 47 of them, 44 zeros and 45 ones."""
+    splits = load(with_fashion, **FASHION, strength=0.5)
+    train = splits["train"]
+    assert torch.bincount(train.y).tolist() == torch.bincount(train.a).tolist() == [34, 35]
+    assert 0 < int((train.y != train.a).sum()) < 40
+    for name, split in splits.items():
+        digits, clothes = (
+            reader(with_fashion, name != Split.TEST) for reader in (read_mnist, read_fashion_mnist)
+        )
+        upper, lower = split.source.unbind(1)
+        assert torch.equal(clothes[1][lower], torch.tensor([4, 3])[split.y])
+        assert torch.equal(digits[1][upper], split.a)
+        for channel in range(3):
+            below = split.images.pixels[:, channel, 34:62, 2:30]
+            assert torch.equal(below, clothes[0][lower])
+        assert split.images.pixels[:, :, 32:34].sum() == 0
+
+
+def test_digits_go_with_the_classes_in_their_order(shared):
+    train = load(shared, **{**CARS, "digits": (7, 3)})["train"]
+    digits = read_mnist(shared, train=True)[1][train.source[:, 0]]
+    assert torch.equal(digits, torch.tensor([7, 3])[train.y])
+    assert train.spec.attributes == ("7", "3")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"classes": ("coat", "truck")}, "classes=coat is no class of cifar10, which has airplane"),
+        ({"classes": ("truck",)}, r"digits=\[0, 1\] must be as many different ones as classes="),
+        ({"digits": (1, 1)}, r"digits=\[1, 1\] must be as many different ones"),
+        ({"digits": (1,), "classes": ("truck",)}, r"digits=\[1\] must be .* two or more"),
+        ({"digits": (1, 10)}, "digits=10 must be between 0 and 9"),
+        ({"pool_size": 30}, "pool_size=30 must be a multiple of 4 below 10000"),
+        ({"pool_size": 10000}, "pool_size=10000 must be a multiple of 4 below 10000"),
+    ],
+)
+def test_bad_classes_are_refused(options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Dominoes(**{**CARS, **options})
+
+
+def test_the_published_dominoes_are_the_default():
+    assert read("dataset=dominoes").dataset.hashed().keys() == {"_target_", "transform"}
+
+
+# What the published composition gave before other classes were possible.
+FINGERPRINTS = {
+    Split.TRAIN: "826e5e39dc89e4bf",
+    Split.TARGET: "2f8c02d3ade920f6",
+    Split.VAL: "dfed98022cfaa3ee",
+    Split.TEST: "e14ccc6f297afd5c",
+}
+
+
+@pytest.mark.real_data
+def test_real_dominoes_are_what_they_were(data_root):
+    splits = Dominoes(strength=0.95).load(data_root)
+    assert {name: split.fingerprint for name, split in splits.items()} == FINGERPRINTS
+
+
+@pytest.mark.real_data
+def test_real_cars_and_trucks(data_root):
+    splits = read("dataset=dominoes_cars").dataset.build().splits(data_root)
+    sizes = {str(name): len(split) for name, split in splits.items()}
+    assert sizes == {"train": 8000, "target": 1000, "val": 1000, "test": 2000}
+    conflicting = int((splits["train"].y != splits["train"].a).sum())
+    assert conflicting / 8000 == pytest.approx(0.05, abs=0.005)
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not DEBIAN_FASHION.is_dir(), reason="no package dataset-fashion-mnist")
+def test_real_coats_and_dresses(data_root):
+    splits = read("dataset=dominoes_fashion").dataset.build().splits(data_root)
+    sizes = {str(name): len(split) for name, split in splits.items()}
+    assert sizes == {"train": 8000, "target": 1000, "val": 1000, "test": 2000}
