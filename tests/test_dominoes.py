@@ -430,10 +430,13 @@ def test_coats_and_dresses(with_fashion):
 
 
 def test_digits_go_with_the_classes_in_their_order(shared):
-    train = load(shared, **{**CARS, "digits": (7, 3)})["train"]
+    options = {**CARS, "digits": (7, 3), "classes": ("truck", "automobile")}
+    train = load(shared, **options)["train"]
     digits = read_mnist(shared, train=True)[1][train.source[:, 0]]
+    photos = read_cifar10(shared, train=True)[1][train.source[:, 1]]
     assert torch.equal(digits, torch.tensor([7, 3])[train.y])
-    assert train.spec.attributes == ("7", "3")
+    assert torch.equal(photos, torch.tensor([9, 1])[train.y])
+    assert train.spec.names == ["truck/7", "truck/3", "automobile/7", "automobile/3"]
 
 
 @pytest.mark.parametrize(
