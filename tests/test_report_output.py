@@ -101,6 +101,17 @@ def test_published_figures_stand_beside_ours_where_options_match():
     assert shown(**{"dfr.split": "train"}) == []
 
 
+def test_a_published_figure_of_a_further_test_set_stands_beside_that_set():
+    rows = [
+        {"phase": "erm", "epoch": 1, "val/worst": 0.5, "test/worst": 0.9, "opposite/worst": 0.2}
+    ]
+    options = {"dataset.square_size": 5}
+    made = trial(rows=rows, dataset="mnist_cues", method="erm", **options)
+    (found,) = published(judge(with_settings([made]), "val/worst")).records
+    assert found["metric"] == "opposite/worst"
+    assert found["ours"].mean == 20.0
+
+
 # --- figures --------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ def published(shown: Sequence[Candidate]) -> Table:
             "data set": one.trial.dataset,
             "method": one.name,
             "metric": entry["metric"],
-            "ours": Metric(entry["metric"], f"test/{entry['metric']}").of(one),
+            "ours": Metric(entry["metric"], _column(entry["metric"])).of(one),
             "published": _figure(entry),
             "source": entry["source"],
             "note": entry.get("note", ""),
@@ -31,6 +31,11 @@ def published(shown: Sequence[Candidate]) -> Table:
         "Published figures rest on their authors' data, networks and tuning; compare with care."
     ]
     return Table("published", "Published figures", records, notes)
+
+
+def _column(metric: str) -> str:
+    """The rows' column of a metric of TEST, or of a further test set as <name>/<metric>."""
+    return metric if "/" in metric else f"test/{metric}"
 
 
 def _matches(entry: Mapping[str, Any], one: Candidate) -> bool:
