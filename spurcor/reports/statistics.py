@@ -1,8 +1,10 @@
 """Means with intervals, and paired comparisons; small samples, so exact where that is possible."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Any
 
 LEVEL = 0.95
 EXACT_UP_TO = 16  # pairs: 65,536 sign patterns
@@ -52,16 +54,22 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     import numpy as np
 
     values = np.asarray(differences, dtype=float)
-    count = len(values)
-    if count <= EXACT_UP_TO:
-        signs = 1 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
-    else:
-        drawn = np.random.default_rng(0).integers(0, 2, (RANDOM_PATTERNS, count), dtype=np.int8)
-        signs = 1 - 2 * drawn
-        signs[0] = 1
     # Sums that are equal but for rounding are ties.
-    reached = np.abs(signs @ values) >= abs(values.sum()) - 1e-12 * np.abs(values).sum()
-    return float(reached.mean())
+    least = abs(values.sum()) - 1e-12 * np.abs(values).sum()
+    return float((np.abs(_signs(len(values)) @ values) >= least).mean())
+
+
+@functools.lru_cache(maxsize=1)  # the methods of a sweep mostly share their seeds
+def _signs(count: int) -> Any:
+    """Patterns of `count` signs, one per row."""
+    import numpy as np
+
+    if count <= EXACT_UP_TO:
+        return 1.0 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
+    drawn = np.random.default_rng(0).integers(0, 2, (RANDOM_PATTERNS, count), dtype=np.int8)
+    signs = 1.0 - 2 * drawn
+    signs[0] = 1
+    return signs
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
