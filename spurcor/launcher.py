@@ -450,12 +450,15 @@ def _command() -> str:
 
 def _report(config: TrainConfig) -> None:
     """Write the sweep's report, and show it in the trackers."""
-    from spurcor.report import attach
     from spurcor.reports import write_report
     from spurcor.reports.options import Options
+    from spurcor.tracking import Record, Trackers
 
     report = write_report(config.paths.outputs, [config.sweep], Options())
-    attach(report, config.sweep, config.paths.outputs, config.tracker)
+    log_to_terminal()
+    trackers = Trackers.build(config.tracker, config.paths.outputs)
+    trackers.attach(Record.of_sweep(sweep_folder(config)), report.files, "report")
+    trackers.close()
     print(f"report  {report.folder / 'report.md'}", flush=True)
 
 

@@ -1,9 +1,9 @@
 """A paper's tables and figures from the files of sweeps: python -m spurcor.report sweep=..."""
 
+import contextlib
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -12,6 +12,9 @@ from spurcor.config import Node, OutputPaths, check, check_sweep_name
 from spurcor.reports import Report, render, write_report
 from spurcor.reports.document import absent
 from spurcor.reports.options import Options
+
+if TYPE_CHECKING:
+    from spurcor.tracking.messenger import Messenger
 
 MOST_LINES = 20  # of what is missing; all of it is in report.md
 
@@ -40,23 +43,25 @@ class ReportConfig(Options):
 def main(cfg: DictConfig) -> int:
     """Write the report, show its methods; returns the exit code."""
     config = check(cfg, ReportConfig)
-    report = write_report(config.paths.outputs, config.sweeps, config)
-    show(report)
-    if len(config.sweeps) == 1:
-        attach(report, config.sweeps[0], config.paths.outputs, config.tracker)
+    with _messenger(config) as messenger:
+        report = write_report(config.paths.outputs, config.sweeps, config)
+        if messenger is not None:
+            messenger.attach(report.files, "report")
+        show(report)
+        if messenger is not None:
+            messenger.finish()
     return 0
 
 
-def attach(report: Report, sweep: str, outputs: Path, tracker: Mapping[str, Node]) -> None:
-    """Show the report in the trackers, below the sweep's own record."""
+def _messenger(config: ReportConfig) -> "contextlib.AbstractContextManager[Messenger | None]":
+    """Shows the report of one sweep in the trackers, below the sweep's own record."""
+    if len(config.sweeps) > 1 or not config.tracker:
+        return contextlib.nullcontext()
     from spurcor.launcher import log_to_terminal
-    from spurcor.tracking import Record, Trackers
+    from spurcor.tracking.messenger import Messenger
 
     log_to_terminal()
-    trackers = Trackers.build(tracker, outputs)
-    record = Record.of_sweep(outputs / "sweeps" / sweep)
-    trackers.attach(record, report.files, "report")
-    trackers.close()
+    return Messenger(config.sweeps[0], config.tracker, config.paths.outputs)
 
 
 def show(report: Report) -> None:

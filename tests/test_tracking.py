@@ -17,9 +17,10 @@ from mlflow import MlflowClient
 from servers import free_port, mlflow_server
 from test_resume import interrupt
 
-from spurcor.config import REPO
+from spurcor.config import REPO, Node
 from spurcor.tracking import Record, Trackers
 from spurcor.tracking import mlflow as mirror
+from spurcor.tracking.messenger import Messenger
 from spurcor.tracking.mlflow import MlflowTracker
 
 sys.path.insert(0, str(REPO / "scripts" / "bench"))
@@ -258,6 +259,32 @@ def test_the_report_of_a_sweep_is_below_it_and_replaced_by_the_next(anywhere, tm
     for name in names:
         file = client.download_artifacts(run.info.run_id, name, str(tmp_path))
         assert Path(file).read_text() == "new"
+
+
+@pytest.mark.cold
+def test_a_messenger_shows_files_once_it_is_told_of_them(local, tmp_path):
+    sweep = tmp_path / "sweeps" / local.sweep
+    sweep.mkdir(parents=True)
+    target = "spurcor.tracking.mlflow.MlflowTracker"
+    tracker = {"mlflow": Node("tracker.mlflow", target, {"uri": local.uri, "patience": 5.0})}
+    with Messenger(local.sweep, tracker, local.outputs):
+        pass  # a report that was refused
+    assert not list(sweep.iterdir())
+    (tmp_path / "report.md").write_text("new")
+    with Messenger(local.sweep, tracker, local.outputs) as messenger:
+        messenger.attach([tmp_path / "report.md"], "report")
+        messenger.finish()
+    files = local.client.list_artifacts(local.only("sweep").info.run_id, "report")
+    assert [file.path for file in files] == ["report/report.md"]
+
+
+@pytest.mark.cold
+def test_a_messenger_that_fails_stops_no_report(local, capfd, caplog):
+    with Messenger(local.sweep, {}, local.outputs) as messenger:
+        messenger.tell({"nothing": "it knows"})
+        messenger.finish()
+    assert "exit code 1" in caplog.text
+    assert "KeyError" in capfd.readouterr().err
 
 
 def test_many_that_need_an_experiment_at_once_share_it(anywhere):

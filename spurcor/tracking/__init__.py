@@ -121,6 +121,9 @@ class Tracker(Protocol):
     def alive(self) -> bool:
         """Whether everything sent so far was taken."""
 
+    def prepare(self) -> None:
+        """Import what the first call needs, which may take seconds; nothing is sent."""
+
     def start(self, record: Record) -> None:
         """Show a record as running, continuing what is shown of it already."""
 
@@ -172,6 +175,10 @@ class Trackers:
     def addresses(self) -> dict[str, str]:
         """By title, where each mirror is seen."""
         return {tracker.title: tracker.address for tracker in self._trackers if tracker.address}
+
+    def prepare(self) -> None:
+        """See `Tracker.prepare`; who does not call it waits later."""
+        self._each("prepare")
 
     def start(self, record: Record) -> None:
         """See `Tracker.start`."""

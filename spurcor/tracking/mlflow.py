@@ -104,6 +104,11 @@ class MlflowTracker:
             return self.uri
         return shlex.join(["mlflow", "ui", "--backend-store-uri", self.uri])
 
+    def prepare(self) -> None:
+        """Import mlflow, unless its server is dead: that is told by the first call."""
+        with contextlib.suppress(OSError):
+            self._import()
+
     # --- calls of the run: they only queue --------------------------------------------------------
 
     def start(self, record: Record) -> None:
@@ -264,7 +269,7 @@ class MlflowTracker:
         if self._server is not None:
             socket.create_connection(self._server, CONNECT_SECONDS).close()
 
-    def _connect(self) -> None:
+    def _import(self) -> None:
         self._knock()  # spares a dead server the import of mlflow
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -272,6 +277,13 @@ class MlflowTracker:
             logging.getLogger(name).setLevel(logging.WARNING)
         # It logs every lock of the database with its traceback, also those that pass.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        import mlflow
+
+        if self.uri.startswith("sqlite"):  # else imported by the first request
+            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+    def _connect(self) -> None:
+        self._import()
         from mlflow import MlflowClient
 
         if self._server is not None and self._asked is None:

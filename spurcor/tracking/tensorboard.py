@@ -38,12 +38,15 @@ class TensorboardTracker:
         """The command that opens the page."""
         return shlex.join(["tensorboard", "--logdir", str(self.folder)])
 
-    def start(self, record: Record) -> None:
-        """Nothing is shown before the first row: a record that gets none keeps what it had."""
-        # Imported here, a third of a second, so that no row waits for it.
+    def prepare(self) -> None:
+        """Import what writes events, a third of a second."""
         import tensorboard.compat.proto.event_pb2
         import tensorboard.plugins.hparams.plugin_data_pb2
         import tensorboard.summary.writer.record_writer  # noqa: F401
+
+    def start(self, record: Record) -> None:
+        """Nothing is shown before the first row: a record that gets none keeps what it had."""
+        self.prepare()  # so that no row waits for it
 
     def log(self, record: Record, rows: Sequence[Mapping[str, Any]]) -> None:
         """Scalars; what this process has written of a step is not written again."""

@@ -63,6 +63,12 @@ class WandbTracker:
 
     # --- calls of the run: they only queue --------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Import wandb."""
+        # Before the import: its error reports go to the network, offline or not.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb  # noqa: F401
+
     def start(self, record: Record) -> None:
         """Nothing is shown before the first row or file: W&B has groups, and needs no parent."""
 
@@ -129,8 +135,7 @@ class WandbTracker:
         return self._runs[record.directory]
 
     def _init(self, record: Record) -> "wandb.Run":
-        # Before the import: its error reports go to the network, offline or not.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        self.prepare()
         import wandb
 
         self.outputs.mkdir(parents=True, exist_ok=True)
