@@ -33,8 +33,10 @@ def remove_leftovers(folder: Path) -> None:
 def replacing_folder(path: Path) -> Iterator[Path]:
     """The same for a folder; if another process was first, theirs stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    around = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    beside = around / path.name  # not `around` itself, which nobody else may read
     try:
+        beside.mkdir()
         yield beside
         try:
             os.rename(beside, path)
@@ -42,7 +44,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
             if not path.exists():
                 raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(around, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
