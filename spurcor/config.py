@@ -190,14 +190,17 @@ class Node:
         """Whether the constructor has an argument of that name."""
         return argument in inspect.signature(locate(self.target)).parameters
 
-    def hashed(self) -> dict[str, Any]:
-        """Target and those arguments that differ from the constructor's defaults."""
+    def hashed(self, folder: Path | None = None) -> dict[str, Any]:
+        """Target and those arguments that differ from the constructor's defaults.
+
+        Files named relative to `folder` count by their content too.
+        """
         defaults = {
             name: parameter.default
             for name, parameter in inspect.signature(locate(self.target)).parameters.items()
         }
         kept = {
-            key: value.hashed() if isinstance(value, Node) else _content(value)
+            key: value.hashed() if isinstance(value, Node) else _content(value, folder)
             for key, value in self.arguments.items()
             if plain(value) != plain(defaults.get(key, inspect.Parameter.empty))
         }
@@ -234,7 +237,7 @@ class TrainConfig:
     @functools.cached_property
     def identity(self) -> str:
         """Hash of all that moves the weights, but for the seed, which is a folder."""
-        dataset = self.dataset.hashed()
+        dataset = self.dataset.hashed(self.paths.data)
         for key in ("store", "workers"):
             dataset.pop(key, None)
         nodes = {name: getattr(self, name).hashed() for name in ("backbone", "method")}
@@ -290,10 +293,12 @@ def check_sweep_name(name: str) -> None:
         raise ValueError(f"sweep={name} is no name of letters, digits, '_', '-' and '.'{hint}")
 
 
-def _content(value: Any) -> Any:
+def _content(value: Any, folder: Path | None) -> Any:
     """A file that is read counts by what is in it, not by its name."""
-    if isinstance(value, str) and "." in value and Path(value).is_file():
-        return f"sha256:{hashlib.sha256(Path(value).read_bytes()).hexdigest()}"
+    if isinstance(value, str) and "." in value:
+        for path in (Path(value), *([folder / value] if folder else [])):
+            if path.is_file():
+                return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
     return value
 
 

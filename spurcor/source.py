@@ -51,36 +51,36 @@ class DataSource(ABC):
         if self.workers < 0:
             raise ValueError(f"workers={self.workers} must not be negative")
 
-    @property
-    @abstractmethod
-    def spec(self) -> GroupSpec:
-        """Classes and attributes."""
-
     @abstractmethod
     def load(self, root: Path) -> "dict[str, GroupedDataset] | Photographs":
-        """Every split by name: those of `Split` that exist, and any number of named test sets."""
+        """Every split by name: those of `Split` that exist, and any number of named test sets.
+
+        What is loaded says its classes and attributes: they may stand in a file under `root`.
+        """
 
     def splits(self, root: Path) -> dict[str, GroupedDataset]:
         """The splits under `root` as the options want them; photographs are decoded if need be."""
         loaded = self.load(root)
         if isinstance(loaded, Photographs):
-            groups = {name: self.spec.group(*labels) for name, labels in loaded.labels.items()}
-            parts = self.select(groups)
+            parts = self.select(loaded.groups, loaded.spec)
             members = {name: loaded.members[of][kept] for name, (of, kept) in parts.items()}
-            return loaded.open(members, self.spec, self.transform)
-        parts = self.select({name: split.g for name, split in loaded.items()})
+            return loaded.open(members, self.transform)
+        groups = {name: split.g for name, split in loaded.items()}
+        parts = self.select(groups, loaded[Split.TRAIN].spec)
         return {name: loaded[of].subset(kept) for name, (of, kept) in parts.items()}
 
     # --- options ----------------------------------------------------------------------------------
 
-    def select(self, groups: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
+    def select(
+        self, groups: Mapping[str, Tensor], spec: GroupSpec
+    ) -> dict[str, tuple[str, Tensor]]:
         """`drop_groups`, then `target_fraction`, then sizes, from the groups (N,) of each split.
 
         Returns, for each split, the one that its samples come from and their positions there.
         """
         kept = {name: torch.arange(len(g)) for name, g in groups.items()}
         origin = {name: name for name in groups}
-        kept[Split.TRAIN] = self._without_dropped(groups[Split.TRAIN])
+        kept[Split.TRAIN] = self._without_dropped(groups[Split.TRAIN], spec)
         if self.target_fraction:
             if Split.TARGET in groups:
                 raise UserError(
@@ -101,8 +101,13 @@ class DataSource(ABC):
     def _generator(self, what: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(what, self.split_seed))
 
-    def _without_dropped(self, g: Tensor) -> Tensor:
-        names = self.spec.names
+    def _without_dropped(self, g: Tensor, spec: GroupSpec) -> Tensor:
+        if self.drop_groups and spec.task == "multilabel":
+            raise UserError(
+                f"dataset.drop_groups={list(self.drop_groups)}: this data set has labels and no"
+                " groups; say dataset.drop_groups=[]"
+            )
+        names = spec.names
         if unknown := [name for name in self.drop_groups if name not in names]:
             raise UserError(
                 f"dataset.drop_groups={unknown[0]} is no group; there are {', '.join(names)}"
@@ -157,6 +162,7 @@ class Photographs:
     them, as rows, are in which split.
     """
 
+    spec: GroupSpec
     root: Path
     names: Sequence[str]
     y: Tensor
@@ -164,12 +170,13 @@ class Photographs:
     members: Mapping[str, Tensor]
 
     @property
-    def labels(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """y and a of each split."""
-        return {name: (self.y[rows], self.a[rows]) for name, rows in self.members.items()}
+    def groups(self) -> dict[str, Tensor]:
+        """Group numbers of each split."""
+        g = self.spec.group(self.y, self.a)
+        return {name: g[rows] for name, rows in self.members.items()}
 
     def open(
-        self, members: Mapping[str, Tensor], spec: GroupSpec, transform: Transform
+        self, members: Mapping[str, Tensor], transform: Transform
     ) -> dict[str, GroupedDataset]:
         """Splits of the rows named, their images in stores: one for evaluation, one for training.
 
@@ -185,7 +192,7 @@ class Photographs:
             stores |= dict.fromkeys((Split.TRAIN, Split.TARGET), (train_images, rows))
         return {
             name: GroupedDataset(
-                spec,
+                self.spec,
                 images,
                 self.y[rows],
                 self.a[rows],
@@ -200,14 +207,13 @@ class Photographs:
     def _names(self, rows: Tensor) -> list[str]:
         return [self.names[row] for row in rows.tolist()]
 
-    def warn_of_counts(self, spec: GroupSpec, official: Mapping[str, Sequence[int]]) -> None:
-        """Name the groups of a full copy whose numbers are not those of the published data set."""
-        for name, expected in official.items():
-            y, a = self.labels[name]
-            found = torch.bincount(spec.group(y, a), minlength=spec.num_groups).tolist()
+    def warn_of_counts(self, official: Mapping[str, Sequence[int]]) -> None:
+        """Name the groups whose numbers are not those of the published data set."""
+        for name, g in self.groups.items():
+            found = torch.bincount(g, minlength=self.spec.num_groups).tolist()
             differences = [
                 f"{group} {have:,} instead of {want:,}"
-                for group, have, want in zip(spec.names, found, expected, strict=True)
+                for group, have, want in zip(self.spec.names, found, official[name], strict=True)
                 if have != want
             ]
             if differences:
