@@ -1,0 +1,69 @@
+"""Waterbirds: birds cut out and pasted on backgrounds, most of them where such birds live."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spurcor.archives import extracted
+from spurcor.data import GroupSpec, Split
+from spurcor.errors import UserError
+from spurcor.source import DataSource, Photographs
+from spurcor.tables import Table
+from spurcor.transforms import Photo, Transform
+
+NAME = "waterbird_complete95_forest2water2"
+URL = f"https://nlp.stanford.edu/data/dro/{NAME}.tar.gz"
+PLACES = ("", "waterbirds_v1.0/", "waterbirds/")  # under paths.data
+FOLDERS = (NAME, "waterbird", "")
+ARCHIVES = (f"{NAME}.tar.gz", "waterbirds_v1.0.tar.gz", "blob", "archive.zip")
+COUNTS: dict[str, tuple[int, ...]] = {  # groups in the order of `GroupSpec.names`
+    Split.TRAIN: (3498, 184, 56, 1057),
+    Split.VAL: (467, 466, 133, 133),
+    Split.TEST: (2255, 2255, 642, 642),
+}
+
+
+@dataclass(kw_only=True)
+class Waterbirds(DataSource):
+    """Land- against waterbirds; the attribute is the background, land or water.
+
+    In TRAIN 95 % of each class are on their own background, in VAL and TEST half. Read from the
+    authors' folder or archive, the one of WILDS, or Kaggle's (see `find`). Sagawa et al. (ICLR
+    2020): birds of CUB-200-2011 (Wah et al. 2011) on photographs of Places (Zhou et al. 2017).
+    """
+
+    transform: Transform = field(default_factory=lambda: Photo(resize=256, crop=224))
+
+    def load(self, root: Path) -> Photographs:
+        """Labels from metadata.csv; group 2 y + place."""
+        folder = find(root)
+        table = Table.read(folder / "metadata.csv", ["img_filename"], ["y", "split", "place"])
+        photographs = Photographs(
+            GroupSpec(("landbird", "waterbird"), ("land", "water"), aligned=(0, 1)),
+            folder,
+            table.names("img_filename"),
+            table.codes("y", (0, 1)),
+            table.codes("place", (0, 1)),
+            table.splits("split"),
+        )
+        photographs.warn_of_counts(COUNTS)
+        return photographs
+
+
+def find(root: Path) -> Path:
+    """The folder with metadata.csv under `root`: one that is there, else out of an archive."""
+    for name in (place + folder for place in PLACES for folder in FOLDERS):
+        if name and (root / name / "metadata.csv").is_file():
+            return root / name
+    useless = []
+    for name in (place + archive for place in PLACES for archive in ARCHIVES):
+        if name == "archive.zip":  # every download from Kaggle is called so
+            continue
+        if (folder := extracted(root / name)) is None:
+            continue
+        if found := sorted([*folder.glob("metadata.csv"), *folder.glob("*/metadata.csv")]):
+            return found[0].parent
+        useless.append(f"; {root / name} holds no metadata.csv")
+    raise UserError(
+        f"paths.data={root} has no Waterbirds; get {URL} and put it there as it is"
+        f"{''.join(useless)}"
+    )
