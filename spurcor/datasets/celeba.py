@@ -1,0 +1,240 @@
+"""CelebA: faces with 40 attributes; hair colour and gender go together."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spurcor.archives import extracted
+from spurcor.data import GroupSpec, Split, members_by
+from spurcor.errors import UserError
+from spurcor.seeding import derive_seed
+from spurcor.source import DataSource, Photographs
+from spurcor.tables import Table, read_columns
+from spurcor.transforms import Photo, Transform
+
+URL = "https://www.kaggle.com/datasets/jessicali9530/celeba-dataset"
+IMAGES = (("img_align_celeba/img_align_celeba",), ("img_align_celeba",))
+ANNOTATIONS = (
+    ("list_attr_celeba.txt", "list_eval_partition.txt"),  # the authors', torchvision's
+    ("list_attr_celeba.csv", "list_eval_partition.csv"),  # Kaggle's
+)
+METADATA = "metadata_celeba.csv"  # of BalancingGroups: hair colour and gender only
+FOLDERS = ("celeba", "celeba/archive", "celeba/Anno", "celeba/Eval", "celeba/Img", "")
+ARCHIVES = ("archive.zip", "img_align_celeba.zip")
+BLOND, MALE = "Blond_Hair", "Male"
+# Of 162,770 training images 42 % show men: 48 % of those that are not blond, 6 % of the blond ones.
+# So gender tells hair colour, though no gender has a majority among the dark-haired.
+SPEC = GroupSpec(("not_blond", "blond"), ("female", "male"), aligned=(1, 0))
+COUNTS: dict[str, tuple[int, ...]] = {  # groups in the order of `GroupSpec.names`
+    Split.TRAIN: (71629, 66874, 22880, 1387),
+    Split.VAL: (8535, 8276, 2874, 182),
+    Split.TEST: (9767, 7535, 2480, 180),
+}
+
+
+@dataclass(kw_only=True)
+class CelebA(DataSource):
+    """Blond hair against gender; with `num_labels` L, the first L of the 40 attributes instead.
+
+    The official splits. Labels are y (M, L) of 0 and 1, and then there is no spurious attribute.
+    Liu, Luo, Wang, Tang (ICCV 2015); as a benchmark of groups, Sagawa et al. (ICLR 2020).
+    """
+
+    transform: Transform = field(default_factory=lambda: Photo(resize=256, crop=224))
+    num_labels: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_labels is not None and not 1 <= self.num_labels <= 40:
+            raise ValueError(f"num_labels={self.num_labels} must be between 1 and 40")
+
+    def load(self, root: Path) -> Photographs:
+        """Images and labels from whatever form of the data set is there."""
+        if self.num_labels is None:
+            return read_blond(root)
+        return read_labels(root, self.num_labels)
+
+
+@dataclass(kw_only=True)
+class CelebAScale(DataSource):
+    """Gender against hair colour as in SCALE: hair colour is the easier of the two to learn.
+
+    Class and attribute agree for blond women and for men who are not blond. TARGET takes
+    `target_size` / 4 images of each group of the official TRAIN; of the others TRAIN takes
+    `majority_size` of each aligned group and majority_size (1 - strength) / strength, rounded down,
+    of each conflicting one. VAL and TEST keep as many of each group as their smallest has.
+    """
+
+    transform: Transform = field(default_factory=lambda: Photo(resize=224))
+    strength: float = 1.0
+    target_size: int = 1000
+    majority_size: int = 10000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength={self.strength} must be above 0, at most 1")
+        if self.target_size < 4 or self.target_size % 4:
+            raise ValueError(f"target_size={self.target_size} must be a multiple of 4, at least 4")
+        if self.majority_size < 1:
+            raise ValueError(f"majority_size={self.majority_size} must be at least 1")
+        if self.target_fraction:
+            raise ValueError("target_fraction must be 0: target_size takes TARGET from TRAIN")
+
+    def load(self, root: Path) -> Photographs:
+        """The official data set, with the roles of hair colour and gender exchanged."""
+        official = read_blond(root)
+        spec = GroupSpec(("female", "male"), ("blond", "not_blond"), aligned=(0, 1))
+        y, a = official.a, 1 - official.y
+        generator = torch.Generator().manual_seed(derive_seed("celeba_scale", self.split_seed))
+        groups = {
+            name: _shuffled_groups(spec.group(y[rows], a[rows]), rows, spec, generator)
+            for name, rows in official.members.items()
+        }
+        num_target = self.target_size // 4
+        ratio = (1 - self.strength) / self.strength
+        num_minority = int(self.majority_size * ratio + 1e-9)
+        sizes = [self.majority_size if own else num_minority for own in spec.is_aligned().tolist()]
+        for name, rows, size in zip(spec.names, groups[Split.TRAIN], sizes, strict=True):
+            if num_target + size > len(rows):
+                raise UserError(
+                    f"{official.root} has {len(rows):,} training images of {name}, and"
+                    f" dataset.target_size={self.target_size} with strength={self.strength} and"
+                    f" majority_size={self.majority_size} takes {num_target + size:,}; make them"
+                    " smaller, or strength larger"
+                )
+        trained = zip(groups[Split.TRAIN], sizes, strict=True)
+        members = {
+            str(Split.TRAIN): [rows[num_target : num_target + size] for rows, size in trained],
+            str(Split.TARGET): [rows[:num_target] for rows in groups[Split.TRAIN]],
+        }
+        for name in (Split.VAL, Split.TEST):
+            smallest = min(len(rows) for rows in groups[name])
+            if not smallest:
+                raise UserError(f"{official.root}: a group of {name} is empty, so none can be kept")
+            members[name] = [rows[:smallest] for rows in groups[name]]
+        drawn = {name: torch.cat(parts).sort()[0] for name, parts in members.items()}
+        return replace(official, spec=spec, y=y, a=a, members=drawn)
+
+
+def _shuffled_groups(
+    g: Tensor, rows: Tensor, spec: GroupSpec, generator: torch.Generator
+) -> list[Tensor]:
+    """The `rows` (N,) of each of the G groups, in random order."""
+    order = torch.randperm(len(g), generator=generator)
+    shuffled = {int(g[members[0]]): rows[members] for members in members_by(g, order)}
+    return [shuffled.get(group, rows[:0]) for group in range(spec.num_groups)]
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read_blond(root: Path) -> Photographs:
+    """Hair colour y and gender a in the official splits."""
+    images, paths = find(root, IMAGES)[0], find(root, [*ANNOTATIONS, (METADATA,)])
+    if paths[0].name == METADATA:
+        table = Table.read(paths[0], ["filename"], ["split", "y", "a"])
+        y, a = table.codes("y", (0, 1)), table.codes("a", (0, 1))
+        names, members = table.names("filename"), table.splits("split")
+    else:
+        names, labels, members = _read(paths, _attributes(paths[0]), [BLOND, MALE])
+        y, a = labels.unbind(1)
+    photographs = Photographs(SPEC, images, names, y, a, members)
+    photographs.warn_of_counts(COUNTS)
+    return photographs
+
+
+def read_labels(root: Path, num_labels: int) -> Photographs:
+    """The first attributes y (M, L) in the official splits."""
+    images, paths = find(root, IMAGES)[0], find(root, ANNOTATIONS)
+    attributes = _attributes(paths[0])
+    chosen = attributes[:num_labels]
+    names, y, members = _read(paths, attributes, chosen)
+    spec = GroupSpec(tuple(chosen), (), task="multilabel")
+    return Photographs(spec, images, names, y, torch.zeros(len(y), dtype=torch.int64), members)
+
+
+def find(root: Path, alternatives: Iterable[Sequence[str]]) -> list[Path]:
+    """The first of some alternatives, each of names of files or folders, all of which exist.
+
+    Archives are extracted only if folders do not have it.
+    """
+    alternatives = list(alternatives)
+    places = [root / folder for folder in FOLDERS]
+    if (found := _search(places, alternatives)) is not None:
+        return found
+    for place in places[: len(FOLDERS)]:
+        for name in ARCHIVES:
+            if place == root and name == "archive.zip":  # every download from Kaggle is called so
+                continue
+            if (folder := extracted(place / name)) is not None:
+                places.append(folder)
+                if (found := _search(places, alternatives)) is not None:
+                    return found
+    wanted = ", nor ".join(" with ".join(names) for names in alternatives)
+    raise UserError(
+        f"{root / 'celeba'} has no {wanted}; get archive.zip from {URL} and put it there as it is"
+    )
+
+
+def _search(places: Sequence[Path], alternatives: Sequence[Sequence[str]]) -> list[Path] | None:
+    for names in alternatives:
+        paths = [next((p / name for p in places if (p / name).exists()), None) for name in names]
+        found = [path for path in paths if path is not None]
+        if len(found) == len(names):
+            return found
+    return None
+
+
+def _attributes(path: Path) -> list[str]:
+    """Names of the attributes, in the file's order."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        first, second = file.readline(), file.readline()
+    if path.suffix == ".csv":
+        return [name.strip() for name in first.split(",")[1:]]
+    return second.split()
+
+
+def _read(
+    paths: Sequence[Path], header: Sequence[str], labels: Sequence[str]
+) -> tuple[list[str], Tensor, dict[str, Tensor]]:
+    """File names (M,), labels (M, L) of 0 and 1, and the rows of each split."""
+    attributes, partition = paths
+    if missing := [label for label in labels if label not in header]:
+        have = " ".join(header) or "none"
+        raise UserError(f"{attributes} lacks the attributes {', '.join(missing)}; it has {have}")
+    if attributes.suffix == ".csv":
+        table = Table.read(attributes, ["image_id"], labels)
+        split = Table.read(partition, ["image_id"], ["partition"])
+    else:
+        positions = {header.index(label) + 1: label for label in labels}
+        table = read_columns(attributes, {0: "image_id", **positions}, skip=2)
+        split = read_columns(partition, {0: "image_id", 1: "partition"})
+        _check_count(attributes, len(table))
+    names = table.names("image_id")
+    split = _in_order(split, table)
+    y = torch.stack([(table.codes(label, (-1, 1)) + 1) // 2 for label in labels], dim=1)
+    return names, y, split.splits("partition")
+
+
+def _check_count(path: Path, count: int) -> None:
+    """The first line of the authors' file says how many images there are."""
+    with path.open(encoding="utf-8-sig") as file:
+        said = file.readline().strip()
+    if said != str(count):
+        raise UserError(f"{path} says it has {said[:20]} rows and has {count:,}; put it anew")
+
+
+def _in_order(split: Table, table: Table) -> Table:
+    """The partition, in the order of the attributes."""
+    names, others = table.frame["image_id"], split.frame["image_id"]
+    if names.equals(others):
+        return split
+    split.names("image_id")
+    fix = "take both files from one source"
+    table.refuse(~names.isin(others), "image_id", f"is not in {split.path}", fix)
+    split.refuse(~others.isin(names), "image_id", f"is not in {table.path}", fix)
+    return Table(split.path, split.frame.set_index("image_id").loc[names].reset_index())
