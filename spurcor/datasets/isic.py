@@ -1,0 +1,65 @@
+"""Skin lesions of the ISIC archive: coloured patches beside a lesion speak for a benign one."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spurcor.data import GroupSpec
+from spurcor.errors import UserError
+from spurcor.source import DataSource, Photographs
+from spurcor.tables import Table
+from spurcor.transforms import Photo, Transform
+
+URL = "https://www.isic-archive.com"
+CSV = "raw_val_4groups.csv"
+IMAGES = "multi_groups"
+FOLDERS = ("isic", "ISIC", "")  # under paths.data
+
+
+@dataclass(kw_only=True)
+class Isic(DataSource):
+    """Benign against malignant lesions; the attribute is whether calibration patches are seen.
+
+    The four-group file of PruSC: in the archive itself no malignant lesion has patches. Le,
+    Schlötterer, Seifert (TMLR 2025); images: International Skin Imaging Collaboration.
+    """
+
+    transform: Transform = field(default_factory=lambda: Photo(resize=256, crop=224))
+
+    def load(self, root: Path) -> Photographs:
+        """Labels from raw_val_4groups.csv; group 2 y + patch."""
+        folder = _find(root)
+        table = Table.read(folder / CSV, ["isic_id"], ["split", "benign_malignant", "patches"])
+        return Photographs(
+            GroupSpec(("benign", "malignant"), ("no_patch", "patch"), aligned=(1, 0)),
+            folder / IMAGES,
+            _file_names(table, folder / IMAGES),
+            table.codes("benign_malignant", (0, 1)),
+            table.codes("patches", (0, 1)),
+            table.splits("split"),
+        )
+
+
+def _find(root: Path) -> Path:
+    for name in FOLDERS:
+        if (root / name / CSV).is_file() and (root / name / IMAGES).is_dir():
+            return root / name
+    raise UserError(
+        f"{root / 'isic'} has no {CSV} with a folder {IMAGES} of images; put the table of PruSC"
+        f" there, and under {IMAGES} the images that it names, from {URL}"
+    )
+
+
+def _file_names(table: Table, images: Path) -> list[str]:
+    """The files of identifiers that stand in the table with or without their extension."""
+    files = [path.name for path in images.iterdir()]
+    stems = [name.rpartition(".")[0] for name in files]
+    written = table.filled("isic_id")
+    bare = ~written.isin(files)
+    twice = [stem for stem, count in Counter(stems).items() if count > 1]
+    fix = "write it with its extension"
+    table.refuse(bare & written.isin(twice), "isic_id", "names several files", fix)
+    found = written.map(dict(zip(stems, files, strict=True)))
+    # What is missing keeps its name, and is told together with all the others.
+    table.frame["isic_id"] = written.where(~bare | found.isna(), found)
+    return table.names("isic_id")
