@@ -47,7 +47,8 @@ class Table:
         """File names (M,), none empty and none twice."""
         values = self.filled(column)
         self.refuse(values.duplicated(keep=False), column, "is there more than once", "keep one")
-        return [str(name) for name in values]
+        names: list[str] = values.tolist()
+        return names
 
     def filled(self, column: str) -> "Series[Any]":
         """Values (M,), none empty."""
@@ -110,7 +111,6 @@ def _read_csv(path: Path, **options: Any) -> "DataFrame":
             warnings.simplefilter("error", pd.errors.ParserWarning)
             return pd.read_csv(
                 path,
-                encoding="utf-8-sig",
                 keep_default_na=False,
                 na_values=[""],
                 low_memory=False,

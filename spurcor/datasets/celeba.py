@@ -111,7 +111,7 @@ class CelebAScale(DataSource):
             str(Split.TRAIN): [rows[num_target : num_target + size] for rows, size in trained],
             str(Split.TARGET): [rows[:num_target] for rows in groups[Split.TRAIN]],
         }
-        for name in (Split.VAL, Split.TEST):
+        for name in map(str, (Split.VAL, Split.TEST)):
             smallest = min(len(rows) for rows in groups[name])
             if not smallest:
                 raise UserError(f"{official.root}: a group of {name} is empty, so none can be kept")
