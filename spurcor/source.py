@@ -102,11 +102,8 @@ class DataSource(ABC):
         return torch.Generator().manual_seed(derive_seed(what, self.split_seed))
 
     def _without_dropped(self, g: Tensor, spec: GroupSpec) -> Tensor:
-        if self.drop_groups and spec.task == "multilabel":
-            raise UserError(
-                f"dataset.drop_groups={list(self.drop_groups)}: this data set has labels and no"
-                " groups; say dataset.drop_groups=[]"
-            )
+        if self.drop_groups:
+            spec.require_groups(f"dataset.drop_groups={list(self.drop_groups)}")
         names = spec.names
         if unknown := [name for name in self.drop_groups if name not in names]:
             raise UserError(

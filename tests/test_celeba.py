@@ -97,7 +97,8 @@ def test_attributes_as_labels(form, tmp_path):
         "test": (4, 3),
         "target": (4, 3),
     }
-    told(celeba(num_labels=3, drop_groups=("Bald",)), tmp_path, "no groups", "drop_groups=[]")
+    dropped = celeba(num_labels=3, drop_groups=("Bald",))
+    told(dropped, tmp_path, "dataset.drop_groups=['Bald']", "3 labels and none")
 
 
 def test_attributes_need_more_than_two(tmp_path):

@@ -60,13 +60,13 @@ def make_photos(root: Path) -> Photographs:
         )
     labels = torch.arange(NUM_IMAGES) % 2
     rows = {"train": torch.arange(NUM_IMAGES)}
-    return Photographs(root, names, labels, torch.zeros_like(labels), rows)
+    return Photographs(SPEC, root, names, labels, torch.zeros_like(labels), rows)
 
 
 def ours(photos: Photographs, augment: bool, batch_size: int, device: str) -> Stream:
     """A stream over a store on disk."""
     transform = Photo(resize=256, crop=224, augment=augment)
-    split = photos.open(photos.members, SPEC, transform)["train"]
+    split = photos.open(photos.members, transform)["train"]
     arrays = {id(images): images for images in (split.images, split.train_images)}
     return Stream(split.moved(torch.device(device), arrays), transform, batch_size, seed=0)
 
@@ -138,7 +138,7 @@ def building(photos: Photographs, augment: bool, num_pairs: int) -> None:
 def resampling(photos: Photographs) -> None:
     """Levels between our evaluation image and torchvision's, and between crops of the same box."""
     transform = Photo(resize=256, crop=224, augment=True)
-    split = photos.open(photos.members, SPEC, transform)["train"]
+    split = photos.open(photos.members, transform)["train"]
     crops = transforms.Compose([transforms.Resize((256, 256)), transforms.CenterCrop(224)])
     rows = torch.arange(0, NUM_IMAGES, 40)
     originals = [Image.open(photos.root / photos.names[row]).convert("RGB") for row in rows]
