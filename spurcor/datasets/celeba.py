@@ -174,7 +174,8 @@ def find(root: Path, alternatives: Iterable[Sequence[str]]) -> list[Path]:
                 places.append(folder)
                 if (found := _search(places, alternatives)) is not None:
                     return found
-    wanted = ", nor ".join(" with ".join(names) for names in alternatives)
+    told = [" with ".join(Path(name).name for name in names) for names in alternatives]
+    wanted = ", nor ".join(dict.fromkeys(told))
     raise UserError(
         f"{root / 'celeba'} has no {wanted}; get archive.zip from {URL} and put it there as it is"
     )
