@@ -1,6 +1,9 @@
 """Waterbirds in every form in which it is handed around; options; tables with mistakes in them."""
 
+import functools
 import logging
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import generators_photos as made
 import pytest
@@ -8,6 +11,7 @@ import torch
 from generators_photos import NAMES, ROWS, SMALL, cell, check, edit, told
 
 from spurcor.archives import folder_of
+from spurcor.datasets import waterbirds as module
 from spurcor.datasets.waterbirds import Waterbirds
 from spurcor.transforms import Photo
 
@@ -65,11 +69,62 @@ def test_a_folder_goes_before_an_archive(birds):
     assert not folder_of(birds / "blob").exists()
 
 
+@pytest.fixture(autouse=True)
+def mirrors(monkeypatch):
+    """Nobody to download from: a port that nobody listens on."""
+    monkeypatch.setattr(module, "MIRRORS", ("http://127.0.0.1:9/birds.tar.gz",))
+
+
 def test_no_waterbirds(tmp_path):
-    page = "https://nlp.stanford.edu/data/dro/waterbird_complete95_forest2water2.tar.gz"
-    told(waterbirds(), tmp_path, f"paths.data={tmp_path}", page)
-    made.put_tar(tmp_path / "blob", {"x/other.csv": b""})
-    told(waterbirds(), tmp_path, page, f"{tmp_path / 'blob'} holds no metadata.csv")
+    root, page = tmp_path / "data", "http://127.0.0.1:9/birds.tar.gz"
+    told(waterbirds(), root, f"paths.data={root}", f"get {page} and put it there", "refused")
+    assert not root.exists()
+    made.put_tar(root / "blob", {"x/other.csv": b""})
+    told(waterbirds(), root, page, f"{root / 'blob'} is not it")
+    made.put_tar(root / f"{COMPLETE}.tar.gz", {"x/other.csv": b""})
+    told(waterbirds(), root, page, f"{root / COMPLETE}.tar.gz holds no metadata.csv")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A web server on loopback for the files below `web`."""
+    (tmp_path / "web").mkdir()
+    handler = functools.partial(Quiet, directory=tmp_path / "web")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        thread = threading.Thread(target=web.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{web.server_port}"
+        web.shutdown()
+        thread.join()
+
+
+def test_waterbirds_are_downloaded_from_the_first_mirror_that_has_them(
+    tmp_path, server, monkeypatch
+):
+    made.put_tar(tmp_path / "web" / "birds.tar.gz", made.below(COMPLETE, BIRDS))
+    addresses = ("http://127.0.0.1:9/birds.tar.gz", f"{server}/gone", f"{server}/birds.tar.gz")
+    monkeypatch.setattr(module, "MIRRORS", addresses)
+    root = tmp_path / "data"
+    check(waterbirds(), root)
+    assert (root / f"{COMPLETE}.tar.gz").is_file()
+    monkeypatch.setattr(module, "MIRRORS", ("http://127.0.0.1:9/gone",))
+    check(waterbirds(), root)
+
+
+def test_a_download_that_is_something_else_is_told(tmp_path, server, monkeypatch):
+    (tmp_path / "web" / "birds.tar.gz").write_text("<html>busy</html>")
+    monkeypatch.setattr(module, "MIRRORS", (f"{server}/birds.tar.gz",))
+    told(waterbirds(), tmp_path / "data", f"{COMPLETE}.tar.gz is a web page", "download it again")
+
+
+def test_every_mirror_that_fails_is_named(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(module, "MIRRORS", (f"{server}/gone", "http://127.0.0.1:9/x"))
+    told(waterbirds(), tmp_path / "data", "/gone: 404 File not found", "127.0.0.1:9/x: ")
 
 
 def test_counts_that_are_not_the_published_ones_are_told(birds, caplog):

@@ -5,13 +5,18 @@ from pathlib import Path
 
 from spurcor.archives import extracted
 from spurcor.data import GroupSpec, Split
+from spurcor.downloads import download
 from spurcor.errors import UserError
 from spurcor.source import DataSource, Photographs
 from spurcor.tables import Table
 from spurcor.transforms import Photo, Transform
 
 NAME = "waterbird_complete95_forest2water2"
-URL = f"https://nlp.stanford.edu/data/dro/{NAME}.tar.gz"
+MIRRORS = (  # nobody publishes a checksum: the group counts are compared instead
+    f"https://nlp.stanford.edu/data/dro/{NAME}.tar.gz",
+    f"https://downloads.cs.stanford.edu/nlp/data/dro/{NAME}.tar.gz",
+    "https://worksheets.codalab.org/rest/bundles/0x505056d5cdea4e4eaa0e242cbfe2daa4/contents/blob/",
+)
 PLACES = ("", "waterbirds_v1.0/", "waterbirds/")  # under paths.data
 FOLDERS = (NAME, "waterbird", "")
 ARCHIVES = (f"{NAME}.tar.gz", "waterbirds_v1.0.tar.gz", "blob", "archive.zip")
@@ -50,10 +55,23 @@ class Waterbirds(DataSource):
 
 
 def find(root: Path) -> Path:
-    """The folder with metadata.csv under `root`: one that is there, else out of an archive."""
+    """The folder with metadata.csv under `root`: there, out of an archive, or downloaded."""
+    folder, useless = _look(root)
+    archive = root / f"{NAME}.tar.gz"
+    missing = f"paths.data={root} has no Waterbirds; get {MIRRORS[0]} and put it there as it is"
+    if folder is None and archive not in useless:
+        download(MIRRORS, archive, "; ".join([missing, *(f"{path} is not it" for path in useless)]))
+        folder, useless = _look(root)
+    if folder is None:
+        raise UserError(f"{missing}; {archive} holds no metadata.csv")
+    return folder
+
+
+def _look(root: Path) -> tuple[Path | None, list[Path]]:
+    """The folder with metadata.csv, and archives that hold none."""
     for name in (place + folder for place in PLACES for folder in FOLDERS):
         if name and (root / name / "metadata.csv").is_file():
-            return root / name
+            return root / name, []
     useless = []
     for name in (place + archive for place in PLACES for archive in ARCHIVES):
         if name == "archive.zip":  # every download from Kaggle is called so
@@ -61,9 +79,6 @@ def find(root: Path) -> Path:
         if (folder := extracted(root / name)) is None:
             continue
         if found := sorted([*folder.glob("metadata.csv"), *folder.glob("*/metadata.csv")]):
-            return found[0].parent
-        useless.append(f"; {root / name} holds no metadata.csv")
-    raise UserError(
-        f"paths.data={root} has no Waterbirds; get {URL} and put it there as it is"
-        f"{''.join(useless)}"
-    )
+            return found[0].parent, []
+        useless.append(root / name)
+    return None, useless

@@ -1,0 +1,59 @@
+"""Files from the web, from the first of several addresses that has them."""
+
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+
+from filelock import FileLock
+
+from spurcor.errors import UserError
+
+TIMEOUT = 30.0  # seconds without a byte
+
+
+def download(addresses: Sequence[str], target: Path, otherwise: str) -> None:
+    """Fetch `target`, whole or not at all; where nobody has it, `otherwise` says what to do.
+
+    What is in the file is for the caller to verify.
+    """
+    from torch.hub import download_url_to_file
+
+    reasons = []
+    lock = target.with_name(f".{target.name}.lock")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):  # of several processes one downloads and the others wait
+        if target.exists():
+            return
+        for address in addresses:
+            try:
+                with _patience():
+                    download_url_to_file(address, str(target), progress=sys.stderr.isatty())
+            except (OSError, HTTPException, ValueError) as error:
+                reasons.append(f"{address}: {_reason(error)}")
+            else:
+                return
+    lock.unlink(missing_ok=True)
+    if not any(target.parent.iterdir()):
+        target.parent.rmdir()
+    raise UserError(f"{otherwise} ({'; '.join(reasons)})")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, HTTPError):
+        return f"{error.code} {error.reason}"
+    return str(getattr(error, "reason", None) or error or type(error).__name__)
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Without a limit a firewall that answers nothing would keep a job waiting for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
