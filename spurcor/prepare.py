@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> int:
     splits = source.splits(config.paths.data)
     terminal.console.print(groups_table(splits))
     path = config.paths.outputs / "previews" / f"{name}.png"
-    draw(splits["train"], source, path)
+    draw(splits["train"], path)
     terminal.say(f"examples of the groups of train: {path}")
     return 0
 
@@ -92,7 +92,7 @@ def _association(split: "GroupedDataset") -> str:
     return f"{contingency.association(counts.numpy(), method='cramer'):.3f}"
 
 
-def draw(split: "GroupedDataset", source: "DataSource", path: Path) -> None:
+def draw(split: "GroupedDataset", path: Path) -> None:
     """A picture with a row of examples for every group of a split, as they are evaluated."""
     from matplotlib.figure import Figure
 
@@ -111,7 +111,7 @@ def draw(split: "GroupedDataset", source: "DataSource", path: Path) -> None:
     axes = figure.subplots(len(shown), EXAMPLES, squeeze=False)
     for row, (name, members) in enumerate(shown):
         chosen = members[:: max(1, len(members) // EXAMPLES)][:EXAMPLES]
-        images = split.fetch(chosen).x.permute(0, 2, 3, 1)
+        images = split.fetch(chosen).x.permute(0, 2, 3, 1).numpy()
         for axis in axes[row]:
             axis.set_axis_off()
         for axis, image in zip(axes[row], images, strict=False):

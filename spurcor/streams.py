@@ -45,8 +45,6 @@ class Stream:
         workers: int = 0,
     ) -> None:
         """`batch_size` None is the full batch."""
-        if sampling != "shuffled":
-            dataset.spec.require_groups(f"sampling={sampling}")
         self.dataset, self.transform = dataset, transform
         self.seed, self.role, self.sampling = seed, role, sampling
         self.members = self._subsample() if sampling.endswith("subsampled") else None

@@ -21,6 +21,8 @@ class Erm(Method):
         self, backbone: Backbone, info: DataInfo, epochs: int, sampling: Sampling = "shuffled"
     ) -> None:
         super().__init__(backbone, info)
+        if sampling != "shuffled":
+            info.spec.require_groups(f"method.sampling={sampling}")
         self.epochs, self.sampling = epochs, sampling
 
     def phases(self) -> Sequence[Phase]:

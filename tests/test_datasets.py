@@ -1,0 +1,158 @@
+"""What every data set must hold; found by listing conf/dataset, tried on small copies of each."""
+
+import pytest
+import torch
+from small_data import OPTIONS, write_all
+from test_contracts import DATASETS, CrashError, StopAt
+from training import read, rows_of, trainer_of, without_time
+
+from spurcor import prepare, runs
+from spurcor.data import Split, Splits
+
+SMALL = ("backbone=mlp", "backbone.width=8", "backbone.depth=1", "method.epochs=2")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("all") / "data"
+    write_all(folder)
+    return folder
+
+
+def config(name, root, *overrides):
+    own = (*OPTIONS[name], "train.selection=val/average", "optimizer=adam", "train.batch_size=8")
+    return read(f"dataset={name}", f"paths.data={root}", *own, *SMALL, *overrides)
+
+
+def test_every_data_set_has_a_small_copy():
+    assert set(OPTIONS) == set(DATASETS)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_splits_have_labels_and_images_that_a_network_can_read(name, root):
+    cfg = config(name, root)
+    splits = Splits.load(cfg.dataset.build(), root, CPU)
+    assert {Split.TRAIN, Split.VAL, Split.TEST} <= set(splits.data)
+    info = splits.info
+    names = info.spec.names
+    assert len(set(names)) == len(names) == info.spec.num_groups
+    for split in splits.data.values():
+        labels = split.y if split.y.dim() == 2 else split.y[:, None]
+        assert len(split) > 0
+        assert int(labels.min()) >= 0
+        assert int(labels.max()) < info.spec.num_classes
+        assert int(split.g.min()) >= 0
+        assert int(split.g.max()) < info.spec.num_groups
+        batch = split.fetch(torch.tensor([len(split) - 1, 0]))
+        assert batch.x.dtype == torch.uint8
+        z = splits.transform(batch.x)
+        assert z.shape[1:] == info.shape
+        assert z.isfinite().all()
+        assert z.abs().max() < 20
+    trained = {
+        tuple(row) for row in splits["train"].source.reshape(len(splits["train"]), -1).tolist()
+    }
+    for row in splits["val"].source.reshape(len(splits["val"]), -1).tolist():
+        assert tuple(row) not in trained  # what is selected on is not trained on
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_a_data_set_is_drawn_by_its_seed_and_by_nothing_else(name, root):
+    cfg = config(name, root)
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    first = Splits.load(cfg.dataset.build(), root, CPU).fingerprints
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(8)
+    assert Splits.load(cfg.dataset.build(), root, CPU).fingerprints == first
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_training_on_a_data_set_resumes_exactly_in_an_epoch(name, root, tmp_path):
+    """With a process that reads ahead for the run that is interrupted."""
+    cfg = config(name, root, "train.checkpoint_seconds=0", "dataset.subset_size=24")
+    if name in ("dominoes", "cifar10"):  # more groups than that
+        cfg = config(name, root, "train.checkpoint_seconds=0")
+    folders = [tmp_path / part for part in ("whole", "broken")]
+    for folder in folders:
+        folder.mkdir()
+    trainer, straight = trainer_of(cfg, folders[0])
+    trainer.fit(straight)
+    ahead = config(name, root, *("train.checkpoint_seconds=0", "dataset.workers=1"))
+    assert ahead.identity == config(name, root, "train.checkpoint_seconds=0").identity
+    first, broken = trainer_of(cfg, folders[1])
+    first.observer = StopAt(2)
+    with pytest.raises(CrashError):
+        first.fit(broken)
+    second, resumed = trainer_of(cfg, folders[1])
+    torch.manual_seed(12345)
+    second.fit(resumed)
+    assert without_time(rows_of(folders[1])) == without_time(rows_of(folders[0]))
+    for key, value in straight.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_prepare_shows_every_data_set(name, root, tmp_path):
+    source = config(name, root).dataset.build()
+    splits = source.splits(root)
+    table = prepare.groups_table(splits)
+    assert [str(column.header) for column in table.columns[1:]] == list(splits)
+    assert table.row_count >= 2
+    prepare.draw(splits["train"], tmp_path / "preview.png")
+    assert (tmp_path / "preview.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["iw", "group_dro"])
+def test_methods_that_work_on_groups_refuse_several_labels(method, root):
+    with pytest.raises(ValueError, match=rf"method={method} works on groups, .* 10 labels and non"):
+        runs.build(config("celeba_attributes", root, f"method={method}", "dfr=none"))
+
+
+def test_sampling_and_repair_refuse_several_labels(root, command_line, tmp_path):
+    typed = ("dataset=celeba_attributes", f"paths.data={root}", f"paths.outputs={tmp_path}")
+    small = (*SMALL, "tracker=none", "train.selection=val/average")
+    ended = command_line.run("train", *typed, *small, "dfr=val")
+    assert ended.code == 2
+    assert "Deep Feature Reweighting (dfr=none leaves it out) works on groups" in ended.err
+    assert not (tmp_path / "runs").exists()
+    ended = command_line.run("train", *typed, *small, "method.sampling=balanced")
+    assert ended.code == 2
+    assert "method.sampling=balanced works on groups" in ended.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_several_labels_are_trained_and_told_apart(root, command_line, tmp_path):
+    typed = ("dataset=celeba_attributes", f"paths.data={root}", f"paths.outputs={tmp_path}")
+    ended = command_line.run("train", *typed, *SMALL, "tracker=none", "train.batch_size=8")
+    assert ended.code == 0, ended.err + ended.out
+    assert "Arched_Eyebrows" in ended.out
+    assert "worst" in ended.out
+
+
+def test_a_worst_group_that_val_lacks_cannot_choose(root, command_line, tmp_path):
+    """Biased MNIST without conflicts has no large digit with a square in VAL."""
+    typed = ("dataset=biased_mnist", "dataset.conflict_ratio=0", *OPTIONS["biased_mnist"], *SMALL)
+    places = (f"paths.data={root}", f"paths.outputs={tmp_path}", "tracker=none", "dfr=none")
+    ended = command_line.run("train", *typed, *places, "train.selection=val/worst")
+    assert ended.code == 2
+    assert "train.selection=val/worst: group " in ended.err
+    assert "say train.selection=val/average" in ended.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_prepare_from_the_command_line(root, command_line, tmp_path):
+    places = (f"paths.data={root}", f"paths.outputs={tmp_path}")
+    ended = command_line.run("prepare", "dataset=waterbirds", *places)
+    assert ended.code == 0, ended.err
+    assert "waterbird/land" in ended.out
+    assert "V of y, a" in ended.out
+    assert (tmp_path / "previews" / "waterbirds.png").exists()
+    ended = command_line.run("prepare", "dataset=isic", f"paths.data={tmp_path / 'none'}")
+    assert ended.code == 2
+    assert "isic" in ended.err
+    assert ended.err.count("\n") == 1
