@@ -152,8 +152,9 @@ def test_an_analysis_leaves_no_trace(tmp_path):
 
 @pytest.mark.parametrize("dataset", DATASETS)
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_typed_beats_tuned_beats_dataset(dataset, method, optimizer):
+def test_typed_beats_tuned_beats_dataset(dataset, method):
+    at = DATASETS.index(dataset) + METHODS.index(method)  # each optimizer with many of the pairs
+    optimizer = OPTIMIZERS[at % len(OPTIMIZERS)]
     pair = (f"dataset={dataset}", f"method={method}", f"optimizer={optimizer}")
     plain = read(*pair)
     typed = read(*pair, "optimizer.lr=0.125", "method.epochs=3", "train.batch_size=7")
