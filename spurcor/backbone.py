@@ -35,7 +35,9 @@ class Backbone(nn.Module, ABC):
             return name
         raise UserError(f"layer={name} does not exist; this backbone has {', '.join(self.layers)}")
 
-    def features(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+    def features(
+        self, x: Tensor, layers: Sequence[str], pooling: str | None = None
+    ) -> dict[str, Tensor]:
         """(B, D) float32 outputs of the layers named, feature maps averaged over positions."""
         enabled = self.autocast is not None
         if self.channels_last:

@@ -29,6 +29,7 @@ CONF = REPO / "conf"
 # What the program, not the user, hands to the constructors of each group.
 RUNTIME = {
     "backbone": {"info"},
+    "features": {"info"},
     "method": {"backbone", "info"},
     "optimizer": {"params"},
     "schedule": {"optimizer", "T_max"},
@@ -49,6 +50,7 @@ ROLES = {
     "method": "spurcor.method.Method",
     "optimizer": FOREIGN_BASES[1],
     "schedule": FOREIGN_BASES[2],
+    "features.backbone": "spurcor.backbone.Backbone",
     "dfr": "spurcor.dfr.Dfr",
     "dataset": "spurcor.source.DataSource",
     "dataset.transform": "spurcor.transforms.Transform",
@@ -208,6 +210,24 @@ class Node:
 
 
 @dataclass(frozen=True)
+class FeatureOptions:
+    """Which features of which fixed network replace the images; see spurcor/features.py."""
+
+    backbone: Node
+    layer: int | str = -1
+    pooling: str | None = None
+    normalize: bool = False
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    def hashed(self) -> dict[str, Any]:
+        """What moves the features; defaults are left out."""
+        values = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}
+        defaults = {option.name: option.default for option in dataclasses.fields(self)}
+        changed = {key: value for key, value in values.items() if value != defaults[key]}
+        return {**changed, "backbone": self.backbone.hashed()}
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A checked configuration of `spurcor.train`: all that a run is made from."""
 
@@ -219,9 +239,9 @@ class TrainConfig:
     paths: Paths
     train: TrainOptions
     choices: dict[str, str]
-    features: dict[str, Node]
     analysis: dict[str, Node]
     tracker: dict[str, Node]
+    features: FeatureOptions | None = None
     dfr: Node | None = None
     site: Site = field(default_factory=Site)
     seed: int = 0
@@ -249,6 +269,8 @@ class TrainConfig:
             if key not in MACHINE and value != defaults[key]
         }
         payload = {"dataset": dataset, **nodes, "train": train}
+        if self.features is not None:
+            payload["features"] = self.features.hashed()
         text = json.dumps(payload, sort_keys=True, allow_nan=True)
         return "r" + hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -259,7 +281,8 @@ class TrainConfig:
         values: dict[str, Any] = {name: self.choices.get(name, "none") for name in nodes}
         for name in nodes:
             node = getattr(self, name)
-            values |= flat(name, plain(node.arguments if isinstance(node, Node) else node))
+            if node is not None:
+                values |= flat(name, plain(node.arguments if isinstance(node, Node) else node))
         train = plain(self.train)
         return values | flat("train", {k: v for k, v in train.items() if k not in MACHINE})
 
@@ -539,9 +562,11 @@ def _choices() -> Mapping[str, Mapping[str, str]]:
     return loaded
 
 
-def choice(group: str, dataset: str, method: str) -> str:
+def choice(group: str, dataset: str, method: str, features: str = "none") -> str:
     """The default of a config group for a (data set, method), by conf/choices.yaml."""
     table = _choices()[group]
+    if features != "none":
+        return table["features"]
     return table.get(f"{dataset}/{method}") or table.get(dataset) or table["default"]
 
 

@@ -147,24 +147,26 @@ def group_table(result: Mapping[str, Any]) -> Table:
     """Test accuracy of every group, before and after each DFR, and the usual summaries."""
     table = Table("test group", title_justify="left")
     table.add_column("count", justify="right")
-    columns = {result["run"]["method"]: result["test"]}
-    columns |= {f"+ DFR {name}": part["test"] for name, part in result["dfr"].items()}
+    columns = {} if result["test"] is None else {result["run"]["method"]: result}
+    columns |= {f"+ DFR {name}": part for name, part in result["dfr"].items()}
     for name in columns:
         table.add_column(name, justify="right")
-    first = result["test"]
+    reports = [part["test"] for part in columns.values()]
+    if not reports:
+        return table
+    first = reports[0]
     names = [name for name, group in first["groups"].items() if group["count"]]
     if len(names) > MANY_GROUPS:
         names = sorted(names, key=lambda name: first["groups"][name]["accuracy"])[:MANY_GROUPS]
         table.caption = f"the {MANY_GROUPS} worst of {len(first['groups'])} groups"
     for name in names:
-        cells = [percent(report["groups"][name]["accuracy"]) for report in columns.values()]
+        cells = [percent(report["groups"][name]["accuracy"]) for report in reports]
         table.add_row(name, str(first["groups"][name]["count"]), *cells)
     table.add_section()
     for key in ("worst", "average", "adjusted", "aligned", "conflicting"):
-        table.add_row(key, "", *(percent(report[key]) for report in columns.values()))
-    for name, report in result["tests"].items():
-        others = [part["tests"][name]["worst"] for part in result["dfr"].values()]
-        cells = [percent(value) for value in (report["worst"], *others)]
+        table.add_row(key, "", *(percent(report[key]) for report in reports))
+    for name in next(iter(columns.values()))["tests"]:
+        cells = [percent(part["tests"][name]["worst"]) for part in columns.values()]
         table.add_row(f"{name}: worst", "", *cells)
     return table
 

@@ -120,6 +120,8 @@ class GroupedDataset:
     ) -> None:
         """`source` (N, ...) int64 says which sample of the original data each row is made of."""
         self.spec = spec
+        if isinstance(images, Tensor) and images.dtype != torch.uint8:
+            raise TypeError(f"images are stored as uint8, not {images.dtype}")
         self.images = Images(images) if isinstance(images, Tensor) else images
         self.y, self.a, self.g = y.long(), a.long(), spec.group(y.long(), a.long())
         self.source = source

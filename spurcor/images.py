@@ -13,7 +13,7 @@ from spurcor.errors import UserError
 
 
 class Images:
-    """M images (M, C, H, W) uint8 of one size, in any memory layout.
+    """M images (M, C, H, W) uint8 of one size, or features (M, D, 1, 1), in any memory layout.
 
     `signature` (M,) int64 says what is in an image where reading it would cost too much (a store on
     disk); without it the pixels themselves count.
@@ -23,8 +23,6 @@ class Images:
         self, pixels: Tensor, signature: Tensor | None = None, mapped: bool = False
     ) -> None:
         """`mapped`: the pixels are on a disk and read when they are asked for."""
-        if pixels.dtype != torch.uint8:
-            raise TypeError(f"images are stored as uint8, not {pixels.dtype}")
         self.pixels, self.signature, self.mapped = pixels, signature, mapped
 
     def __len__(self) -> int:

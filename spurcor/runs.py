@@ -115,11 +115,14 @@ def device(options: str) -> torch.device:
 
 def build(config: TrainConfig) -> tuple[Splits, Method]:
     """Data and untrained method of a run; every draw of its initialisation is seeded."""
-    if config.features:
-        raise UserError("features: no feature extraction is built yet; say features=none")
     options = config.train
     torch.set_num_threads(options.num_threads or DEFAULT_THREADS)
     splits = Splits.load(config.dataset.build(), config.paths.data, device(options.device))
+    if config.features is not None:
+        from spurcor.features import freeze
+
+        folder = config.paths.data
+        splits = freeze(splits, config.features, config.dataset, folder, config.seed)
     torch.manual_seed(config.seed)
     backbone = config.backbone.build(info=splits.info)
     method: Method = config.method.build(backbone=backbone, info=splits.info)
@@ -165,6 +168,8 @@ def execute(
     splits, method = build(config)
     context = context_of(config, splits, directory)  # what is refused is refused before any trace
     _refuse_blind_selection(config.train, splits)
+    if config.dfr is None and not method.phases():
+        raise UserError("this method trains nothing and dfr=none fits nothing; choose a dfr")
     if config.dfr is not None:
         _refuse_impossible(config.dfr, splits, method)
     built = time.time()
@@ -334,8 +339,10 @@ def _finish(config: TrainConfig, splits: Splits, method: Method, trainer: Traine
     selected = dict(progress.selected or {"criterion": None, "phase": None, "epoch": None})
     checkpoint.load_weights(method, directory / selected.pop("file", "last.safetensors"))
     checkpoint.save_weights(directory / "model.safetensors", checkpoint.snapshot(method))
-    with untouched(method):
-        reports = results.predict_all(method.predict, splits, directory / "predictions.npz")
+    reports: dict[str, Any] = {"val": None, "test": None, "tests": {}}  # of what was not trained
+    if progress.selected is not None:
+        with untouched(method):
+            reports = results.predict_all(method.predict, splits, directory / "predictions.npz")
     run = {
         "identity": config.identity,
         "seed": config.seed,

@@ -43,15 +43,15 @@ def open_store(root: Path, names: Sequence[str], prefix: Prefix) -> AnyImages:
     facts = _look_at(root, names)
     listed = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
     state = hashlib.sha256(facts.tobytes() + DECODER.encode() + _pillow().encode()).hexdigest()[:8]
-    base = _place(root)
+    base = place_of(root)
     folder = base / f"{prefix.name}-{listed}-{state}"
     if not (folder / "store.json").exists():
         _build(folder, root, names, facts, prefix)
     return _open(folder)
 
 
-def _place(root: Path) -> Path:
-    """Where the stores of a folder are: beside it, since others take what is in it for classes."""
+def place_of(root: Path) -> Path:
+    """Where what is made of a folder is: beside it, since others take what is in it for classes."""
     elsewhere = os.environ.get("SPURCOR_STORE")
     if elsewhere is None:
         return root.parent / ".spurcor" / root.name

@@ -254,7 +254,8 @@ def figures(state: PointState) -> tuple[float | None, float | None]:
     result = read_json(path)
     repairs = [need.split("/")[1] for need in state.entry["needs"] if need.startswith("dfr/")]
     repaired = [result["dfr"].get(name, {}).get("test", {}).get("worst") for name in repairs]
-    return result["test"]["worst"], repaired[0] if repaired else None
+    worst = None if result["test"] is None else result["test"]["worst"]
+    return worst, repaired[0] if repaired else None
 
 
 def last_line(path: Path) -> str:

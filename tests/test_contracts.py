@@ -13,7 +13,8 @@ from spurcor.config import CONF
 from spurcor.data import Split
 from spurcor.launcher import Points
 
-METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+ALL_METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+METHODS = [name for name in ALL_METHODS if name != "frozen"]  # the one that trains nothing
 DATASETS = sorted(path.stem for path in (CONF / "dataset").glob("*.yaml"))
 OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
 BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
@@ -176,7 +177,7 @@ def test_typed_beats_tuned_beats_dataset(dataset, method):
 def test_tuned_files_name_pairs_that_exist_and_say_where_they_come_from():
     for path in (CONF / "tuned").rglob("*.yaml"):
         assert path.parent.name in DATASETS
-        assert path.stem in METHODS
+        assert path.stem in ALL_METHODS
         assert path.read_text().count("#") >= 2, f"{path} names no source"
 
 

@@ -6,10 +6,8 @@ import signal
 
 import pytest
 from killing import compare, contents, run_of
-
-from spurcor.config import CONF
-
-METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+from test_contracts import METHODS
+from test_contracts import METHODS
 
 
 @pytest.mark.parametrize("method", METHODS)

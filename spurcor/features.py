@@ -1,0 +1,130 @@
+"""Images replaced by the features of a fixed network, extracted once, kept for every other run."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from spurcor.backbone import Backbone
+from spurcor.config import FeatureOptions, Node
+from spurcor.console import tracked
+from spurcor.data import GroupedDataset, Splits
+from spurcor.errors import RunError, UserError
+from spurcor.files import replacing
+from spurcor.images import AnyImages, Images
+from spurcor.metrics import EVALUATION_BATCH
+from spurcor.seeding import derive_seed
+from spurcor.store import place_of
+from spurcor.transforms import Prefix, Transform
+
+
+class Fixed(Transform):
+    """Features as they are, or each sample's scaled to length 1; nothing is random."""
+
+    stored = stored_train = Prefix()
+
+    def __init__(self, normalize: bool = False) -> None:
+        self.normalize = normalize
+
+    def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Nothing is random here."""
+        return None
+
+    def gather(self, stored: AnyImages, rows: Tensor, parameters: Tensor) -> Tensor:
+        """The features as they are."""
+        return stored.take(rows)
+
+    def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
+        """(B, D, 1, 1) to the same."""
+        return torch.nn.functional.normalize(x, dim=1) if self.normalize else x
+
+
+def freeze(
+    splits: Splits, options: FeatureOptions, dataset: Node, folder: Path, seed: int
+) -> Splits:
+    """Splits whose samples are features (D, 1, 1) of the evaluated images, on the same device.
+
+    Weights that are drawn at random are drawn by `seed`; whatever they are, their hash is in the
+    key of what is kept in `folder`, beside the stores of photographs.
+    """
+    torch.manual_seed(derive_seed("features", seed))
+    backbone: Backbone = options.backbone.build(info=splits.info)
+    layer = backbone.layer(options.layer)
+    backbone.to(splits.device).eval()
+    reduced = options.precision == "bf16" or (
+        options.precision == "auto" and splits.device.type == "cuda"
+    )
+    backbone.autocast = torch.bfloat16 if reduced else None
+    transform = dataset.arguments.get("transform")
+    shared = {
+        "dataset": dataset.target,
+        "transform": transform.hashed() if isinstance(transform, Node) else None,
+        "weights": weights_hash(backbone.state_dict()),
+        "backbone": options.backbone.hashed(),
+        "layer": layer,
+        "pooling": options.pooling,
+        "precision": "bf16" if reduced else "fp32",
+    }
+    data: dict[str, GroupedDataset] = {}
+    for name, split in splits.data.items():
+        text = json.dumps({**shared, "data": split.fingerprint}, sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()
+        path = place_of(folder / "features") / f"{key[:16]}.npy"
+        if not path.exists():
+            _extract(path, f"{name}: features of {layer}", backbone, layer, options, splits, split)
+        features = torch.from_numpy(np.load(path, allow_pickle=False)).to(splits.device)
+        # The key stands for the values, whose last digits are another machine's own.
+        signature = torch.full((len(split),), int(key[:15], 16), dtype=torch.int64)
+        images = Images(features[:, :, None, None], signature)
+        data[name] = GroupedDataset(split.spec, images, split.y, split.a, split.source)
+    return Splits(data, Fixed(options.normalize), splits.device)
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """Hash of names and values of weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _extract(
+    path: Path,
+    title: str,
+    backbone: Backbone,
+    layer: str,
+    options: FeatureOptions,
+    splits: Splits,
+    split: GroupedDataset,
+) -> None:
+    """Features (N, D) float32 of a split, written as a whole by one process while others wait."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if path.exists():
+                return
+            chunks = torch.arange(len(split)).split(EVALUATION_BATCH)  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                parts = [
+                    backbone.features(
+                        splits.transform(split.fetch(chunk).x), [layer], options.pooling
+                    )[layer].cpu()
+                    for chunk in tracked(chunks, title, total=len(chunks))
+                ]
+            features = torch.cat(parts)
+            if not bool(features.isfinite().all()):
+                bad = int((~features.isfinite()).any(1).sum())
+                raise RunError(f"{title}: {bad} of {len(split)} samples have features with NaN")
+            with replacing(path) as beside, beside.open("wb") as file:
+                np.save(file, features.numpy())
+    except OSError as error:
+        raise UserError(
+            f"features cannot be written to {path.parent} ({error.strerror or error}); set"
+            " SPURCOR_STORE to a folder that can be written"
+        ) from error
