@@ -30,7 +30,7 @@ def repair(
     if (folder / "result.json").exists():
         return folder
     trained = read_json(directory / "result.json")["run"]
-    _refuse_leak(trained["splits"], splits)
+    refuse_leak(trained["splits"], splits)
     dfr = node.build()
     layer = method.backbone.layer(dfr.layer)
     name = {"last": "last.safetensors", "selected": "model.safetensors"}[dfr.weights]
@@ -80,7 +80,8 @@ def repair(
     return folder
 
 
-def _refuse_leak(trained: Mapping[str, str], splits: Splits) -> None:
+def refuse_leak(trained: Mapping[str, str], splits: Splits) -> None:
+    """Splits must be those that a run was trained with, by their fingerprints."""
     changed = [name for name, print_ in splits.fingerprints.items() if trained.get(name) != print_]
     if changed:
         raise UserError(

@@ -7,7 +7,6 @@ import signal
 import pytest
 from killing import compare, contents, run_of
 from test_contracts import METHODS
-from test_contracts import METHODS
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,0 +1,143 @@
+"""spurcor in a notebook: runs from overrides, finished runs as objects.
+
+from spurcor import open_run
+run = open_run("r670181abcb/seed0")
+run.metrics("test").worst, run.features("val", layer="layer3"), run.mistakes("test")
+"""
+
+import functools
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor
+
+from spurcor import checkpoint, config, launcher, repair, runs, sweeps
+from spurcor.config import REPO, TrainConfig
+from spurcor.console import Terminal
+from spurcor.data import GroupedDataset, Splits
+from spurcor.errors import RunError, UserError
+from spurcor.files import read_json, read_lines
+from spurcor.method import Method
+from spurcor.metrics import GroupMetrics, apply, group_metrics
+from spurcor.trainer import untouched
+
+
+class FinishedRun:
+    """A finished run: its results from its files, its data and network rebuilt when asked for."""
+
+    def __init__(self, directory: Path, config: TrainConfig) -> None:
+        self.directory, self.config = directory, config
+
+    def __repr__(self) -> str:
+        names = (self.config.choices[group] for group in ("dataset", "method", "backbone"))
+        return f"<{' '.join(names)} seed {self.config.seed}: {self.directory}>"
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What is in result.json."""
+        return read_json(self.directory / "result.json")
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """What was recorded epoch by epoch."""
+        return read_lines(self.directory / "metrics.jsonl")
+
+    @functools.cached_property
+    def _built(self) -> tuple[Splits, Method]:
+        splits, method = runs.build(self.config)
+        repair.refuse_leak(self.result["run"]["splits"], splits)
+        checkpoint.load_weights(method, self.directory / "model.safetensors")
+        return splits, method.eval()
+
+    @property
+    def splits(self) -> Splits:
+        """The data, as the run was trained on it."""
+        return self._built[0]
+
+    @property
+    def method(self) -> Method:
+        """The network with the weights of the selected epoch, in eval mode."""
+        return self._built[1]
+
+    def load(self, weights: Literal["selected", "last"]) -> Method:
+        """The same network with the weights of the selected or the last epoch from now on."""
+        name = {"selected": "model.safetensors", "last": "last.safetensors"}[weights]
+        checkpoint.load_weights(self.method, self.directory / name)
+        return self.method
+
+    def logits(self, split: str = "test", dfr: str | None = None) -> Tensor:
+        """(N, K) of the selected epoch, or of a repair by the beginning of its name."""
+        folder = self.directory if dfr is None else self._repair(dfr)
+        path = folder / "predictions.npz"
+        if not path.exists():
+            raise UserError(f"{folder} holds no predictions: nothing was trained there")
+        with np.load(path, allow_pickle=False) as arrays:
+            if f"{split}/logits" not in arrays:
+                known = sorted({key.partition("/")[0] for key in arrays})
+                raise UserError(f"{split} was not evaluated; there are {', '.join(known)}")
+            return torch.from_numpy(arrays[f"{split}/logits"])
+
+    def metrics(self, split: str = "test", dfr: str | None = None) -> GroupMetrics:
+        """Accuracies by group of the stored predictions."""
+        data = self.splits[split]
+        return group_metrics(self.logits(split, dfr), data.y.cpu(), data.g.cpu(), data.spec)
+
+    def mistakes(self, split: str = "test", dfr: str | None = None) -> Tensor:
+        """Positions in a split of what is predicted wrong, the surest mistake first."""
+        logits, y = self.logits(split, dfr), self.splits[split].y.cpu()
+        confidence, predicted = logits.softmax(dim=1).max(dim=1)
+        wrong = (predicted != y).nonzero().squeeze(1)
+        return wrong[confidence[wrong].argsort(descending=True)]
+
+    def features(
+        self, split: str = "test", layer: int | str = -1, pooling: str | None = None
+    ) -> Tensor:
+        """(N, D) of a layer for the evaluated images, on the CPU."""
+        backbone = self.method.backbone
+        name = backbone.layer(layer)
+        data: GroupedDataset = self.splits[split]
+
+        def read(x: Tensor) -> Tensor:
+            return backbone.features(x, [name], pooling)[name]
+
+        with untouched(self.method):
+            return apply(read, data, self.splits.transform).cpu()
+
+    def _repair(self, beginning: str) -> Path:
+        found = sorted(path.name for path in (self.directory / "dfr").glob(f"{beginning}*"))
+        if len(found) != 1:
+            known = sorted(path.name for path in (self.directory / "dfr").glob("*"))
+            raise UserError(
+                f"dfr={beginning} is {len(found)} repairs of this run; it has"
+                f" {', '.join(known) or 'none'}"
+            )
+        return self.directory / "dfr" / found[0]
+
+
+def open_run(reference: str | Path, outputs: Path | str = REPO / "outputs") -> FinishedRun:
+    """A finished run by directory, beginning of its identity[/seed<k>], or mlflow:<run id>."""
+    directory = runs.find(str(reference), Path(outputs).absolute())
+    if not (directory / "done").exists():
+        raise UserError(f"{directory} is not finished; the command that began it goes on")
+    return FinishedRun(directory, runs.read_config(directory))
+
+
+def fit(*overrides: str) -> FinishedRun:
+    """Train and repair as `python -m spurcor.train <overrides>` does, or find that it was done.
+
+    With another `dfr=...` a finished run gets that repair as well. Warnings, bars and the table at
+    the end are shown as on a terminal.
+    """
+    launcher.log_to_terminal()
+    config.register()
+    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        composed = compose("train", list(overrides), return_hydra_config=True)
+    checked = sweeps.read(composed, composed.hydra.runtime.choices)
+    point = sweeps.Point(tuple(overrides), checked)
+    outcome = runs.execute(checked, Terminal(), lambda: sweeps.write_manifest([point]))
+    if outcome.status != "done":
+        raise RunError(f"{outcome.directory}: {outcome.message or outcome.status}")
+    return FinishedRun(outcome.directory, runs.read_config(outcome.directory))
