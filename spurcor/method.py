@@ -53,6 +53,9 @@ class Phase(ABC):
     name: str
     epochs: int
 
+    def check(self, run: RunContext) -> None:  # noqa: B027 - most phases need TRAIN only
+        """Refuse data that the phase cannot work on; called before anything is written."""
+
     @abstractmethod
     def setup(self, run: RunContext) -> None:
         """Build what `step` needs (optimiser, schedule); called on resume too."""
@@ -71,6 +74,9 @@ class Phase(ABC):
     @abstractmethod
     def end_epoch(self) -> None:
         """Step the schedules."""
+
+    def end(self, run: RunContext) -> None:  # noqa: B027 - most phases leave only weights
+        """Offline work after the last step: pictures of what happened."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -104,7 +110,7 @@ class Method(nn.Module, ABC):
 
 
 class Supervised(Phase):
-    """Minimise a reduction of the losses of TRAIN's samples over a method's weights."""
+    """Minimise a reduction of the losses of a split's samples over a method's weights."""
 
     def __init__(
         self,
@@ -113,12 +119,17 @@ class Supervised(Phase):
         epochs: int,
         reduce: Callable[[Tensor, Batch], Tensor],
         sampling: Sampling = "shuffled",
+        split: Split = Split.TRAIN,
     ) -> None:
-        """`reduce`: losses (B,) and batch to a scalar; `sampling`: how TRAIN is drawn."""
+        """`reduce`: losses (B,) and batch to a scalar; `sampling`: how `split` is drawn."""
         if epochs < 1:
             raise ValueError(f"epochs={epochs} must be at least 1")
         self.name, self.method, self.epochs = name, method, epochs
-        self.reduce, self.sampling = reduce, sampling
+        self.reduce, self.sampling, self.split = reduce, sampling, split
+
+    def check(self, run: RunContext) -> None:
+        """The split must be there."""
+        run.splits[self.split]
 
     def setup(self, run: RunContext) -> None:
         """One optimiser over all weights, one schedule over the epochs of the phase."""
@@ -126,8 +137,8 @@ class Supervised(Phase):
         self.schedule = run.schedule(self.optimizer, self.epochs)
 
     def streams(self, run: RunContext) -> Mapping[str, Stream]:
-        """TRAIN, shuffled or sampled."""
-        return {"train": run.stream(Split.TRAIN, sampling=self.sampling)}
+        """The one split, shuffled or sampled."""
+        return {"train": run.stream(self.split, sampling=self.sampling)}
 
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         """One step of the optimiser on the reduced loss; logs the plain mean loss."""

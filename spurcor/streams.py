@@ -13,7 +13,13 @@ from spurcor.seeding import derive_seed
 from spurcor.transforms import Transform
 
 Sampling = Literal[
-    "shuffled", "balanced", "group_weighted", "class_weighted", "subsampled", "class_subsampled"
+    "shuffled",
+    "balanced",
+    "group_weighted",
+    "class_weighted",
+    "subsampled",
+    "class_subsampled",
+    "independent",
 ]
 Window = tuple[Tensor, Tensor | None]  # indices (B,) and augmentation parameters (B, P)
 
@@ -31,6 +37,8 @@ class Stream:
       (group_DRO's reweight_groups; RWG and RWY of Idrissi et al., CLeaR 2022).
     - `subsampled`, `class_subsampled`: as many of each group (class) as the smallest has, drawn
       once (SUBG and SUBY of the same).
+    - `independent`: every batch is a draw of its own from all samples, without replacement, and
+      none is smaller (SCALE's target batches).
     """
 
     def __init__(
@@ -51,6 +59,9 @@ class Stream:
         self.size = len(dataset) if self.members is None else len(self.members)
         self.full = batch_size is None
         self.batch_size = batch_size or self.size
+        if sampling == "independent":
+            self.batch_size = min(self.batch_size, self.size)
+            self.size = len(self) * self.batch_size
         self.workers = workers if dataset.train_images.device.type == "cpu" else 0
 
     def __len__(self) -> int:
@@ -107,6 +118,11 @@ class Stream:
             return torch.multinomial(weights, self.size, replacement=True, generator=generator)
         if self.sampling == "balanced":
             return self._balanced(generator)
+        if self.sampling == "independent" and not self.full:
+            draws = (
+                torch.randperm(len(self.dataset), generator=generator) for _ in range(len(self))
+            )
+            return torch.cat([draw[: self.batch_size] for draw in draws])
         members = torch.arange(self.size) if self.members is None else self.members
         return members if self.full else members[torch.randperm(self.size, generator=generator)]
 

@@ -117,7 +117,7 @@ class Trainer:
                     phase.end_epoch()
                     progress.epoch, progress.step = progress.epoch + 1, 0
                     self._end_epoch(method, phase, splits, last_phase=phase is phases[-1])
-                self._leave(method)
+                self._leave(phase, method)
                 fresh = True
                 if self._stop is not None:
                     raise Interrupted(self._stop)
@@ -142,8 +142,9 @@ class Trainer:
             return False
         return selection.is_exhausted(self._rows, stopping.metric, stopping.patience)
 
-    def _leave(self, method: Method) -> None:
+    def _leave(self, phase: Phase, method: Method) -> None:
         progress = self.progress
+        phase.end(self.context)
         progress.phase, progress.epoch, progress.step = progress.phase + 1, 0, 0
         self._save(method, None)
 

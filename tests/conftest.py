@@ -111,6 +111,16 @@ def offline(monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def small_root(tmp_path_factory):
+    """A data root with a small copy of every data set."""
+    from small_data import write_all
+
+    root = tmp_path_factory.mktemp("small") / "data"
+    write_all(root)
+    return root
+
+
+@pytest.fixture(scope="session")
 def data_root():
     """A data root with the real MNIST and CIFAR-10, where SPURCOR_DATA names one."""
     root = os.environ.get("SPURCOR_DATA")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_data import OPTIONS, write_all
+from small_data import OPTIONS
 from test_contracts import DATASETS, CrashError, StopAt
 from training import read, rows_of, trainer_of, without_time
 
@@ -14,10 +14,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("all") / "data"
-    write_all(folder)
-    return folder
+def root(small_root):
+    return small_root
 
 
 def config(name, root, *overrides):

@@ -1,0 +1,25 @@
+"""Empirical risk minimisation on TARGET alone: SCALE's baseline that never sees the shortcut."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from spurcor.backbone import Backbone
+from spurcor.data import Batch, DataInfo, Split
+from spurcor.method import Method, Phase, Supervised
+
+
+class ErmTarget(Method):
+    """Mean loss over batches of TARGET; an epoch is one pass over it."""
+
+    def __init__(self, backbone: Backbone, info: DataInfo, epochs: int) -> None:
+        super().__init__(backbone, info)
+        self.epochs = epochs
+
+    def phases(self) -> Sequence[Phase]:
+        """One phase."""
+        return [Supervised("erm_target", self, self.epochs, self.reduce, split=Split.TARGET)]
+
+    def reduce(self, losses: Tensor, batch: Batch) -> Tensor:
+        """L = 1/B sum_i l_i."""
+        return losses.mean()

@@ -1,0 +1,32 @@
+"""Pictures of what happened in a run, beside its numbers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from spurcor.files import replacing
+
+COLUMNS = 5
+
+
+def draw_histograms(counts: Tensor, names: Sequence[str], title: str, path: Path) -> None:
+    """For each name a map of counts (epochs, names, bins) over [-1, 1]; every epoch is scaled."""
+    from matplotlib.figure import Figure
+
+    rows = -(-len(names) // COLUMNS)
+    figure = Figure(figsize=(2.4 * COLUMNS, 1.9 * rows + 0.6), layout="constrained")
+    figure.suptitle(f"{title}, by epoch (from the top)", fontsize=10)
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    shares = counts / counts.amax(dim=2, keepdim=True).clamp(min=1)
+    for axis in axes[len(names) :]:
+        axis.set_axis_off()
+    for i, (axis, name) in enumerate(zip(axes, names, strict=False)):
+        extent = (-1, 1, len(counts) + 0.5, 0.5)
+        axis.imshow(shares[:, i].numpy(), aspect="auto", extent=extent, cmap="magma_r")
+        axis.axvline(0, color="grey", linewidth=0.5)
+        axis.set_title(name, fontsize=7)
+        axis.tick_params(labelsize=6)
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=110)
