@@ -17,7 +17,7 @@ from spurcor.data import Split, Splits
 from spurcor.files import read_json, replacing, write_json
 from spurcor.metrics import apply, group_metrics
 
-VERSIONS = ("spurcor", "torch", "torchvision", "numpy", "scikit-learn")
+VERSIONS = ("spurcor", "torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 
 def predict_all(predict: Callable[[Tensor], Tensor], splits: Splits, path: Path) -> dict[str, Any]:
