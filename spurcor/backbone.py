@@ -1,56 +1,128 @@
-"""The contract of a backbone, and the linear head that methods put on it."""
+"""The contract of a backbone: named layers, how each is pooled, and how its output is read."""
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from spurcor.errors import UserError
 
+Kind = Literal["map", "tokens", "vector"]
+# How the positions of a layer become one vector; the first of each kind is the default.
+POOLINGS: dict[Kind, tuple[str, ...]] = {
+    "map": ("avg", "grid<k>"),
+    "tokens": ("cls_token", "mean_pool_patch", "mean_pool_all"),
+    "vector": (),
+}
+Name = TypeVar("Name", bound=str | int)
+
 
 class Backbone(nn.Module, ABC):
-    """A network without head: named layers in depth order, the last of which is its output."""
+    """A network without head: named layers in depth order, the last of which is its output.
+
+    A layer is a feature map (B, D, H, W), tokens (B, T, D) of which the first is the class token,
+    or a vector (B, D). `avg` is the mean over a map's positions, `grid<k>` adaptive averages on a
+    k x k grid, flattened.
+    """
 
     layers: tuple[str, ...]
-    dims: dict[str, int]  # features per layer, after pooling
+    kinds: dict[str, Kind]
+    dims: dict[str, int]  # D of each layer, which is also its size by the default pooling
     autocast: torch.dtype | None = None  # these two are set from train.precision
     channels_last: bool = False  # and train.channels_last
 
     @abstractmethod
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """Unpooled outputs of the layers named: (B, D, H, W) or (B, D)."""
+        """Unpooled outputs of the layers named: (B, D, H, W), (B, T, D) or (B, D)."""
 
     @property
     def dim(self) -> int:
         """D of the last layer."""
         return self.dims[self.layers[-1]]
 
+    def head(self, num_outputs: int) -> nn.Module:
+        """A fresh last layer on what `forward` returns, (B, D) to (B, num_outputs)."""
+        return nn.Linear(self.dim, num_outputs)
+
     def layer(self, name: str | int) -> str:
-        """A layer's name from a name or an index (-1 is the last)."""
+        """A layer's name from a name or an index; -1 and `last_hidden` are the last."""
         if isinstance(name, int):
             if -len(self.layers) <= name < len(self.layers):
                 return self.layers[name]
         elif name in self.layers:
             return name
+        elif name == "last_hidden":
+            return self.layers[-1]
         raise UserError(f"layer={name} does not exist; this backbone has {', '.join(self.layers)}")
 
+    def size(self, layer: str | int, pooling: str | None = None) -> int:
+        """Length of a layer's vector of features, without running the network."""
+        layer = self.layer(layer)
+        return self.dims[layer] * self._grid(layer, pooling) ** 2
+
     def features(
-        self, x: Tensor, layers: Sequence[str], pooling: str | None = None
-    ) -> dict[str, Tensor]:
-        """(B, D) float32 outputs of the layers named, feature maps averaged over positions."""
+        self, x: Tensor, layers: Sequence[Name], pooling: str | None = None
+    ) -> dict[Name, Tensor]:
+        """(B, size) float32 outputs of layers by name or index, by their default or one pooling."""
+        names = {asked: self.layer(asked) for asked in layers}
+        for name in names.values():
+            self._grid(name, pooling)  # refuses before anything is computed
         enabled = self.autocast is not None
-        if self.channels_last:
+        if self.channels_last and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=enabled):
-            outputs = self.activations(x, layers)
-        return {name: _pool(output).float() for name, output in outputs.items()}
+            outputs = self.activations(x, list(dict.fromkeys(names.values())))
+        return {
+            asked: self.pooled(name, outputs[name], pooling).float()
+            for asked, name in names.items()
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) features of the last layer."""
         last = self.layers[-1]
         return self.features(x, [last])[last]
 
+    def pooled(self, layer: str, output: Tensor, pooling: str | None = None) -> Tensor:
+        """(B, size) from a layer's unpooled output."""
+        grid = self._grid(layer, pooling)
+        kind = self.kinds[layer]
+        if kind == "map":
+            if grid == 1:
+                return output.mean(dim=(2, 3))
+            return F.adaptive_avg_pool2d(output, grid).flatten(1)
+        if kind == "tokens":
+            if pooling in (None, "cls_token"):
+                return output[:, 0]
+            return output[:, 1:].mean(dim=1) if pooling == "mean_pool_patch" else output.mean(dim=1)
+        return output
 
-def _pool(output: Tensor) -> Tensor:
-    return output.mean(dim=(2, 3)) if output.dim() == 4 else output
+    def _grid(self, layer: str, pooling: str | None) -> int:
+        """k of `grid<k>`, 1 of any other pooling that the layer has."""
+        known = POOLINGS[self.kinds[layer]]
+        if pooling is None or pooling in known:
+            return 1
+        found = re.fullmatch(r"grid([1-9]\d*)", pooling)
+        if found and "grid<k>" in known:
+            return int(found[1])
+        have = f"it has {', '.join(known)}" if known else "its output is a vector, which has none"
+        raise UserError(f"pooling={pooling} does not fit layer={layer}; {have}")
+
+
+def follow(
+    z: Tensor, stages: Iterable[tuple[str, Callable[[Tensor], Tensor]]], layers: Sequence[str]
+) -> dict[str, Tensor]:
+    """Outputs by name of stages applied one after the other, no further than the last asked for."""
+    outputs: dict[str, Tensor] = {}
+    wanted = set(layers)
+    for name, stage in stages:
+        if not wanted:
+            break
+        z = stage(z)
+        if name in wanted:
+            outputs[name] = z
+            wanted.remove(name)
+    return {name: outputs[name] for name in layers}

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from spurcor.backbone import Backbone
+from spurcor.backbone import Backbone, follow
 from spurcor.data import DataInfo
 
 
@@ -22,22 +23,24 @@ class SmallCnn(Backbone):
         if min(info.shape[1:]) < (4 if padding else 16):
             raise ValueError(f"padding={padding} leaves nothing of images of {info.shape[1:]}")
         self.dims = {"block1": 16, "block2": 32, "hidden": 256}
-        self.block1 = _block(info.shape[0], 16, padding)
-        self.block2 = _block(16, 32, padding)
+        self.kinds = {"block1": "map", "block2": "map", "hidden": "vector"}
+        self.block1 = conv_block(info.shape[0], 16, padding)
+        self.block2 = conv_block(16, 32, padding)
         self.pool = nn.Sequential(nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(4), nn.Flatten())
         self.hidden = nn.Sequential(nn.Linear(512, 256), nn.ReLU())
 
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """Outputs of the blocks before their pooling, and of the hidden layer."""
-        block1 = self.block1(x)
-        block2 = self.block2(nn.functional.max_pool2d(block1, 2))
-        outputs = {"block1": block1, "block2": block2}
-        if "hidden" in layers:
-            outputs["hidden"] = self.hidden(self.pool(block2))
-        return {name: outputs[name] for name in layers}
+        stages = (
+            ("block1", self.block1),
+            ("block2", lambda z: self.block2(F.max_pool2d(z, 2))),
+            ("hidden", lambda z: self.hidden(self.pool(z))),
+        )
+        return follow(x, stages, layers)
 
 
-def _block(num_in: int, num_out: int, padding: int) -> nn.Sequential:
+def conv_block(num_in: int, num_out: int, padding: int) -> nn.Sequential:
+    """Two 3 x 3 convolutions, each with batch norm and ReLU."""
     layers: list[nn.Module] = []
     for channels in (num_in, num_out):
         layers += [

@@ -1,0 +1,38 @@
+"""The network of Spurious-Correlations for MNIST with cues."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spurcor.backbone import Backbone, follow
+from spurcor.data import DataInfo
+
+
+class LeNet(Backbone):
+    """Two 3 x 3 convolutions (32, 64 channels) with ReLU and 2 x 2 max pooling; `latent` units.
+
+    On 28 x 28 images the hidden layer has 3,136 inputs, as published.
+    """
+
+    layers = ("conv1", "conv2", "hidden")
+
+    def __init__(self, info: DataInfo, latent: int = 64) -> None:
+        super().__init__()
+        channels, height, width = info.shape
+        if latent < 1 or min(height, width) < 4:
+            raise ValueError(f"latent={latent} must be at least 1, and images at least 4 x 4")
+        self.dims = {"conv1": 32, "conv2": 64, "hidden": latent}
+        self.kinds = {"conv1": "map", "conv2": "map", "hidden": "vector"}
+        self.conv1 = nn.Sequential(nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU())
+        self.conv2 = nn.Sequential(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU())
+        self.hidden = nn.Sequential(nn.Linear(64 * (height // 4) * (width // 4), latent), nn.ReLU())
+
+    def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """Maps after the ReLU, before their pooling; (B, latent) of the hidden layer."""
+        stages = (
+            ("conv1", self.conv1),
+            ("conv2", lambda z: self.conv2(F.max_pool2d(z, 2))),
+            ("hidden", lambda z: self.hidden(F.max_pool2d(z, 2).flatten(1))),
+        )
+        return follow(x, stages, layers)

@@ -1,0 +1,46 @@
+"""The VGG of masktune_models, whose last convolution is its map of attention."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spurcor.backbone import Backbone, follow
+from spurcor.backbones.small_cnn import conv_block
+from spurcor.data import DataInfo
+
+
+class VggAttention(Backbone):
+    """Three blocks of two 3 x 3 convolutions with 2 x 2 max pooling; 512 and 256 hidden units.
+
+    The blocks have 32, 64 and 128 channels, the hidden layers dropout. `attention` is the third
+    block's output before its pooling, 128 x 8 x 8 on CIFAR-10, where the first hidden layer has
+    2,048 inputs.
+    """
+
+    layers = ("block1", "block2", "attention", "hidden1", "hidden2")
+
+    def __init__(self, info: DataInfo, dropout: float = 0.5) -> None:
+        super().__init__()
+        channels, height, width = info.shape
+        if min(height, width) < 8 or not 0 <= dropout < 1:
+            raise ValueError(f"images must be at least 8 x 8, and dropout={dropout} below 1")
+        self.dims = dict(zip(self.layers, (32, 64, 128, 512, 256), strict=True))
+        self.kinds = {name: "vector" if "hidden" in name else "map" for name in self.layers}
+        self.block1 = conv_block(channels, 32, 1)
+        self.block2 = conv_block(32, 64, 1)
+        self.attention = conv_block(64, 128, 1)
+        num_in = 128 * (height // 8) * (width // 8)
+        self.hidden1 = nn.Sequential(nn.Linear(num_in, 512), nn.ReLU(), nn.Dropout(dropout))
+        self.hidden2 = nn.Sequential(nn.Linear(512, 256), nn.ReLU(), nn.Dropout(dropout))
+
+    def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """Maps of the blocks before their pooling; hidden layers after their dropout."""
+        stages = (
+            ("block1", self.block1),
+            ("block2", lambda z: self.block2(F.max_pool2d(z, 2))),
+            ("attention", lambda z: self.attention(F.max_pool2d(z, 2))),
+            ("hidden1", lambda z: self.hidden1(F.max_pool2d(z, 2).flatten(1))),
+            ("hidden2", self.hidden2),
+        )
+        return follow(x, stages, layers)

@@ -1,0 +1,135 @@
+"""Vision transformers: ViT-B/16 of torchvision and DINOv2, both by timm's blocks."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from spurcor.backbone import Backbone, follow
+from spurcor.data import DataInfo
+from spurcor.pretrained import fill, state_of
+
+# Names of timm's architectures. One implementation serves all, whose projections are plain linear
+# layers: torchvision's attention keeps its own as a bare parameter.
+ARCHITECTURES = {
+    "vit_b_16": "vit_base_patch16_224",
+    "dinov2_vits14": "vit_small_patch14_dinov2",
+    "dinov2_vitb14": "vit_base_patch14_dinov2",
+    "dinov2_vitl14": "vit_large_patch14_dinov2",
+    "dinov2_vitg14": "vit_giant_patch14_dinov2",
+}
+# torchvision's names and timm's, in this order.
+RENAMED = (
+    (r"^conv_proj\.", "patch_embed.proj."),
+    (r"^class_token$", "cls_token"),
+    (r"^encoder\.pos_embedding$", "pos_embed"),
+    (r"^encoder\.ln\.", "norm."),
+    (r"^encoder\.layers\.encoder_layer_", "blocks."),
+    (r"\.ln_(\d)\.", r".norm\1."),
+    (r"\.self_attention\.in_proj_", ".attn.qkv."),
+    (r"\.self_attention\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.(0|linear_1)\.", ".mlp.fc1."),
+    (r"\.mlp\.(3|linear_2)\.", ".mlp.fc2."),
+)
+
+
+class VisionTransformer(Backbone):
+    """Blocks block_0 ... of tokens (B, 1 + patches, D), the class token first.
+
+    With `final_norm` the network's last norm is applied to whichever block is read, as DINOv2's
+    `get_intermediate_layers` does. Images may have any whole number of patches: position
+    embeddings are interpolated once, when weights are loaded. `pretrained`: `imagenet` (ViT-B/16)
+    or `dinov2`, `none`, or a file in the published format; what cannot be had is an error.
+    """
+
+    def __init__(
+        self,
+        info: DataInfo,
+        network: Literal[
+            "vit_b_16", "dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14", "dinov2_vitg14"
+        ],
+        pretrained: str = "none",
+        final_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        import timm
+
+        channels, height, width = info.shape
+        patch = 16 if network == "vit_b_16" else 14
+        if channels != 3 or height % patch or width % patch:
+            raise ValueError(
+                f"{network} takes images of 3 channels and of whole patches of {patch} x {patch}"
+                f" pixels, not {channels} x {height} x {width}"
+            )
+        model: Any = timm.create_model(
+            ARCHITECTURES[network], num_classes=0, img_size=(height, width)
+        )
+        if pretrained != "none":
+            _load(model, network, pretrained)
+        self.patch_embed, self.cls_token = model.patch_embed, model.cls_token
+        self.pos_embed, self.blocks = model.pos_embed, model.blocks
+        self.norm = model.norm if final_norm else nn.Identity()
+        self.layers = tuple(f"block_{i}" for i in range(len(self.blocks)))
+        self.dims = dict.fromkeys(self.layers, model.embed_dim)
+        self.kinds = dict.fromkeys(self.layers, "tokens")
+
+    def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """(B, T, D) after the blocks, normalised with `final_norm`."""
+        z = self.patch_embed(x)
+        z = torch.cat([self.cls_token.expand(len(z), -1, -1), z], dim=1) + self.pos_embed
+        outputs = follow(z, zip(self.layers, self.blocks, strict=True), layers)
+        return {name: self.norm(output) for name, output in outputs.items()}
+
+
+def _load(model: Any, network: str, pretrained: str) -> None:
+    """Fill a timm model from weights in the format they were published in, or in timm's."""
+    from timm.models import get_pretrained_cfg
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    if network == "vit_b_16":
+        from torchvision.models import ViT_B_16_Weights
+
+        name, url = "imagenet", ViT_B_16_Weights.IMAGENET1K_V1.url
+    else:
+        published: Any = get_pretrained_cfg(f"{ARCHITECTURES[network]}.lvd142m")
+        name, url = "dinov2", published.url
+    state = _renamed(state_of(pretrained, name, url))
+    if network != "vit_b_16" and "pos_embed" in state:
+        state["pos_embed"] = _interpolated(state["pos_embed"], model.patch_embed.grid_size)
+    patches = state.get("patch_embed.proj.weight")
+    if patches is not None and patches.shape == model.patch_embed.proj.weight.shape:
+        # Never for patches of another size: the filter would resample those of another network.
+        state = checkpoint_filter_fn(state, model)
+    fill(model, state, pretrained, network)
+
+
+def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's names as timm's, without the classifier of either."""
+    renamed = {}
+    for name, value in state.items():
+        if not name.startswith(("heads.", "head.")):
+            for pattern, replacement in RENAMED:
+                name = re.sub(pattern, replacement, name)
+            renamed[name] = value
+    return renamed
+
+
+def _interpolated(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """DINOv2's position embeddings (1, 1 + n^2, D) on another grid, as its own code does it.
+
+    That asks for a tenth of a patch more than the grid has and does not smooth, so timm's
+    resampling gives slightly other features.
+    """
+    side = round((positions.shape[1] - 1) ** 0.5)
+    if grid == (side, side) or positions.dim() != 3 or side * side != positions.shape[1] - 1:
+        return positions
+    token, patches = positions[:, :1], positions[:, 1:]
+    patches = F.interpolate(
+        patches.reshape(1, side, side, -1).permute(0, 3, 1, 2).float(),
+        scale_factor=tuple((length + 0.1) / side for length in grid),
+        mode="bicubic",
+    )
+    return torch.cat([token, patches.flatten(2).transpose(1, 2).to(token.dtype)], dim=1)
