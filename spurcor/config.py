@@ -65,6 +65,7 @@ METRICS = (
     "conflicting",
     "loss",
 )
+Loss = Literal["cross_entropy", "logistic", "mse"]
 T = TypeVar("T")
 
 
@@ -99,6 +100,7 @@ class TrainOptions:
     """What the training loop reads."""
 
     batch_size: int | None = 64
+    loss: Loss = "cross_entropy"
     eval_every: int = 1
     checkpoint_seconds: float = 60.0
     keep_epochs: tuple[int, ...] = ()
@@ -321,7 +323,8 @@ def _content(value: Any, folder: Path | None) -> Any:
     if isinstance(value, str) and "." in value:
         for path in (Path(value), *([folder / value] if folder else [])):
             if path.is_file():
-                return f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+                with path.open("rb") as file:  # weights may take gigabytes
+                    return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     return value
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from spurcor.config import Loss
 from spurcor.errors import UserError
 from spurcor.images import AnyImages, Images
 from spurcor.transforms import Transform
@@ -200,11 +201,12 @@ def members_by(labels: Tensor, order: Tensor | None = None) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a method or a backbone may know of the data when it is built."""
+    """What a method or a backbone may know of the data and the task when it is built."""
 
     spec: GroupSpec
     shape: tuple[int, int, int]  # C, H, W of the network's input
     group_counts: Tensor  # (G,) of TRAIN
+    loss: Loss = "cross_entropy"  # of a sample; `runs.build` fills in train.loss
 
 
 @dataclass(frozen=True)

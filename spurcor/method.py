@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from spurcor.backbone import Backbone
 from spurcor.data import Batch, DataInfo, Split, Splits
-from spurcor.losses import sample_losses
+from spurcor.losses import make_head, sample_losses
 from spurcor.streams import Sampling, Stream
 
 
@@ -88,13 +88,13 @@ class Phase(ABC):
 
 
 class Method(nn.Module, ABC):
-    """A way of training a classifier: backbone, linear head, and a list of phases."""
+    """A way of training a classifier: backbone, head, and a list of phases."""
 
     def __init__(self, backbone: Backbone, info: DataInfo) -> None:
         super().__init__()
         self.backbone = backbone
-        self.spec = info.spec
-        self.head = nn.Linear(backbone.dim, info.spec.num_classes)
+        self.spec, self.loss = info.spec, info.loss
+        self.head = make_head(backbone, info)
 
     @abstractmethod
     def phases(self) -> Sequence[Phase]:
@@ -103,6 +103,10 @@ class Method(nn.Module, ABC):
     def predict(self, x: Tensor) -> Tensor:
         """Logits (B, K)."""
         return self.head(self.backbone(x))  # type: ignore[no-any-return]
+
+    def losses(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Losses (B,) of logits (B, K), by the run's loss."""
+        return sample_losses(logits, y, self.spec, self.loss)
 
     def weights(self) -> list[nn.Parameter]:
         """What ERM trains and analyses differentiate."""
@@ -143,7 +147,7 @@ class Supervised(Phase):
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         """One step of the optimiser on the reduced loss; logs the plain mean loss."""
         batch = batches["train"]
-        losses = sample_losses(self.method.predict(batch.x), batch.y, self.method.spec)
+        losses = self.method.losses(self.method.predict(batch.x), batch.y)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self.reduce(losses, batch))
         self.optimizer.step()

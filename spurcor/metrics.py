@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spurcor.config import Loss
 from spurcor.data import GroupedDataset, GroupSpec, Split, Splits
 from spurcor.losses import sample_losses
 from spurcor.transforms import Transform
@@ -143,7 +144,9 @@ def apply(
     return torch.cat([function(transform(dataset.fetch(indices).x)) for indices in chunks])
 
 
-def evaluate(predict: Callable[[Tensor], Tensor], splits: Splits) -> dict[str, float | None]:
+def evaluate(
+    predict: Callable[[Tensor], Tensor], splits: Splits, loss: Loss = "cross_entropy"
+) -> dict[str, float | None]:
     """Row entries of every evaluated split: loss, accuracies, and the accuracy of each group."""
     entries: dict[str, float | None] = {}
     train_counts = splits[Split.TRAIN].group_counts.cpu()
@@ -151,8 +154,8 @@ def evaluate(predict: Callable[[Tensor], Tensor], splits: Splits) -> dict[str, f
         logits = apply(predict, split, splits.transform)
         summary = group_metrics(logits, split.y, split.g, split.spec).summary(train_counts)
         groups = summary.pop("groups")
-        loss = sample_losses(logits, split.y, split.spec).mean()
-        entries[f"{name}/loss"] = none_if_undefined(float(loss))
+        mean = sample_losses(logits, split.y, split.spec, loss).mean()
+        entries[f"{name}/loss"] = none_if_undefined(float(mean))
         entries |= {f"{name}/{key}": value for key, value in summary.items()}
         entries |= {
             f"{name}/group/{group}": value["accuracy"]

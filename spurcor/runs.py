@@ -124,8 +124,9 @@ def build(config: TrainConfig) -> tuple[Splits, Method]:
         folder = config.paths.data
         splits = freeze(splits, config.features, config.dataset, folder, config.seed)
     torch.manual_seed(config.seed)
-    backbone = config.backbone.build(info=splits.info)
-    method: Method = config.method.build(backbone=backbone, info=splits.info)
+    info = dataclasses.replace(splits.info, loss=options.loss)
+    backbone = config.backbone.build(info=info)
+    method: Method = config.method.build(backbone=backbone, info=info)
     try:
         method.phases()
     except ValueError as error:

@@ -205,7 +205,7 @@ class Trainer:
             }
             row |= {f"train/{k}": v / progress.images for k, v in progress.sums.items()}
             with untouched(method):
-                row |= evaluate(method.predict, splits)
+                row |= evaluate(method.predict, splits, self.options.loss)
                 for analysis in self.analyses:
                     if analysis.due(progress.epoch):
                         row |= analysis.run(method, splits, progress.epoch)

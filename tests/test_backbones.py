@@ -13,7 +13,9 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
+from training import read
 
+from spurcor import runs
 from spurcor.backbones import vit
 from spurcor.backbones.cifar_resnet import CifarResNet
 from spurcor.backbones.lenet import LeNet
@@ -325,6 +327,18 @@ def test_every_backbone_is_one_graph_to_the_compiler(backbone, x):
     torch._dynamo.reset()
     compiled = torch.compile(backbone, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), expected)
+
+
+def test_a_compiled_backbone_trains_like_another():
+    options = ("backbone=mlp", "backbone.width=8", "train.num_threads=1")
+    grads = []
+    for compiled in ("false", "true"):
+        splits, method = runs.build(read(*options, f"train.compile={compiled}"))
+        assert (method.backbone._compiled_call_impl is not None) == (compiled == "true")
+        batch = splits["train"].fetch(torch.arange(8))
+        method.losses(method.predict(splits.transform(batch.x)), batch.y).mean().backward()
+        grads.append([weight.grad for weight in method.weights()])
+    torch.testing.assert_close(grads[0], grads[1])
 
 
 # --- each of them ---------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from spurcor.streams import Sampling
 
 
 class Erm(Method):
-    """Mean cross-entropy over the batch, drawn as `sampling` says.
+    """Mean loss over the batch, drawn as `sampling` says.
 
     `subsampled` and `group_weighted` are the baselines SUBG and RWG of Idrissi et al. (CLeaR 2022),
     `class_subsampled` and `class_weighted` their SUBY and RWY.
