@@ -1,8 +1,8 @@
 """SCALE (Spurious Correlation via Auxiliary LEarning): two gradients, gated per parameter group.
 
-TRAIN, with its shortcut, is an auxiliary task for TARGET, which has none. A train and a target batch
-give two gradients of the shared backbone; that of TRAIN is weighted, group of parameters by group,
-by how well it agrees with that of TARGET.
+TRAIN, with its shortcut, is an auxiliary task for TARGET, which has none. A train and a target
+batch give two gradients of the shared backbone; that of TRAIN is weighted, group of parameters by
+group, by how well it agrees with that of TARGET.
 """
 
 import logging
@@ -88,14 +88,14 @@ class Groups:
             rest.addcmul_(g_tr.flatten()[self.cut :], w[self.count :])
 
     def _whole(self, g: Tensor) -> Tensor:
-        return g.view(-1)[: self.cut].view(self.count, self.length)
+        whole: Tensor = g.view(-1)[: self.cut].view(self.count, self.length)
+        return whole
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     """Row by row, (G,)."""
-    product = torch.linalg.vecdot(a, b)
-    lengths = torch.linalg.vecdot(a, a).sqrt() * torch.linalg.vecdot(b, b).sqrt()
-    return product / lengths.clamp(min=EPSILON)
+    dot: Callable[[Tensor, Tensor], Tensor] = torch.linalg.vecdot
+    return dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt()).clamp(min=EPSILON)
 
 
 class TwoStreams(Phase):
@@ -203,6 +203,8 @@ class TwoStreams(Phase):
 
     def end(self, run: RunContext) -> None:
         """A picture of the cosines of every layer, epoch by epoch."""
+        if not self.layers:
+            return
         path = run.directory / "plots" / "cosines.png"
         draw_histograms(self.histogram.cpu(), self.layers, "cosine of both gradients", path)
 
