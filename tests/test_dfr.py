@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from sklearn.linear_model import LogisticRegression
 
@@ -55,8 +56,9 @@ def group_accuracies(linear, table, num_groups=4):
 
 @pytest.fixture
 def fits(monkeypatch):
-    """Every (x, target, model) that is fitted."""
-    seen, fit = [], LogisticRegression.fit
+    """Every (x, target, model) that is fitted, in their order: by one thread."""
+    seen, fit, threads = [], LogisticRegression.fit, torch.get_num_threads()
+    torch.set_num_threads(1)
 
     def spy(self, x, y, *args, **options):
         fit(self, x, y, *args, **options)
@@ -64,7 +66,8 @@ def fits(monkeypatch):
         return self
 
     monkeypatch.setattr(LogisticRegression, "fit", spy)
-    return seen
+    yield seen
+    torch.set_num_threads(threads)
 
 
 def rows_in(x, table):
@@ -308,33 +311,31 @@ def test_conf_scale_is_the_published_one(fits):
     np.testing.assert_allclose(2 * fit.linear.weight[1], model.coef_[0], atol=1e-8)
 
 
-class Recorder(dict):
-    """Remembers which of its values were read."""
-
-    def __init__(self, values):
-        super().__init__(values)
-        self.read = set()
-
-    def __getitem__(self, key):
-        self.read.add(str(key))
-        return super().__getitem__(key)
-
-
 @pytest.mark.parametrize(
-    ("split", "tune", "scaler"),
+    ("split", "tune", "scaler", "add_train"),
     [
         choice
         for choice in itertools.product(
-            ("val", "target", "train"), ("half", "val"), ("train", "reweighting", "none")
+            ("val", "target", "train", "split_from_train"),
+            ("half", "val"),
+            ("train", "reweighting", "none"),
+            (False, True),
         )
-        if choice[:2] != ("val", "val")
+        if choice[:2] != ("val", "val") and not (choice[3] and "train" in choice[0])
     ],
 )
-def test_a_fit_needs_the_splits_that_it_says_it_reads(split, tune, scaler):
-    dfr = Dfr(split, tune, scaler=scaler, c_grid=(1.0,), num_retrains=1)
-    tables = Recorder(make_tables())
-    dfr.fit(tables, SPEC, seed=0)
-    assert set(dfr.reads) == tables.read
+def test_a_fit_needs_the_splits_that_it_says_it_reads(split, tune, scaler, add_train):
+    options = {"c_grid": (3.0, 0.3), "num_retrains": 1, "ratio": 0.9}
+    dfr = Dfr(split, tune, scaler=scaler, add_train=add_train, **options)
+    tables = make_tables()
+    read = {name: tables[name] for name in dfr.reads}
+    fit = dfr.fit(read, SPEC, seed=0)
+    for name in dfr.reads:
+        other = make(np.bincount(tables[name].g), seed=9, noise=4.0)
+        changed = dfr.fit({**read, name: other}, SPEC, seed=0)
+        assert not np.allclose(changed.linear.weight, fit.linear.weight) or (
+            changed.tuning != fit.tuning
+        ), name
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -387,5 +388,5 @@ def test_bad_options_are_refused(options, words):
 
 def test_a_single_class_cannot_be_fitted():
     tables = {"target": make([10, 10, 0, 0]), "val": make([5, 5, 5, 5])}
-    with pytest.raises(RunError, match="target split has no two classes"):
+    with pytest.raises(RunError, match="the target split has no sample of class b"):
         Dfr("target", "val", scaler="none").fit(tables, SPEC, seed=0)
