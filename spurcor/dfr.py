@@ -213,7 +213,8 @@ class Dfr:
         gather = functools.partial(_gather, x, fitted.y, everything, added, scale)
         grid = (math.inf,) if self.penalty == "none" else self.c_grid
         sides = [pair for w in self.class_weights for pair in dict.fromkeys([(1.0, w), (w, 1.0)])]
-        candidates = [(c, side) for c in grid for side in sides or [None]]
+        pairs: list[tuple[float, float] | None] = [*sides] or [None]
+        candidates = [(c, side) for c in grid for side in pairs]
         problems = [Problem(gather, c, side) for c, side in candidates]
         heads = [scale.fold(head) for head in self.regression.fit(problems, spec.num_classes)]
         scores, tuning = [], []

@@ -15,7 +15,6 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.machinery import ExtensionFileLoader
-from pathlib import Path
 from queue import SimpleQueue
 from types import ModuleType
 from typing import Any, TypeVar

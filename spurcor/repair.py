@@ -1,16 +1,23 @@
 """Deep Feature Reweighting of a finished run: features from its network, results to its folder."""
 
-from collections.abc import Mapping
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from filelock import FileLock
+from torch import Tensor
 
 from spurcor import checkpoint, results
+from spurcor.backbone import Backbone
 from spurcor.config import Node, TrainConfig, dfr_name, plain
-from spurcor.data import Split, Splits
-from spurcor.dfr import Table
-from spurcor.errors import UserError
-from spurcor.files import read_json, write_json
+from spurcor.data import GroupSpec, Split, Splits
+from spurcor.dfr import Dfr, Fit, Table
+from spurcor.errors import RunError, UserError
+from spurcor.files import read_json, remove_leftovers, replacing, write_json
+from spurcor.lock import Held, holder, lock_of, locked
 from spurcor.method import Method
 from spurcor.metrics import apply
 from spurcor.tracking import Record, Trackers
@@ -25,59 +32,139 @@ def repair(
     method: Method,
     trackers: Trackers,
 ) -> Path:
-    """Deep Feature Reweighting of a finished run, unless it is there; returns its folder."""
+    """Deep Feature Reweighting of a finished run, unless it is there; returns its folder.
+
+    Raises `Held` where another process makes the same one. Others of the same run may be made
+    meanwhile.
+    """
     folder = directory / "dfr" / dfr_name(node)
     if (folder / "result.json").exists():
         return folder
     trained = read_json(directory / "result.json")["run"]
     refuse_leak(trained["splits"], splits)
-    dfr = node.build()
+    guard = config.paths.outputs / ".guard"
+    with locked(lock_of(folder), guard):
+        remove_leftovers(folder)
+        if (folder / "result.json").exists():
+            return folder
+        if not (directory / "done").exists():
+            raise UserError(f"run={directory} has been set aside meanwhile")
+        part = _make(folder, trained["seed"], node, splits, method)
+        with FileLock(guard):
+            write_json(folder / "result.json", part)
+            results.write_result(directory)
+        trackers.report(Record.of_dfr(directory, folder, node, config))
+    return folder
+
+
+def repairing(directory: Path) -> Iterator[Held]:
+    """Who is making repairs of a run now."""
+    for lock in sorted(directory.glob("dfr/*.lock")):
+        if (owner := holder(lock)) is not None:
+            yield Held(lock, owner)
+
+
+def pooling_of(dfr: Dfr, backbone: Backbone) -> dict[str, Any]:
+    """The argument by which a backbone's features are pooled; empty for its own way."""
+    if dfr.pooling is None:
+        return {}
+    if "pooling" not in inspect.signature(backbone.features).parameters:
+        raise UserError(
+            f"dfr.pooling={dfr.pooling}: {type(backbone).__name__} pools in one way only; say null"
+        )
+    return {"pooling": dfr.pooling}
+
+
+def _make(folder: Path, seed: int, node: Node, splits: Splits, method: Method) -> dict[str, Any]:
+    """Everything but result.json, of which the content is returned."""
+    dfr: Dfr = node.build()
     layer = method.backbone.layer(dfr.layer)
     name = {"last": "last.safetensors", "selected": "model.safetensors"}[dfr.weights]
-    checkpoint.load_weights(method, directory / name)
+    checkpoint.load_weights(method, folder.parents[1] / name)
     folder.mkdir(parents=True, exist_ok=True)
+    features = _features(dfr, method.backbone, layer)
     with untouched(method):
-        features = {
-            name: apply(
-                lambda x: method.backbone.features(x, [layer])[layer],
-                splits[name],
-                splits.transform,
-            )
-            for name in dfr.reads
-        }
-        tables = {
-            name: Table(
-                x.double().cpu().numpy(),
-                splits[name].y.cpu().numpy(),
-                splits[name].g.cpu().numpy(),
-            )
-            for name, x in features.items()
-        }
-        fit = dfr.fit(tables, splits.info.spec, trained["seed"])
-        device = splits.device
-        weight = torch.from_numpy(fit.linear.weight).to(device)
-        bias = torch.from_numpy(fit.linear.bias).to(device)
+        tables = {name: _table(features, splits, name) for name in dfr.reads}
+        try:
+            fit = dfr.fit(tables, splits.info.spec, seed, splits.device)
+        except RunError as error:
+            raise RunError(f"{error} (features of layer {layer})") from error
+        weight = torch.from_numpy(fit.linear.weight).to(splits.device)
+        bias = torch.from_numpy(fit.linear.bias).to(splits.device)
         reports = results.predict_all(
-            lambda x: method.backbone.features(x, [layer])[layer].double() @ weight.T + bias,
-            splits,
-            folder / "predictions.npz",
+            lambda x: features(x).double() @ weight.T + bias, splits, folder / "predictions.npz"
         )
+    checkpoint.save_weights(
+        folder / "weights.safetensors", {"weight": weight.cpu(), "bias": bias.cpu()}
+    )
+    draw_tuning(folder / "plots" / "tuning.png", fit, splits.info.spec)
     fitted_on_val = dfr.split is Split.VAL
-    part = {
+    return {
         "options": plain(node.arguments),
         "layer": layer,
         "c": fit.c,
+        "class_weight": None if fit.class_weight is None else list(fit.class_weight),
+        "tuning": list(fit.tuning),
         **reports,
         "val": None if fitted_on_val else reports["val"],
         "val_is": "none" if fitted_on_val else "held_out",
     }
-    checkpoint.save_weights(
-        folder / "weights.safetensors", {"weight": weight.cpu(), "bias": bias.cpu()}
-    )
-    write_json(folder / "result.json", part)
-    results.write_result(directory)
-    trackers.report(Record.of_dfr(directory, folder, node, config))
-    return folder
+
+
+def _features(dfr: Dfr, backbone: Backbone, layer: str) -> Callable[[Tensor], Tensor]:
+    pooling = pooling_of(dfr, backbone)
+    return lambda x: backbone.features(x, [layer], **pooling)[layer]
+
+
+def _table(features: Callable[[Tensor], Tensor], splits: Splits, name: str) -> Table:
+    """Features and labels of a split as it is evaluated; TRAIN too is not augmented."""
+    split = splits[name]
+    x = apply(features, split, splits.transform)
+    return Table(x.double().cpu().numpy(), split.y.cpu().numpy(), split.g.cpu().numpy())
+
+
+def draw_tuning(path: Path, fit: Fit, spec: GroupSpec) -> None:
+    """Worst-group accuracy on the tuning data over C, a line per class weight, or over the epoch.
+
+    Nothing is drawn where there was nothing to choose.
+    """
+    from matplotlib import rc_context
+
+    from spurcor.reports.drawings import MOST, Drawing, Panel, Series
+    from spurcor.reports.plots import STYLE, draw
+
+    over = "epoch" if any("epoch" in row for row in fit.tuning) else "c"
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in fit.tuning:
+        if row[over] is None or row["worst"] is None:
+            continue
+        weights = row.get("class_weight")
+        label = f"fit {row['fit'] + 1}" if "fit" in row else "all classes alike"
+        if weights is not None:
+            names = zip(spec.classes, weights, strict=True)
+            label = ", ".join(f"{name} {weight:g}" for name, weight in names)
+        lines.setdefault(label, []).append((row[over], 100 * row["worst"]))
+    if not lines:
+        return
+    series = [
+        Series(
+            label, style, [x for x, _ in sorted(points)], [y for _, y in sorted(points)],
+            y_bars=[0.0] * len(points),
+        )
+        for style, (label, points) in enumerate(list(lines.items())[:MOST])
+    ]  # fmt: skip
+    best = fit.c if over == "c" else None
+    title = "vertical: the one chosen" if best is not None else ""
+    drawing = Drawing(
+        "tuning", "", over if over == "epoch" else "C", "tuning accuracy, worst group (%)",
+        [Panel(title, series, mark=best)],
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rc_context(STYLE), replacing(path) as beside:
+        figure = draw(dataclasses.asdict(drawing))
+        if over == "c":
+            figure.axes[0].set_xscale("log")
+        figure.savefig(beside, format="png", dpi=150)
 
 
 def refuse_leak(trained: Mapping[str, str], splits: Splits) -> None:

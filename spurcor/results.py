@@ -40,7 +40,11 @@ def predict_all(predict: Callable[[Tensor], Tensor], splits: Splits, path: Path)
 
 
 def write_result(directory: Path, trained: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Rebuild result.json from the training's part and those of its DFR folders."""
+    """Rebuild result.json from the training's part and those of its DFR folders.
+
+    Repairs of a run may end at the same time: whoever rebuilds last must have seen all parts, so
+    the caller holds a lock.
+    """
     path = directory / "result.json"
     parts = dict(trained) if trained is not None else read_json(path)
     parts["dfr"] = {

@@ -23,7 +23,7 @@ from spurcor.errors import RunError, UserError
 from spurcor.files import read_json, read_lines, remove_leftovers, write_text
 from spurcor.lock import Held, holder, lock_of, locked
 from spurcor.method import Method, RunContext
-from spurcor.repair import repair
+from spurcor.repair import pooling_of, repair, repairing
 from spurcor.tracking import Record, Trackers
 from spurcor.trainer import Interrupted, Trainer, untouched
 
@@ -181,9 +181,12 @@ def execute(
     try:
         with locked(lock, config.paths.outputs / ".guard"):
             if config.rerun:
+                for held in repairing(directory):
+                    raise held
                 set_aside(directory)
             directory.mkdir(exist_ok=True)
-            remove_leftovers(directory)
+            if not (directory / "done").exists():  # else another process may be repairing it
+                remove_leftovers(directory)
             with ExitStack() as stack:
                 stack.enter_context(logged(directory / "train.log"))
                 process = psutil.Process().create_time()
@@ -202,7 +205,7 @@ def execute(
                             return outcome
                     if config.dfr is not None:
                         repair(directory, config, config.dfr, splits, method, trackers)
-                except UserError:
+                except (UserError, Held):
                     raise
                 except Exception as error:
                     return _failed(directory, error, terminal)
@@ -228,10 +231,13 @@ def validate(config: TrainConfig) -> None:
 def _refuse_impossible(node: Node, splits: Splits, method: Method) -> None:
     """What a repair would fail on after hours of training."""
     dfr = node.build()
-    splits.info.spec.require_groups("Deep Feature Reweighting (dfr=none leaves it out)")
+    spec = splits.info.spec
+    spec.require_groups("Deep Feature Reweighting (dfr=none leaves it out)")
     for name in dfr.reads:
         splits[name]
+    dfr.check({name: split.group_counts.cpu() for name, split in splits.data.items()}, spec)
     method.backbone.layer(dfr.layer)
+    pooling_of(dfr, method.backbone)
 
 
 def _refuse_blind_selection(options: TrainOptions, splits: Splits) -> None:
@@ -254,26 +260,25 @@ def _refuse_blind_selection(options: TrainOptions, splits: Splits) -> None:
 
 
 def retrain(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome:
-    """Repair a finished run, rebuilt from its own configuration."""
+    """Repair a finished run, rebuilt from its own configuration.
+
+    The run itself is not locked, so that several repairs of it go on at once; each is.
+    """
     node = config.dfr
     assert node is not None
     if not (directory / "done").exists():
         raise UserError(f"run={directory} is not finished; the command that began it goes on")
     if (directory / "dfr" / dfr_name(node) / "result.json").exists():
         return _report(config, directory, terminal, "was repaired like this before")
-    lock = lock_of(directory)
-    if (owner := holder(lock)) is not None:
-        return _held(directory, Held(lock, owner), terminal)
     splits, method = build(config)
     _refuse_impossible(node, splits, method)
     try:
         with ExitStack() as stack:
-            stack.enter_context(locked(lock, config.paths.outputs / ".guard"))
             stack.enter_context(logged(directory / "train.log"))
             trackers = Trackers.open(config, stack)
             repair(directory, config, node, splits, method, trackers)
     except Held as held:
-        return _held(directory, held, terminal)
+        return _held(directory / "dfr" / dfr_name(node), held, terminal)
     return _report(config, directory, terminal, "repaired")
 
 

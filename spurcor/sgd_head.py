@@ -59,9 +59,9 @@ def fit_sgd(
         best, lowest, since = Linear(np.empty(0), np.empty(0)), float("inf"), 0
         for epoch in range(1, options.epochs + 1):
             order = torch.randperm(len(y), generator=generator).to(device)
-            for indices in order.split(options.batch_size):
+            for indices in torch.split(order, options.batch_size):
                 optimizer.zero_grad()
-                F.cross_entropy(layer(x[indices]), y[indices]).backward()
+                torch.autograd.backward(F.cross_entropy(layer(x[indices]), y[indices]))
                 optimizer.step()
             with torch.no_grad():
                 logits = layer(to_judge)

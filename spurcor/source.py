@@ -23,15 +23,17 @@ log = logging.getLogger(__name__)
 class DataSource(ABC):
     """What a file in conf/dataset builds: a data set, with the options that every one of them has.
 
-    `drop_groups` (class/attribute) leave TRAIN. `target_fraction` of VAL, per group, becomes
-    TARGET. `num_train`, `num_val`, `num_test` (also of named test sets) keep at most that many
-    samples in the proportions of the groups, at least one of each; `subset_size` is all three.
-    `split_seed` draws them. `store` keeps images on `disk` (memory-mapped), in `memory` or on the
-    training `device`; `workers` processes read batches ahead.
+    `drop_groups` (class/attribute) leave TRAIN. `target_fraction` of VAL, or of TRAIN
+    (`target_from`), per group, becomes TARGET. `num_train`, `num_val`, `num_test` (also of named
+    test sets) keep at most that many samples in the proportions of the groups, at least one of
+    each; `subset_size` is all three. `split_seed` draws them. `store` keeps images on `disk`
+    (memory-mapped), in `memory` or on the training `device`; `workers` processes read batches
+    ahead.
     """
 
     transform: Transform
     target_fraction: float = 0.0
+    target_from: Literal["val", "train"] = "val"
     subset_size: int | None = None
     num_train: int | None = None
     num_val: int | None = None
@@ -87,8 +89,10 @@ class DataSource(ABC):
                     f"dataset.target_fraction={self.target_fraction}: this data set has a TARGET of"
                     " its own; say dataset.target_fraction=0"
                 )
-            kept[Split.VAL], kept[Split.TARGET] = self._take_target(groups[Split.VAL])
-            origin[Split.TARGET] = Split.VAL
+            origin[Split.TARGET] = self.target_from
+            remaining = kept[self.target_from]
+            rest, taken = self._take_target(groups[self.target_from][remaining])
+            kept[self.target_from], kept[Split.TARGET] = remaining[rest], remaining[taken]
         keys = {str(Split.TRAIN): "num_train", str(Split.VAL): "num_val"}
         for name in groups:
             key = keys.get(name, "num_test")
@@ -116,15 +120,15 @@ class DataSource(ABC):
         return kept
 
     def _take_target(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions of what stays VAL, and of what becomes TARGET."""
+        """Positions of what stays where it was, and of what becomes TARGET."""
         shuffled = torch.randperm(len(g), generator=self._generator("target"))
         taken = torch.zeros(len(g), dtype=torch.bool)
         for members in members_by(g, shuffled):
             taken[members[: round(self.target_fraction * len(members))]] = True
         if not taken.any() or taken.all():
             raise UserError(
-                f"dataset.target_fraction={self.target_fraction} of {len(g)} validation samples"
-                " leaves target or val empty"
+                f"dataset.target_fraction={self.target_fraction} of {len(g)} {self.target_from}"
+                f" samples leaves target or {self.target_from} empty"
             )
         return (~taken).nonzero().squeeze(1), taken.nonzero().squeeze(1)
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spurcor.config import flat
+
 Row = Mapping[str, Any]
 
 
@@ -113,8 +115,8 @@ def _repairs(parts: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Mapping[str,
     for name, value in parts.items():
         part = _mapping(value, f"dfr {name} is not a repair's result")
         options = _mapping(part.get("options"), f"dfr {name} holds no options")
-        flat = {f"dfr.{key}": _hashable(option) for key, option in options.items()}
-        yield name, (flat, _as_row(part))
+        keys = flat("dfr", options)
+        yield name, ({key: _hashable(option) for key, option in keys.items()}, _as_row(part))
 
 
 def _as_row(result: Mapping[str, Any]) -> Row:
