@@ -97,7 +97,7 @@ class Dfr:
                 )
         if add_train and self.split is Split.TRAIN:
             raise ValueError(f"add_train=true adds to val or target, and split={split} is of train")
-        if head == "sgd" and (penalty, loss, class_weights) != ("none", "logistic", ()):
+        if head == "sgd" and (penalty, loss, len(class_weights)) != ("none", "logistic", 0):
             raise ValueError(
                 "head=sgd is trained on cross-entropy: say penalty=none (sgd.weight_decay shrinks),"
                 " loss=logistic and class_weights=[]"

@@ -84,6 +84,17 @@ def test_a_quarter_of_val():
     assert counts(data["val"]) == [15, 15, 4, 4]
 
 
+def test_target_may_be_a_share_of_what_train_keeps():
+    data = made(target_fraction=0.2, target_from="train", drop_groups=("land/sea",))
+    whole = made(drop_groups=("land/sea",))["train"]
+    assert counts(data["target"]) == [round(0.2 * count) for count in counts(whole)]
+    both = torch.cat([data["target"].source, data["train"].source])
+    assert torch.equal(both.sort()[0], whole.source.sort()[0])
+    assert counts(data["val"]) == COUNTS["val"]
+    with pytest.raises(UserError, match="of 100 train samples leaves target or train empty"):
+        made(target_fraction=0.001, target_from="train")
+
+
 def test_sizes_keep_proportions_and_every_group():
     data = made(num_train=20, num_val=26, num_test=8)
     assert counts(data["train"]) == [12, 1, 1, 6]
