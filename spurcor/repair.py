@@ -51,8 +51,10 @@ def repair(
             raise UserError(f"run={directory} has been set aside meanwhile")
         part = _make(folder, trained["seed"], node, splits, method)
         with FileLock(guard):
-            write_json(folder / "result.json", part)
-            results.write_result(directory)
+            for path in directory.glob(".result.json.*.tmp"):  # of a process killed just here
+                path.unlink()
+            results.write_result(directory, repairs={folder.name: part})
+            write_json(folder / "result.json", part)  # last: what is there is in the other, too
         trackers.report(Record.of_dfr(directory, folder, node, config))
     return folder
 

@@ -39,17 +39,20 @@ def predict_all(predict: Callable[[Tensor], Tensor], splits: Splits, path: Path)
     return reports
 
 
-def write_result(directory: Path, trained: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Rebuild result.json from the training's part and those of its DFR folders.
+def write_result(
+    directory: Path,
+    trained: Mapping[str, Any] | None = None,
+    repairs: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Rebuild result.json from the training's part, those of its DFR folders and those given.
 
     Repairs of a run may end at the same time: whoever rebuilds last must have seen all parts, so
     the caller holds a lock.
     """
     path = directory / "result.json"
     parts = dict(trained) if trained is not None else read_json(path)
-    parts["dfr"] = {
-        part.parent.name: read_json(part) for part in sorted(directory.glob("dfr/*/result.json"))
-    }
+    found = {part.parent.name: read_json(part) for part in directory.glob("dfr/*/result.json")}
+    parts["dfr"] = dict(sorted({**found, **(repairs or {})}.items()))
     write_json(path, parts)
     return parts
 

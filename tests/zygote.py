@@ -13,11 +13,13 @@ import sys
 import traceback
 from pathlib import Path
 
+import matplotlib.figure  # noqa: F401
 import mlflow  # noqa: F401
 import sklearn.linear_model  # noqa: F401
 import torch  # noqa: F401
 from mlflow import MlflowClient  # noqa: F401
 
+import spurcor.reports.plots
 import spurcor.runs
 import spurcor.tracking.mlflow  # noqa: F401
 from spurcor import cli
