@@ -165,7 +165,9 @@ def draw_tuning(path: Path, fit: Fit, spec: GroupSpec) -> None:
     with rc_context(STYLE), replacing(path) as beside:
         figure = draw(dataclasses.asdict(drawing))
         if over == "c":
-            figure.axes[0].set_xscale("log")
+            axes = figure.axes[0]
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
         figure.savefig(beside, format="png", dpi=150)
 
 
