@@ -11,7 +11,6 @@ from safetensors.numpy import load_file
 from training import read
 
 from spurcor import checkpoint, repair, runs
-from spurcor.config import Node
 from spurcor.data import GroupSpec
 from spurcor.dfr import Dfr, Fit, Linear
 from spurcor.errors import UserError
@@ -100,6 +99,19 @@ def test_retrains_of_one_run_at_once_all_succeed(command_line, finished):
     assert not list(run.rglob("*.tmp"))
 
 
+def test_layers_one_after_the_other_by_one_command(command_line, finished, tmp_path):
+    run, outputs = finished
+    before = set(parts(run))
+    command = (f"run={run}", f"paths.outputs={outputs}", "tracker=none", "dfr=target")
+    ended = command_line.run(
+        "retrain", *command, "dfr.num_retrains=2", "-m", "dfr.layer=layer_1,layer_2", cwd=tmp_path
+    )
+    assert ended.code == 0, ended.err
+    made = {name: part for name, part in parts(run).items() if name not in before}
+    assert {part["layer"] for part in made.values()} == {"layer_1", "layer_2"}
+    assert list(tmp_path.iterdir()) == []  # Hydra owns no folder
+
+
 def hold(path):
     """A lock as a live process, this one, would have it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,21 +120,17 @@ def hold(path):
 
 def test_the_same_repair_is_made_once(command_line, finished):
     run, _ = finished
-    lock = run / "dfr" / "target-made.lock"
     options = ("dfr=target", "dfr.num_retrains=7")
     started = [retrain(command_line, finished, *options) for _ in range(2)]
     ended = [one.wait() for one in started]
     assert [one.code for one in ended] == [0, 0]
     made = [p for p in parts(run).values() if p["options"]["num_retrains"] == 7]
     assert len(made) == 1
-    assert not lock.exists()
+    assert not list(run.glob("dfr/*.lock"))
 
 
 def test_a_repair_under_way_is_held_and_keeps_the_run_from_being_set_aside(command_line, finished):
     run, outputs = finished
-    (name,) = [
-        name for name, part in parts(run).items() if part["options"]["num_retrains"] == 7
-    ] or [None]
     options = ("dfr=target", "dfr.num_retrains=6")
     assert retrain(command_line, finished, *options).wait().code == 0
     (name,) = [n for n, part in parts(run).items() if part["options"]["num_retrains"] == 6]
@@ -267,8 +275,3 @@ def test_nested_options_are_columns_of_reports():
     part = {"options": {"head": "sgd", "sgd": {"lr": 0.1}}, "val": report, "test": report}
     ((_, (options, _)),) = _repairs({"target-1": part})
     assert options == {"dfr.head": "sgd", "dfr.sgd.lr": 0.1}
-
-
-def test_options_of_nodes_are_told_apart():
-    one = Node("dfr", "spurcor.dfr.Dfr", {"split": "val"})
-    assert one.hashed() == {"_target_": "spurcor.dfr.Dfr"}
