@@ -1,7 +1,6 @@
 """Deep Feature Reweighting of a finished run: features from its network, results to its folder."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,17 +65,6 @@ def repairing(directory: Path) -> Iterator[Held]:
             yield Held(lock, owner)
 
 
-def pooling_of(dfr: Dfr, backbone: Backbone) -> dict[str, Any]:
-    """The argument by which a backbone's features are pooled; empty for its own way."""
-    if dfr.pooling is None:
-        return {}
-    if "pooling" not in inspect.signature(backbone.features).parameters:
-        raise UserError(
-            f"dfr.pooling={dfr.pooling}: {type(backbone).__name__} pools in one way only; say null"
-        )
-    return {"pooling": dfr.pooling}
-
-
 def _make(folder: Path, seed: int, node: Node, splits: Splits, method: Method) -> dict[str, Any]:
     """Everything but result.json, of which the content is returned."""
     dfr: Dfr = node.build()
@@ -114,8 +102,7 @@ def _make(folder: Path, seed: int, node: Node, splits: Splits, method: Method) -
 
 
 def _features(dfr: Dfr, backbone: Backbone, layer: str) -> Callable[[Tensor], Tensor]:
-    pooling = pooling_of(dfr, backbone)
-    return lambda x: backbone.features(x, [layer], **pooling)[layer]
+    return lambda x: backbone.features(x, [layer], dfr.pooling)[layer]
 
 
 def _table(features: Callable[[Tensor], Tensor], splits: Splits, name: str) -> Table:

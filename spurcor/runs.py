@@ -23,7 +23,7 @@ from spurcor.errors import RunError, UserError
 from spurcor.files import read_json, read_lines, remove_leftovers, write_text
 from spurcor.lock import Held, holder, lock_of, locked
 from spurcor.method import Method, RunContext
-from spurcor.repair import pooling_of, repair, repairing
+from spurcor.repair import repair, repairing
 from spurcor.tracking import Record, Trackers
 from spurcor.trainer import Interrupted, Trainer, untouched
 
@@ -237,7 +237,7 @@ def _refuse_impossible(node: Node, splits: Splits, method: Method) -> None:
         splits[name]
     dfr.check({name: split.group_counts.cpu() for name, split in splits.data.items()}, spec)
     method.backbone.layer(dfr.layer)
-    pooling_of(dfr, method.backbone)
+    method.backbone.size(dfr.layer, dfr.pooling)
 
 
 def _refuse_blind_selection(options: TrainOptions, splits: Splits) -> None:

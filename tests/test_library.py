@@ -114,7 +114,7 @@ def test_the_notebook_runs(tmp_path):
     write_all(tmp_path / "data")
     notebook = nbformat.read(REPO / "scripts" / "sandbox.ipynb", 4)
     (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    small = [*OPTIONS["mnist_cues"], "tracker=none", "dataset.square_size=5"]
+    small = [*OPTIONS["mnist_cues"], "tracker=none", "dfr.c_grid=[1000.0]"]
     parameters.source = (
         f"data, outputs, epochs = {str(tmp_path / 'data')!r}, {str(tmp_path / 'out')!r}, 2\n"
         f"small = {small!r}"
