@@ -47,9 +47,9 @@ def test_a_method_resumes_exactly_from_every_kind_of_moment(method, tmp_path):
     folder.mkdir()
     whole, straight = trainer_of(cfg, folder)
     whole.fit(straight)
-    num_steps = 4
-    assert whole.progress.steps == 2 * num_steps
-    for moment in (1, num_steps - 1, num_steps, num_steps + 2, 2 * num_steps):
+    num_steps = whole.progress.steps // 2
+    assert num_steps >= 2
+    for moment in sorted({1, num_steps - 1, num_steps, num_steps + 1, 2 * num_steps}):
         at = tmp_path / f"at{moment}"
         at.mkdir()
         first, broken = trainer_of(cfg, at)
@@ -98,7 +98,9 @@ def test_what_training_draws_is_the_same_after_a_resume(tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_learns_the_tiny_set(method, tmp_path):
-    cfg = read(f"method={method}", "method.epochs=4", "dataset.tint=0", "dataset.strength=0.5")
+    epochs = 12 if method == "erm_target" else 4  # its epochs are of 300 images, not 797
+    options = (f"method.epochs={epochs}", "dataset.tint=0", "dataset.strength=0.5")
+    cfg = read(f"method={method}", *options)
     trainer, trained = trainer_of(cfg, tmp_path)
     trainer.fit(trained)
     rows = rows_of(tmp_path)
@@ -211,7 +213,8 @@ def test_a_sweep_file_composes_and_has_its_number_of_points(name):
     some = points[:: max(1, len(points) // 12)]  # composing takes a tenth of a second each
     checked = [read(f"+sweeps={name}", *point) for point in some]
     assert {one.sweep for one in checked} == {cfg.sweep}
-    assert len({one.directory for one in checked}) == len(some)
+    # A point is a run, or another repair of one.
+    assert len({(one.directory, tuple(one.needs)) for one in checked}) == len(some)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

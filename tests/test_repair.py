@@ -190,7 +190,10 @@ def build(*overrides):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("dfr=val", "dfr.pooling=max"), "pooling=max does not fit layer=layer_2; its output is a vector"),
+        (
+            ("dfr=val", "dfr.pooling=max"),
+            "pooling=max does not fit layer=layer_2; its output is a vector",
+        ),
         (("dfr=val", "dfr.layer=5"), "layer=5 does not exist"),
         (("dfr=train", "dataset.drop_groups=[small/red]"), None),
     ],

@@ -266,7 +266,7 @@ def test_every_loss_moves_what_it_is_for():
         loss = F.cross_entropy(getattr(one, head)(one.backbone(batch.x)), batch.y)
         (grad,) = torch.autograd.grad(loss, [getattr(one, head).weight])
         moved = getattr(method, head).weight - getattr(start, head).weight
-        scale = float((moved * grad).sum() / grad.square().sum())
+        scale = float(((moved * grad).sum() / grad.square().sum()).detach())
         assert scale < 0
         decay = moved - scale * grad  # weight decay, if any
         assert decay.norm() < 0.2 * moved.norm()

@@ -182,7 +182,7 @@ def test_bad_options_are_refused_in_a_sentence(options, sentence):
 def test_a_data_set_with_a_target_needs_no_share_of_val():
     source = Made(target_fraction=0.5)
     with pytest.raises(UserError, match="has a TARGET of its own; say dataset"):
-        source.select({"train": torch.zeros(4), "target": torch.zeros(2), "val": torch.zeros(2)})
+        source.select(dict.fromkeys(("train", "target", "val"), torch.zeros(4)), SPEC)
 
 
 # --- photographs ----------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ class Photos(DataSource):
             "val": torch.arange(20, 32),
             "test": torch.arange(32, 40),
         }
-        return Photographs(root, names, g // 2, g % 2, members)
+        return Photographs(SPEC, root, names, g // 2, g % 2, members)
 
 
 AUGMENT = {"size": 24, "resize": 28, "crop": 24, "augment": True, "short": 30}
@@ -299,9 +299,10 @@ def test_fingerprints_do_not_depend_on_where_and_when(root, tmp_path):
 
 def test_known_counts_are_compared(root, caplog):
     photos = Photos(transform=Photo(**AUGMENT)).load(root)
-    photos.warn_of_counts(SPEC, {"train": [5, 5, 5, 5], "val": [3, 3, 3, 3]})
+    official = {"train": [5, 5, 5, 5], "val": [3, 3, 3, 3], "test": [2, 2, 2, 2]}
+    photos.warn_of_counts(official)
     assert not caplog.records
-    photos.warn_of_counts(SPEC, {"train": [5, 6, 5, 4]})
+    photos.warn_of_counts(official | {"train": [5, 6, 5, 4]})
     (record,) = caplog.records
     assert "train split is not the published one" in record.getMessage()
     assert "land/sea 5 instead of 6, water/sea 5 instead of 4" in record.getMessage()
