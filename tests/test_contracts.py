@@ -18,7 +18,7 @@ METHODS = [name for name in ALL_METHODS if name != "frozen"]  # the one that tra
 DATASETS = sorted(path.stem for path in (CONF / "dataset").glob("*.yaml"))
 OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
 BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
-SWEEPS = {"digits/main": 15, "digits/random": 48, "mnist_cues/dfr": 6}
+SWEEPS = {"digits/main": 25, "digits/random": 48, "mnist_cues/dfr": 6}
 
 
 class CrashError(Exception):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from training import read, rows_of, trainer_of
 
 from spurcor import runs
@@ -271,6 +272,28 @@ def test_every_loss_moves_what_it_is_for():
         decay = moved - scale * grad  # weight decay, if any
         assert decay.norm() < 0.2 * moved.norm()
     assert not torch.equal(method.head.weight, method.train_head.weight)
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that are read off a tensor, for which a device would be waited."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **kwargs or {})
+
+
+def test_a_step_waits_for_no_device():
+    _, phase, feeds = phase_of("optimizer=sgd")
+    for _ in range(2):
+        batches = {role: next(feed) for role, feed in feeds.items()}
+        with Reads() as reads:
+            phase.step(batches)
+        assert reads.count == 0
+    with Reads() as reads:
+        float(torch.ones(1))
+    assert reads.count == 1
 
 
 def test_prediction_uses_the_head_of_the_target():
