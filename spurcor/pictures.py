@@ -14,10 +14,11 @@ def draw_histograms(counts: Tensor, names: Sequence[str], title: str, path: Path
     """For each name a map of counts (epochs, names, bins) over [-1, 1]; every epoch is scaled."""
     from matplotlib.figure import Figure
 
-    rows = -(-len(names) // COLUMNS)
-    figure = Figure(figsize=(2.4 * COLUMNS, 1.9 * rows + 0.6), layout="constrained")
+    columns = min(COLUMNS, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(2.4 * columns, 1.9 * rows + 0.6), layout="constrained")
     figure.suptitle(f"{title}, by epoch (from the top)", fontsize=10)
-    axes = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
     shares = counts / counts.amax(dim=2, keepdim=True).clamp(min=1)
     for axis in axes[len(names) :]:
         axis.set_axis_off()
@@ -26,6 +27,8 @@ def draw_histograms(counts: Tensor, names: Sequence[str], title: str, path: Path
         axis.imshow(shares[:, i].numpy(), aspect="auto", extent=extent, cmap="magma_r")
         axis.axvline(0, color="grey", linewidth=0.5)
         axis.set_title(name, fontsize=7)
+        axis.set_xticks([-1, 0, 1])
+        axis.yaxis.get_major_locator().set_params(integer=True)
         axis.tick_params(labelsize=6)
     path.parent.mkdir(exist_ok=True)
     with replacing(path) as beside:

@@ -199,6 +199,8 @@ class Trackers:
         for name in ("config.yaml", "result.json"):
             if (path := record.directory / name).exists():
                 self._each("artifact", record, path)
+        for path in sorted(record.directory.glob("plots/*.png")):
+            self._each("artifact", record, path, "plots")
         self.finish(record, "FINISHED")
 
     def attach(self, record: Record, paths: Iterable[Path], folder: str) -> None:
