@@ -19,7 +19,7 @@ from torch import Tensor
 
 from spurcor.config import Loss
 from spurcor.errors import UserError
-from spurcor.images import AnyImages, Images
+from spurcor.images import Images
 from spurcor.transforms import Transform
 
 if TYPE_CHECKING:
@@ -111,12 +111,12 @@ class GroupedDataset:
     def __init__(
         self,
         spec: GroupSpec,
-        images: AnyImages | Tensor,
+        images: Images | Tensor,
         y: Tensor,
         a: Tensor,
         source: Tensor,
         rows: Tensor | None = None,
-        train_images: AnyImages | None = None,
+        train_images: Images | None = None,
         train_rows: Tensor | None = None,
     ) -> None:
         """`source` (N, ...) int64 says which sample of the original data each row is made of."""
@@ -177,7 +177,7 @@ class GroupedDataset:
             self.train_rows[indices],
         )
 
-    def moved(self, device: torch.device, images: Mapping[int, AnyImages]) -> "GroupedDataset":
+    def moved(self, device: torch.device, images: Mapping[int, Images]) -> "GroupedDataset":
         """The split with its labels on a device, and other arrays in the place of its images."""
         return GroupedDataset(
             self.spec,
@@ -253,9 +253,7 @@ class Splits:
         return {name: split.fingerprint for name, split in self.data.items()}
 
 
-def _place(
-    arrays: Mapping[int, AnyImages], store: str, device: torch.device
-) -> dict[int, AnyImages]:
+def _place(arrays: Mapping[int, Images], store: str, device: torch.device) -> dict[int, Images]:
     """Arrays of images on the disk, in memory, or on the device if they leave room for training."""
     if store == "disk":
         return dict(arrays)

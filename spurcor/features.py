@@ -16,7 +16,7 @@ from spurcor.console import tracked
 from spurcor.data import GroupedDataset, Splits
 from spurcor.errors import RunError, UserError
 from spurcor.files import replacing
-from spurcor.images import AnyImages, Images
+from spurcor.images import Images
 from spurcor.metrics import EVALUATION_BATCH
 from spurcor.seeding import derive_seed
 from spurcor.store import place_of
@@ -35,7 +35,7 @@ class Fixed(Transform):
         """Nothing is random here."""
         return None
 
-    def gather(self, stored: AnyImages, rows: Tensor, parameters: Tensor) -> Tensor:
+    def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
         """The features as they are."""
         return stored.take(rows)
 

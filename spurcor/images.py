@@ -65,7 +65,7 @@ class Images:
         return _hash(self.pixels[rows[:: max(1, len(rows) // 1000)]])
 
 
-class RaggedImages:
+class RaggedImages(Images):
     """M images of 3 channels, each of its own size, one after the other in one array of bytes."""
 
     def __init__(
@@ -77,24 +77,14 @@ class RaggedImages:
         mapped: bool = False,
     ) -> None:
         """`pixels` (bytes,) uint8, see `shaped`; `sizes` (M, 2) height and width."""
-        self.pixels, self.signature, self.mapped = pixels, signature, mapped
-        self.interleaved = interleaved
+        super().__init__(pixels, signature, mapped)
+        self.interleaved, self._signature = interleaved, signature
         self._sizes = sizes.long()
         ends = torch.cumsum(3 * self._sizes.prod(1), 0)
         self._offsets = torch.cat([torch.zeros(1, dtype=torch.int64), ends]).tolist()
 
     def __len__(self) -> int:
         return len(self._sizes)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the bytes are."""
-        return self.pixels.device
-
-    @property
-    def num_bytes(self) -> int:
-        """What they take."""
-        return self.pixels.numel()
 
     def view(self, row: int) -> Tensor:
         """One image (3, H, W), not copied."""
@@ -112,21 +102,10 @@ class RaggedImages:
             "the images are of different sizes; choose a dataset/transform that resizes them"
         )
 
-    def crop(self, rows: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
-        """`crop` of the images at `rows`."""
-        return crop([self.view(row) for row in rows.tolist()], boxes, flips, size)
-
     def to(self, device: torch.device) -> "RaggedImages":
         """The same on a device; off the disk if they were memory-mapped."""
         pixels = _moved(self.pixels, self.mapped, device)
-        return RaggedImages(pixels, self._sizes, self.signature, self.interleaved)
-
-    def digest(self, rows: Tensor) -> bytes:
-        """Hash of the signatures at `rows`."""
-        return _hash(self.signature[rows])
-
-
-AnyImages = Images | RaggedImages
+        return RaggedImages(pixels, self._sizes, self._signature, self.interleaved)
 
 
 def shaped(pixels: Tensor, count: int, height: int, width: int, interleaved: bool) -> Tensor:

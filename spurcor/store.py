@@ -25,7 +25,7 @@ from torch import Tensor
 
 from spurcor.errors import UserError
 from spurcor.files import replacing_folder, write_json
-from spurcor.images import AnyImages, Images, RaggedImages, shaped
+from spurcor.images import Images, RaggedImages, shaped
 from spurcor.transforms import Prefix
 
 Facts = NDArray[np.int64]  # (M, 2): size and time of every file
@@ -38,7 +38,7 @@ SAMPLED = 100  # photographs whose size is looked at to say how large a store wi
 MAX_NAMED = 100  # unreadable files that a sentence lists
 
 
-def open_store(root: Path, names: Sequence[str], prefix: Prefix) -> AnyImages:
+def open_store(root: Path, names: Sequence[str], prefix: Prefix) -> Images:
     """The images of files `names` under `root`, in their order; decoded now if nobody has yet."""
     facts = _look_at(root, names)
     listed = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
@@ -230,7 +230,7 @@ def _remove_outdated(folder: Path) -> None:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def _open(folder: Path) -> AnyImages:
+def _open(folder: Path) -> Images:
     try:
         sizes = torch.from_numpy(np.load(folder / "sizes.npy", allow_pickle=False).astype(np.int64))
         signature = torch.from_numpy(np.load(folder / "signature.npy", allow_pickle=False))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from spurcor import images
-from spurcor.images import AnyImages
+from spurcor.images import Images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -78,7 +78,7 @@ class Transform(Protocol):
     def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
         """Random parameters (N, P) for stored images of `sizes` (N, 2), or None without any."""
 
-    def gather(self, stored: AnyImages, rows: Tensor, parameters: Tensor) -> Tensor:
+    def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
         """Training images as bytes (B, C, H, W), random crops taken, where the images are."""
 
     def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
@@ -100,7 +100,7 @@ class Normalize(Transform):
         """Nothing is random here."""
         return None
 
-    def gather(self, stored: AnyImages, rows: Tensor, parameters: Tensor) -> Tensor:
+    def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
         """The images as they are."""
         return stored.take(rows)
 
@@ -134,7 +134,7 @@ class CropFlip(Transform):
         flips = torch.randint(2, (len(sizes), 1), generator=generator)
         return torch.cat([shifts, flips], dim=1)
 
-    def gather(self, stored: AnyImages, rows: Tensor, parameters: Tensor) -> Tensor:
+    def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
         """The images as they are."""
         return stored.take(rows)
 
@@ -201,7 +201,7 @@ class Photo(Transform):
         flips = torch.randint(2, (len(sizes), 1), generator=generator)
         return torch.cat([boxes, flips if self.flip else torch.zeros_like(flips)], dim=1)
 
-    def gather(self, stored: AnyImages, rows: Tensor, parameters: Tensor) -> Tensor:
+    def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
         """The boxes, resampled and mirrored."""
         return stored.crop(rows, parameters[:, :4], parameters[:, 4].bool(), self.size)
 
