@@ -3,7 +3,8 @@
 python scripts/draw.py 8 --seed 0 optimizer.lr=log:1e-4:1e-2 train.batch_size=32,64,128
 
 A value is a list to choose from, `log:<low>:<high>` or `uniform:<low>:<high>`; three digits are
-kept. The list, not the seed, is what a sweep file holds: it is the same in every version of numpy.
+kept, and no point is drawn twice. The list, not the seed, is what a sweep file holds: it is the
+same in every version of numpy.
 """
 
 import argparse
@@ -33,9 +34,17 @@ def main() -> None:
     options = parser.parse_args()
     generator = np.random.default_rng(options.seed)
     spaces = dict(space.split("=", 1) for space in options.spaces)
+    points: dict[str, None] = {}
+    for _ in range(100 * options.count):  # a point that was drawn before is drawn again
+        point = " ".join(f"{key}={draw(space, generator)}" for key, space in spaces.items())
+        points.setdefault(point)
+        if len(points) == options.count:
+            break
+    else:
+        parser.error(f"there are fewer than {options.count} points to draw")
     print("points:")
-    for _ in range(options.count):
-        print("  - " + " ".join(f"{key}={draw(space, generator)}" for key, space in spaces.items()))
+    for point in points:
+        print(f"  - {point}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,15 @@ METHODS = [name for name in ALL_METHODS if name != "frozen"]  # the one that tra
 DATASETS = sorted(path.stem for path in (CONF / "dataset").glob("*.yaml"))
 OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
 BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
-SWEEPS = {"digits/main": 25, "digits/random": 48, "mnist_cues/dfr": 6}
+SWEEPS = {
+    "celeba_scale/scale_tuning": 90,
+    "digits/main": 25,
+    "digits/random": 48,
+    "dominoes/scale_strength": 36,
+    "dominoes/scale_target_size": 36,
+    "dominoes/scale_tuning": 90,
+    "mnist_cues/dfr": 6,
+}
 
 
 class CrashError(Exception):
