@@ -358,6 +358,27 @@ def test_cosines_are_counted_and_drawn(tmp_path):
     assert (tmp_path / "plots" / "cosines.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_memory_format_changes_no_group():
+    steps = []
+    for channels_last in (False, True):
+        method, phase, feeds = phase_of("optimizer=sgd", f"train.channels_last={channels_last}")
+        for _ in range(3):
+            logged = phase.step({role: next(feed) for role, feed in feeds.items()})
+        steps.append((float(logged["cosine"]), method.state_dict()))
+    assert steps[0][0] == pytest.approx(steps[1][0], abs=1e-3)
+    for name, value in steps[0][1].items():
+        torch.testing.assert_close(value, steps[1][1][name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_it_trains_in_bf16(tmp_path):
+    cfg = read("method=scale", *SMALL, "train.precision=bf16", "train.channels_last=true")
+    trainer, method = trainer_of(cfg, tmp_path)
+    trainer.fit(method)
+    first, last = rows_of(tmp_path)
+    assert last["train/loss_train"] < first["train/loss_train"]
+    assert all(weight.dtype == torch.float32 for weight in method.parameters())
+
+
 def test_losses_of_both_streams_are_logged(tmp_path):
     cfg = read("method=scale", *SMALL)
     trainer, method = trainer_of(cfg, tmp_path)

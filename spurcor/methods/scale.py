@@ -177,6 +177,8 @@ class TwoStreams(Phase):
         for weight, groups, g_tr in zip(self.shared, self.groups, g_train, strict=True):
             assert weight.grad is not None
             assert g_tr is not None
+            # Kernels are told apart in the order (out, in), whatever the memory format.
+            g_tr, weight.grad = g_tr.contiguous(), weight.grad.contiguous()
             c = groups.cosines(g_tr, weight.grad)
             groups.combine(g_tr, weight.grad, GATES[self.method.gate](c))
             found.append(c)
