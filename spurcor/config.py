@@ -569,7 +569,7 @@ def choice(group: str, dataset: str, method: str, features: str = "none") -> str
     """The default of a config group for a (data set, method), by conf/choices.yaml."""
     table = _choices()[group]
     if features != "none":
-        return table["features"]
+        return table.get(f"features/{method}") or table["features"]
     return table.get(f"{dataset}/{method}") or table.get(dataset) or table["default"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_contracts import CrashError, StopAt
 from training import read, rows_of, trainer_of, without_time
 
@@ -243,6 +243,23 @@ def test_a_repair_straight_on_features(command_line, tmp_path):
     report = command_line.run("report", "sweep=default", places[1], "tracker=none", "plots=false")
     assert report.code == 0, report.err
     assert "frozen + DFR" in report.out
+
+
+def test_a_repair_is_fitted_on_the_features_and_not_on_a_random_network_over_them(
+    command_line, tmp_path
+):
+    places = (f"paths.data={tmp_path / 'data'}", f"paths.outputs={tmp_path / 'out'}")
+    layer = ("features.layer=block2", "dfr.num_retrains=1")
+    ended = command_line.run("train", *FROZEN, *places, *layer, "method=frozen", "tracker=none")
+    assert ended.code == 0, ended.err + ended.out
+    (path,) = (tmp_path / "out").glob("runs/digits/frozen/*/seed0/dfr/*/weights.safetensors")
+    head = load_file(path)
+    with np.load(path.with_name("predictions.npz")) as stored:
+        logits = torch.from_numpy(stored["test/logits"])
+    frozen = splits_of(config(tmp_path, *layer[:1]))["test"]
+    features = frozen.fetch(torch.arange(len(frozen))).x.flatten(1).double()
+    assert features.shape[1] == head["weight"].shape[1] == 32
+    torch.testing.assert_close(features @ head["weight"].T + head["bias"], logits)
 
 
 def test_a_repair_on_a_network_that_nobody_trained_is_that_on_its_features(command_line, tmp_path):
