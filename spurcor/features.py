@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,21 +69,37 @@ def freeze(
         "backbone": options.backbone.hashed(),
         "layer": layer,
         "pooling": options.pooling,
-        "precision": "bf16" if reduced else "fp32",
+        "precision": options.precision,
     }
+    used = "bf16" if reduced else "fp32"
     data: dict[str, GroupedDataset] = {}
     for name, split in splits.data.items():
-        text = json.dumps({**shared, "data": split.fingerprint}, sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()
-        path = place_of(folder / "features") / f"{key[:16]}.npy"
+        key = _key({**shared, "data": split.fingerprint})
+        path = place_of(folder / "features") / f"{key[:16]}-{used}.npy"
         if not path.exists():
             _extract(path, f"{name}: features of {layer}", backbone, layer, options, splits, split)
-        features = torch.from_numpy(np.load(path, allow_pickle=False)).to(splits.device)
-        # The key stands for the values, whose last digits are another machine's own.
+        features = _read(path, len(split)).to(splits.device)
+        # The key stands for the values: their last digits, and with `auto` the precision, are of
+        # another machine, and a run that was trained on a GPU may be opened without one.
         signature = torch.full((len(split),), int(key[:15], 16), dtype=torch.int64)
         images = Images(features[:, :, None, None], signature)
         data[name] = GroupedDataset(split.spec, images, split.y, split.a, split.source)
     return Splits(data, Fixed(options.normalize), splits.device)
+
+
+def _key(parts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path, count: int) -> Tensor:
+    """Features (N, D) that were kept, all of them."""
+    try:
+        features = torch.from_numpy(np.load(path, allow_pickle=False))
+        if len(features) != count:
+            raise ValueError(f"{len(features)} of {count} samples")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({error}); remove it, and it is made anew") from error
+    return features
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:

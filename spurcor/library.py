@@ -87,6 +87,7 @@ class FinishedRun:
 
     def mistakes(self, split: str = "test", dfr: str | None = None) -> Tensor:
         """Positions in a split of what is predicted wrong, the surest mistake first."""
+        self.splits[split].spec.require_groups("mistakes")
         logits, y = self.logits(split, dfr), self.splits[split].y.cpu()
         confidence, predicted = logits.softmax(dim=1).max(dim=1)
         wrong = (predicted != y).nonzero().squeeze(1)

@@ -168,9 +168,10 @@ def execute(
     imported = time.time()
     splits, method = build(config)
     context = context_of(config, splits, directory)  # what is refused is refused before any trace
-    _refuse_blind_selection(config.train, splits)
     for phase in method.phases():
         phase.check(context)
+    if method.phases():  # else there is no epoch to select
+        _refuse_blind_selection(config.train, splits)
     if config.dfr is None and not method.phases():
         raise UserError("this method trains nothing and dfr=none fits nothing; choose a dfr")
     if config.dfr is not None:

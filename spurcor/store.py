@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 DECODER = "1"  # changed when the same files would be stored as other bytes
 CHUNK = 32  # photographs decoded by a thread at a time
 SAMPLED = 100  # photographs whose size is looked at to say how large a store will be
+UNREADABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises on what is no whole image
 MAX_NAMED = 100  # unreadable files that a sentence lists
 
 
@@ -183,7 +184,7 @@ def _decode(root: Path, names: Sequence[str], prefix: Prefix) -> list[tuple[str,
             with Image.open(root / name) as image:
                 pixels = np.asarray(prefix(image.convert("RGB")))
             results.append((name, pixels))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        except (*UNREADABLE, Image.DecompressionBombError):
             results.append((name, None))  # told together with the others
     return results
 
@@ -198,8 +199,8 @@ def _estimate(root: Path, names: Sequence[str], prefix: Prefix) -> int:
             with Image.open(root / name) as image:
                 height, width = prefix.size(image.height, image.width)
             areas.append(3 * height * width)
-        except OSError:
-            continue
+        except (*UNREADABLE, Image.DecompressionBombError):
+            continue  # told when it is decoded
     return int(statistics.fmean(areas) * len(names)) if areas else 0
 
 
@@ -211,6 +212,8 @@ def _remove_leftovers(folder: Path) -> None:
     """What builds that were killed have left, here and of other stores; the caller has the lock."""
     for leftover in folder.parent.glob(".*"):
         name = leftover.name[1:].rpartition(".")[0]
+        if not name or not leftover.is_dir():  # somebody else's
+            continue
         lock = FileLock(folder.parent / f"{name}.lock", timeout=0)
         try:
             with contextlib.nullcontext() if name == folder.name else lock:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spurcor import checkpoint, selection
 from spurcor.config import TrainOptions
-from spurcor.data import Batch, Splits
+from spurcor.data import Batch, Split, Splits
 from spurcor.errors import RunError, UserError
 from spurcor.files import append_line, keep_lines, read_lines, sync, write_json
 from spurcor.method import Method, Phase, RunContext
@@ -303,6 +303,8 @@ class Trainer:
         return {
             "num_threads": torch.get_num_threads(),
             "device": self.context.splits.device.type,
+            # Random crops are resampled where the images are, and differ there in the last level.
+            "images": self.context.splits[Split.TRAIN].train_images.device.type,
             "precision": self.options.precision,
         }
 

@@ -203,6 +203,35 @@ def test_features_with_nan_are_told_and_not_kept(tmp_path):
     assert not kept(tmp_path)
 
 
+def test_a_run_of_another_machines_precision_is_the_same_run(tmp_path, monkeypatch):
+    """With `auto` a GPU extracts in bf16 and a CPU does not: that is no change of the data."""
+    first = splits_of(config(tmp_path))
+    extract = features._extract
+
+    def reduced(path, title, backbone, *rest):
+        backbone.autocast = torch.bfloat16
+        extract(path, title, backbone, *rest)
+
+    for path in kept(tmp_path):
+        path.unlink()
+    monkeypatch.setattr(features, "_extract", reduced)
+    other = splits_of(config(tmp_path))
+    assert not torch.equal(first["val"].images.pixels, other["val"].images.pixels)
+    assert first.fingerprints == other.fingerprints
+
+
+@pytest.mark.parametrize("damage", ["cut", "short"])
+def test_damaged_features_are_told(damage, tmp_path):
+    splits_of(config(tmp_path))
+    path = kept(tmp_path)[0]
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        np.save(path, np.load(path)[:-1])
+    with pytest.raises(ValueError, match=rf"{path.name} is damaged .*remove it"):
+        splits_of(config(tmp_path))
+
+
 # --- training -------------------------------------------------------------------------------------
 
 

@@ -414,6 +414,7 @@ def test_erm_target_trains_on_the_target_alone(tmp_path):
     [
         (("dataset=biased_mnist",), "no target split; dataset.target_fraction takes one from val"),
         (("train.batch_size=301",), "train.batch_size=301 is more than the 300 samples of target"),
+        (("backbone=linear",), "this one has no weights; choose another backbone"),
         (("method.gate=relux",), "did you mean relu?"),
         (("method.group_size=0",), "group_size=0 must be at least 1"),
         (("method.epochs=0",), "method.epochs=0 must be at least 1"),

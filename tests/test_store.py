@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -264,6 +266,18 @@ def test_what_builds_of_other_files_left_is_removed_unless_they_are_at_it(root):
     assert left == [".resize64-cccc-dddd.x1y2"]
 
 
+def test_what_others_put_among_the_stores_stays(root):
+    names = write_photos(root, 3)
+    place = root.parent / ".spurcor" / root.name
+    place.mkdir(parents=True)
+    (place / ".DS_Store").write_text("x")
+    (place / ".lock").write_text("")
+    open_store(root, names, RESIZE)
+    open_store(root, names, Prefix(short=30))
+    assert (place / ".DS_Store").read_text() == "x"
+    assert len(stores(root)) == 2
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 
@@ -279,6 +293,15 @@ def test_truncated_photographs_are_all_named(root):
         assert names[i] in str(refused.value)
     assert names[0] not in str(refused.value)
     assert not stores(root)
+
+
+def test_an_image_that_claims_to_be_enormous_is_named(root):
+    names = write_photos(root, 3)
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (root / names[0]).write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    with pytest.raises(UserError, match=rf"1 files that cannot be read.*{names[0]}"):
+        open_store(root, names, RESIZE)
 
 
 def test_missing_photographs_are_all_named(root):

@@ -114,7 +114,12 @@ class TwoStreams(Phase):
         self.layers = [named[i][0].removesuffix(".weight") for i in self.convolutions]
 
     def check(self, run: RunContext) -> None:
-        """A batch of TARGET is drawn without replacement."""
+        """There are gradients to gate; a batch of TARGET is drawn without replacement."""
+        if not self.shared:
+            raise UserError(
+                "method=scale gates the gradients of a backbone, and this one has no weights;"
+                " choose another backbone"
+            )
         size, target = run.batch_size, run.splits[Split.TARGET]
         if size is not None and len(target) < size:
             raise UserError(
