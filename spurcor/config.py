@@ -204,7 +204,7 @@ class Node:
             for name, parameter in inspect.signature(locate(self.target)).parameters.items()
         }
         kept = {
-            key: value.hashed() if isinstance(value, Node) else _content(value, folder)
+            key: value.hashed() if isinstance(value, Node) else content(value, folder)
             for key, value in self.arguments.items()
             if plain(value) != plain(defaults.get(key, inspect.Parameter.empty))
         }
@@ -318,7 +318,7 @@ def check_sweep_name(name: str) -> None:
         raise ValueError(f"sweep={name} is no name of letters, digits, '_', '-' and '.'{hint}")
 
 
-def _content(value: Any, folder: Path | None) -> Any:
+def content(value: Any, folder: Path | None) -> Any:
     """A file that is read counts by what is in it, not by its name."""
     if isinstance(value, str) and "." in value:
         for path in (Path(value), *([folder / value] if folder else [])):

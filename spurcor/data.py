@@ -238,7 +238,13 @@ class Splits:
     def info(self) -> DataInfo:
         """The facts that constructors need."""
         train = self[Split.TRAIN]
-        channels, height, width = self.transform(train.fetch(torch.arange(1)).x).shape[1:]
+        x = train.fetch(torch.arange(1)).x
+        try:
+            channels, height, width = self.transform(x).shape[1:]
+        except RuntimeError as error:
+            raise UserError(
+                f"dataset.transform does not fit images of {x.shape[1]} channels ({error})"
+            ) from error
         return DataInfo(train.spec, (channels, height, width), train.group_counts.cpu())
 
     @property

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from spurcor import cli
 from spurcor.config import Node, Paths, check
+from spurcor.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,7 +45,11 @@ def main(cfg: DictConfig) -> int:
     splits = source.splits(config.paths.data)
     terminal.console.print(groups_table(splits))
     path = config.paths.outputs / "previews" / f"{name}.png"
-    draw(splits["train"], path)
+    try:
+        draw(splits["train"], path)
+    except OSError as error:
+        outputs = config.paths.outputs
+        raise UserError(f"paths.outputs={outputs} cannot be written ({error.strerror})") from error
     terminal.say(f"examples of the groups of train: {path}")
     return 0
 

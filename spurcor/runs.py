@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from spurcor import checkpoint, results
-from spurcor.config import MACHINE, Node, TrainConfig, TrainOptions, check, dfr_name, plain
+from spurcor.config import MACHINE, Node, TrainConfig, TrainOptions, check, content, dfr_name, plain
 from spurcor.console import Terminal
 from spurcor.data import Split, Splits
 from spurcor.errors import RunError, UserError
@@ -155,6 +155,7 @@ def execute(
     if not config.rerun:
         _refuse_changed_defaults(config, directory)
     if not config.rerun and _complete(config, directory):
+        _refuse_other_data(config, directory)
         if on_start is not None:
             on_start()
         if (before := read_config(directory)).sweep != config.sweep:
@@ -429,11 +430,24 @@ def _refuse_changed_defaults(config: TrainConfig, directory: Path) -> None:
         nodes = [getattr(c, name) for c in (before, config)]
         then, now = (plain(n.arguments if isinstance(n, Node) else n) for n in nodes)
         for key in then.keys() & now.keys() - {"store", "workers", *MACHINE}:
-            if then[key] != now[key]:
+            files = content(then[key], before.paths.data), content(now[key], config.paths.data)
+            if then[key] != now[key] and files[0] != files[1]:
                 raise UserError(
                     f"{name}.{key}={now[key]} was {then[key]} by default when {directory} was made;"
                     f" say {name}.{key}={then[key]}, or rerun=true to set that run aside"
                 )
+
+
+def _refuse_other_data(config: TrainConfig, directory: Path) -> None:
+    """Under another root a table may name other images: a result is shown for its own data only."""
+    if read_config(directory).paths.data == config.paths.data:
+        return
+    found = build(config)[0].fingerprints
+    if found != read_json(directory / "result.json")["run"]["splits"]:
+        raise UserError(
+            f"{directory} was trained on other data than paths.data={config.paths.data} holds now;"
+            " name another paths.outputs, or say rerun=true to set that run aside"
+        )
 
 
 def _one_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from spurcor import images
+from spurcor.errors import UserError
 from spurcor.images import Images
 
 if TYPE_CHECKING:
@@ -91,8 +92,8 @@ class Normalize(Transform):
     stored = stored_train = Prefix()
 
     def __init__(self, mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)) -> None:
-        if min(std) <= 0:
-            raise ValueError(f"std={list(std)} must be positive")
+        if not std or min(std) <= 0 or len(mean) != len(std):
+            raise ValueError(f"std={list(std)} must be positive and as many as mean={list(mean)}")
         self.mean, self.std = mean, std
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
@@ -125,10 +126,17 @@ class CropFlip(Transform):
     stored = stored_train = Prefix()
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], padding: int = 4) -> None:
+        if padding < 0:
+            raise ValueError(f"padding={padding} must not be negative")
         self.normalize, self.padding = Normalize(mean, std), padding
 
     def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
         """(N, 3) int64: shift down, shift right, flip."""
+        if int(sizes.min()) <= self.padding:
+            raise UserError(
+                f"dataset.transform.padding={self.padding} reflects more than there is of images"
+                f" of {int(sizes[:, 0].min())} x {int(sizes[:, 1].min())} pixels"
+            )
         reach = 2 * self.padding + 1
         shifts = torch.randint(reach, (len(sizes), 2), generator=generator) - self.padding
         flips = torch.randint(2, (len(sizes), 1), generator=generator)
@@ -185,6 +193,9 @@ class Photo(Transform):
     ) -> None:
         if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
             raise ValueError(f"scale={list(scale)} and ratio={list(ratio)} must be rising ranges")
+        for name, value in (("size", size), ("resize", resize), ("crop", crop), ("short", short)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
         if resize is None and crop is None:
             raise ValueError("resize and crop are both null: photographs would differ in size")
         self.size, self.augment = size, augment

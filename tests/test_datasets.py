@@ -1,5 +1,7 @@
 """What every data set must hold; found by listing conf/dataset, tried on small copies of each."""
 
+import shutil
+
 import pytest
 import torch
 from small_data import OPTIONS
@@ -154,3 +156,64 @@ def test_prepare_from_the_command_line(root, command_line, tmp_path):
     assert ended.code == 2
     assert "isic" in ended.err
     assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("dataset=dominoes", "dataset.transform.padding=40"), "padding=40 reflects more than"),
+        (("dataset=dominoes", "dataset.transform.padding=-1"), "padding=-1 must not be negative"),
+        (("dataset.transform.mean=[0.1,0.2]",), "as many as mean=[0.1, 0.2]"),
+        (
+            ("dataset.transform.mean=[0.1,0.2]", "dataset.transform.std=[1,1]"),
+            "dataset.transform does not fit images of 3 channels",
+        ),
+        (("dataset=waterbirds", "+dataset.transform.size=0"), "size=0 must be at least 1"),
+        (("dataset=waterbirds", "dataset.transform.crop=0"), "crop=0 must be at least 1"),
+        (("dataset=waterbirds", "dataset.transform.resize=-3"), "resize=-3 must be at least 1"),
+        (("dataset=waterbirds", "+dataset.transform.short=0"), "short=0 must be at least 1"),
+    ],
+)
+def test_transforms_that_fit_no_image_are_refused(options, sentence, root, command_line, tmp_path):
+    places = (f"paths.data={root}", f"paths.outputs={tmp_path}", "tracker=none", "dfr=none")
+    small = (*SMALL, "train.selection=val/average")
+    own = OPTIONS["dominoes"] if "dataset=dominoes" in options else ()
+    ended = command_line.run("train", *options, *own, *small, *places)
+    assert ended.code == 2, ended.out + ended.err
+    assert sentence in ended.err
+    assert ended.err.count("\n") == 1
+
+
+def test_what_trains_nothing_selects_nothing(root, command_line, tmp_path):
+    typed = ("dataset=biased_mnist", "dataset.conflict_ratio=0", *OPTIONS["biased_mnist"])
+    repair = ("dfr=train", "dfr.tune=half", "dfr.balance=none", "dfr.c_grid=[10.0]")
+    places = (f"paths.data={root}", f"paths.outputs={tmp_path}", "tracker=none")
+    selection = ("method=frozen", "backbone=mlp", "train.selection=val/worst")
+    ended = command_line.run("train", *typed, *repair, *places, *selection)
+    assert "train.selection" not in ended.err
+
+
+def test_a_preview_that_cannot_be_written(command_line):
+    ended = command_line.run("prepare", "paths.outputs=/dev/null/x")
+    assert ended.code == 2
+    assert "paths.outputs=/dev/null/x cannot be written" in ended.err
+
+
+def test_the_same_table_of_other_images_is_other_data(root, command_line, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(root / "folder", other / "folder")
+    typed = ("dataset=folder", *SMALL, "train.batch_size=8", "tracker=none", "dfr=none")
+    outputs = f"paths.outputs={tmp_path / 'out'}"
+    assert command_line.run("train", *typed, outputs, f"paths.data={root}").code == 0
+    same = command_line.run("train", *typed, outputs, f"paths.data={other}")
+    assert same.code == 0, same.err
+    assert "was done before" in same.out
+    for path in other.rglob("*.jpg"):
+        path.write_bytes((root / "folder" / "0.jpg").read_bytes())
+    changed = command_line.run("train", *typed, outputs, f"paths.data={other}")
+    assert changed.code == 2
+    assert f"was trained on other data than paths.data={other} holds now" in changed.err
+    table = f"dataset.csv={root / 'folder' / 'metadata.csv'}"
+    moved = command_line.run("train", *typed, outputs, f"paths.data={root}", table)
+    assert moved.code == 0, moved.err
+    assert "was done before" in moved.out
