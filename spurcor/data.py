@@ -239,6 +239,8 @@ class Splits:
         """The facts that constructors need."""
         train = self[Split.TRAIN]
         x = train.fetch(torch.arange(1)).x
+        # What no random crop fits is refused here, before anything is written.
+        self.transform.draw(train.train_images.sizes(train.train_rows[:1]), torch.Generator())
         try:
             channels, height, width = self.transform(x).shape[1:]
         except RuntimeError as error:

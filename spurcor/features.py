@@ -126,7 +126,7 @@ def _extract(
         with FileLock(path.with_suffix(".lock")):
             if path.exists():
                 return
-            chunks = torch.arange(len(split)).split(EVALUATION_BATCH)  # type: ignore[no-untyped-call]
+            chunks = torch.split(torch.arange(len(split)), EVALUATION_BATCH)
             with torch.no_grad():
                 parts = [
                     backbone.features(

@@ -31,8 +31,8 @@ class Stream:
     stream starts at any position, and neither `workers` nor anything else moves it. Sampling:
 
     - `shuffled`: every sample once.
-    - `balanced`: every batch has equally many of each group; rare ones repeat, each as often as any
-      other of its group.
+    - `balanced`: every batch has equally many of each group, but for what division leaves over;
+      rare ones repeat, each as often as any other of its group.
     - `group_weighted`, `class_weighted`: drawn with replacement, every group (class) equally likely
       (group_DRO's reweight_groups; RWG and RWY of Idrissi et al., CLeaR 2022).
     - `subsampled`, `class_subsampled`: as many of each group (class) as the smallest has, drawn

@@ -379,6 +379,49 @@ def test_it_trains_in_bf16(tmp_path):
     assert all(weight.dtype == torch.float32 for weight in method.parameters())
 
 
+def test_a_weight_that_takes_no_part_is_left_alone_and_half_a_part_is_a_zero():
+    """A parameter that neither stream uses, and one that TRAIN alone uses."""
+
+    class Spare(Tiny):
+        def __init__(self):
+            super().__init__()
+            self.unused, self.shift = nn.Parameter(torch.ones(2)), nn.Parameter(torch.zeros(6))
+            self.in_train = False
+
+        def features(self, x, layers, pooling=None):
+            z = self.activations(x, layers)["hidden"]
+            return {"hidden": z + self.shift if self.in_train else z}
+
+    torch.manual_seed(0)
+    info = DataInfo(GroupSpec(("a", "b"), ("x", "y")), (3, 8, 8), torch.ones(4))
+    method = Scale(Spare(), info, epochs=1).double().train()
+    (phase,) = method.phases()
+    phase.setup(
+        SimpleNamespace(
+            optimizer=lambda weights: torch.optim.SGD(weights, lr=0.5, weight_decay=0.1),
+            schedule=lambda optimizer, epochs: None,
+        )
+    )
+    x, y = torch.randn(6, 3, 8, 8, dtype=torch.float64), torch.arange(6) % 2
+    backbone = method.backbone
+    backbone.in_train = True
+    alone = copy.deepcopy(backbone)
+    loss = F.cross_entropy(method.train_head(alone(x)), y)
+    (g_tr,) = torch.autograd.grad(loss, [alone.shift])
+    forward = phase._backward
+
+    def backward(batch, head):
+        backbone.in_train = head is method.train_head
+        return forward(batch, head)
+
+    phase._backward = backward
+    batch = SimpleNamespace(x=x, y=y)
+    phase.step({"train": batch, "target": batch})
+    assert torch.equal(backbone.unused, torch.ones(2, dtype=torch.float64))
+    # The cosine with nothing is 0, and the linear gate of 0 is one half.
+    torch.testing.assert_close(backbone.shift.detach(), -0.5 * 0.5 * g_tr)
+
+
 def test_losses_of_both_streams_are_logged(tmp_path):
     cfg = read("method=scale", *SMALL)
     trainer, method = trainer_of(cfg, tmp_path)

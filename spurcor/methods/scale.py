@@ -98,6 +98,11 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
     return dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt()).clamp(min=EPSILON)
 
 
+def _gradient(g: Tensor | None, weight: Tensor) -> Tensor:
+    """A gradient in the order of its numbers; 0 of a stream that has none."""
+    return torch.zeros_like(weight).contiguous() if g is None else g.contiguous()
+
+
 class TwoStreams(Phase):
     """One update per pair of a train and a target batch, by whatever optimiser the run has."""
 
@@ -180,12 +185,14 @@ class TwoStreams(Phase):
         """Combine both gradients in `grad`; returns the cosines of each tensor."""
         found = []
         for weight, groups, g_tr in zip(self.shared, self.groups, g_train, strict=True):
-            assert weight.grad is not None
-            assert g_tr is not None
+            if g_tr is None and weight.grad is None:  # takes no part: the optimiser leaves it alone
+                found.append(weight.new_zeros(groups.total))
+                continue
             # Kernels are told apart in the order (out, in), whatever the memory format.
-            g_tr, weight.grad = g_tr.contiguous(), weight.grad.contiguous()
-            c = groups.cosines(g_tr, weight.grad)
-            groups.combine(g_tr, weight.grad, GATES[self.method.gate](c))
+            g_tr, g_ta = (_gradient(g, weight) for g in (g_tr, weight.grad))
+            weight.grad = g_ta
+            c = groups.cosines(g_tr, g_ta)
+            groups.combine(g_tr, g_ta, GATES[self.method.gate](c))
             found.append(c)
         return found
 
