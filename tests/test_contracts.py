@@ -22,6 +22,8 @@ SWEEPS = {
     "celeba_scale/scale_tuning": 90,
     "digits/main": 25,
     "digits/random": 48,
+    "dominoes/main": 60,
+    "dominoes/main_two_cores": 27,
     "dominoes/scale_strength": 36,
     "dominoes/scale_target_size": 36,
     "dominoes/scale_tuning": 90,

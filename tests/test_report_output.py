@@ -5,12 +5,11 @@ import json
 import pytest
 from test_report import trial
 
-from spurcor.config import CONF
 from spurcor.errors import RunError
 from spurcor.reports import drawings, plots, render
 from spurcor.reports.options import SHOWN_METRICS
-from spurcor.reports.pivot import cells
-from spurcor.reports.published import published
+from spurcor.reports.pivot import cells, pivot
+from spurcor.reports.published import entries, published
 from spurcor.reports.selection import judge
 from spurcor.reports.statistics import Summary
 from spurcor.reports.tables import Interval, Metric, Seeds, Table
@@ -71,12 +70,6 @@ def test_csv_keeps_full_precision():
 # --- published figures ----------------------------------------------------------------------------
 
 
-def entries():
-    import yaml
-
-    return yaml.safe_load((CONF / "published.yaml").read_text())
-
-
 def test_every_published_figure_is_whole():
     for entry in entries():
         optional = {"when"} & set(entry)
@@ -110,6 +103,41 @@ def test_a_published_figure_of_a_further_test_set_stands_beside_that_set():
     (found,) = published(judge(with_settings([made]), "val/worst")).records
     assert found["metric"] == "opposite/worst"
     assert found["ours"].mean == 20.0
+
+
+def test_a_grid_of_published_figures_has_one_for_each_of_its_places():
+    found = {
+        (one["method"], *sorted(one["when"].items())): one["mean"]
+        for one in entries()
+        if one["dataset"] == "dominoes"
+    }
+    assert len(found) == 11 + 36 + 6 + 6 + 36 + 36
+    size, strength = ("dataset.pool_size", 1000), ("dataset.strength", 1.0)
+    assert found["scale", size, strength, ("method.gate", "linear")] == 58.85
+    assert found["scale", size, strength, ("method.gate", "step")] == 57.73
+    assert found["erm_target", size] == 51.60
+    assert found["erm", size, strength] == 7.23
+    assert ("erm", size, ("dataset.strength", 0.95)) not in found  # none was published
+
+
+def test_published_figures_stand_beside_ours_in_a_table_that_asks_for_them():
+    def table(known):
+        options = {"dataset.strength": 1.0, "dataset.pool_size": 1000}
+        row = {"phase": "x", "epoch": 1, "val/conflicting": 0.5, "test/conflicting": 0.6}
+        made = [
+            trial(f"r{method}{gate}", rows=[row], dataset="dominoes", method=method, **options,
+                  **({"method.gate": gate} if gate else {}))
+            for method, gate in (("iw", None), ("scale", "linear"), ("scale", "step"))
+        ]  # fmt: skip
+        keys = ["method", "method.gate"], ["dataset.pool_size"]
+        conflicting = [Metric("conflicting", "test/conflicting")]
+        return pivot(with_settings(made), *keys, conflicting, "val/conflicting", known)
+
+    records = table(entries()).records
+    assert [one["pool_size=1000 published"] for one in records] == [None, "58.9", "57.7"]
+    assert {one["pool_size=1000"].mean for one in records} == {60.0}
+    none = [one for one in entries() if one["dataset"] != "dominoes"]
+    assert table(none).columns == table([]).columns == ["method", "gate", "pool_size=1000"]
 
 
 # --- figures --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from spurcor.reports.document import document
 from spurcor.reports.drawings import Drawing
 from spurcor.reports.listing import listing
 from spurcor.reports.options import DEFAULT_ROWS, Options
-from spurcor.reports.published import published
+from spurcor.reports.published import entries, published
 from spurcor.reports.selection import STANDARD, Candidate
 from spurcor.reports.tables import Judged, Metric, Table
 from spurcor.reports.trials import Missing, Trial, collect
@@ -100,7 +100,8 @@ def _tables(
     ]
     if (options.rows, options.columns) != (DEFAULT_ROWS, ()):
         keys = (options.rows, options.columns)
-        shown.insert(1, pivot.pivot(trials, *keys, metrics, options.criterion))
+        known = entries() if options.published else []
+        shown.insert(1, pivot.pivot(trials, *keys, metrics, options.criterion, known))
     return [table for table in shown if table.records]
 
 

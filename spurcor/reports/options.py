@@ -34,6 +34,7 @@ class Options:
     criterion: str = "val/worst"
     baseline: str | None = "erm"
     curve: Curve | None = None
+    published: bool = False
     plots: bool = True
     keep: dict[str, Any] | None = None
 

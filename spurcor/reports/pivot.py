@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 
+from spurcor.reports.published import Entry, beside
 from spurcor.reports.selection import Candidate, judge
 from spurcor.reports.tables import Cell, Metric, Seeds, Table
 from spurcor.reports.trials import Trial, short_names, show_value, with_settings
 
 Place = tuple[object, ...]
+PUBLISHED = " published"  # ends the title of a column of figures that are not ours
 Cells = dict[Place, dict[Place, list[Candidate]]]
 
 
@@ -47,8 +49,9 @@ def pivot(
     columns: Sequence[str],
     metrics: Sequence[Metric],
     criterion: str,
+    known: Sequence[Entry] = (),
 ) -> Table:
-    """Mean and deviation over seeds, by configuration keys."""
+    """Mean and deviation over seeds, by configuration keys; published figures `known` beside."""
     rows, found = cells(trials, rows, columns, criterion)
     names = short_names([*rows, *columns])
     names |= {key: title for key, title in (("dataset", "data set"),) if key in names}
@@ -68,7 +71,13 @@ def pivot(
             for metric in metrics:
                 shown = " ".join(filter(None, (title, metric.name if len(metrics) > 1 else "")))
                 record[shown or metric.name] = metric.of(one) if one is not None else None
+                if known:
+                    figure = beside(known, one, metric.name) if one is not None else None
+                    record[f"{shown or metric.name}{PUBLISHED}"] = figure
         records.append(record)
+    titles = [title for title in records[0] if title.endswith(PUBLISHED)] if records else []
+    empty = [title for title in titles if all(record[title] is None for record in records)]
+    records = [{k: v for k, v in record.items() if k not in empty} for record in records]
     what = ", ".join(metric.name for metric in metrics)
     notes = [f"Test {what} in %, epochs and whatever is no row or column chosen by `{criterion}`."]
     seeds = {len(one.picks) for row in found.values() for cell in row.values() for one in cell}

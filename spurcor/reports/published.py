@@ -1,18 +1,26 @@
 """Figures of papers beside ours."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from spurcor.config import CONF
 from spurcor.reports.selection import Candidate
 from spurcor.reports.tables import Metric, Table
 
+Entry = Mapping[str, Any]
 
-def published(shown: Sequence[Candidate]) -> Table:
-    """What conf/published.yaml holds of the methods shown, under the options that it names."""
+
+def entries() -> list[Entry]:
+    """What conf/published.yaml holds, a figure each: grids are taken apart."""
     import yaml
 
-    entries = yaml.safe_load((CONF / "published.yaml").read_text(encoding="utf-8"))
+    found = yaml.safe_load((CONF / "published.yaml").read_text(encoding="utf-8"))
+    return [one for entry in found for one in _figures(entry)]
+
+
+def published(shown: Sequence[Candidate]) -> Table:
+    """The published figures of the methods shown, under the options that they name."""
+    known = entries()
     records = [
         {
             "data set": one.trial.dataset,
@@ -24,7 +32,7 @@ def published(shown: Sequence[Candidate]) -> Table:
             "note": entry.get("note", ""),
         }
         for one in shown
-        for entry in entries
+        for entry in known
         if _matches(entry, one)
     ]
     notes = [
@@ -33,17 +41,40 @@ def published(shown: Sequence[Candidate]) -> Table:
     return Table("published", "Published figures", records, notes)
 
 
+def beside(known: Sequence[Entry], one: Candidate, metric: str) -> str | None:
+    """All figures `known` of a candidate's metric, to stand in the next column."""
+    found = [_figure(e) for e in known if e["metric"] == metric and _matches(e, one)]
+    return " / ".join(found) or None
+
+
+def _figures(entry: Entry) -> Iterator[Entry]:
+    """An entry with a mean as it is; of one with a grid, a mean for each value of its keys."""
+    if "grid" not in entry:
+        yield entry
+        return
+    grid = entry["grid"]
+    rows = grid["figures"].items() if "row" in grid else [(None, grid["figures"])]
+    common = {key: value for key, value in entry.items() if key != "grid"}
+    for row, means in rows:
+        for column, mean in zip(grid["values"], means, strict=True):
+            if mean is not None:
+                when = {**entry.get("when", {}), grid["column"]: column}
+                if "row" in grid:
+                    when[grid["row"]] = row
+                yield {**common, "when": when, "mean": mean}
+
+
 def _column(metric: str) -> str:
     """The rows' column of a metric of TEST, or of a further test set as <name>/<metric>."""
     return metric if "/" in metric else f"test/{metric}"
 
 
-def _matches(entry: Mapping[str, Any], one: Candidate) -> bool:
+def _matches(entry: Entry, one: Candidate) -> bool:
     config = one.trial.config
     same = entry["dataset"] == config["dataset"] and entry["method"] == one.trial.method
     return same and all(config.get(key) == value for key, value in entry.get("when", {}).items())
 
 
-def _figure(entry: Mapping[str, Any]) -> str:
+def _figure(entry: Entry) -> str:
     deviation = entry.get("std")
     return f"{entry['mean']:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
