@@ -47,10 +47,12 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
         beside.write_bytes(serialise(tensors))
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Load what `save_weights` wrote."""
+def load_weights(module: nn.Module, path: Path, prefix: str = "") -> None:
+    """Load what `save_weights` wrote, or the part of it whose names begin with `prefix`."""
     try:
-        module.load_state_dict(load_file(path))
+        state = load_file(path)
+        part = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+        module.load_state_dict(part)
     except (SafetensorError, OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} does not hold the weights of this run ({reason})") from error

@@ -264,6 +264,8 @@ class TrainConfig:
             dataset.pop(key, None)
         nodes = {name: getattr(self, name).hashed() for name in ("backbone", "method")}
         nodes |= {name: getattr(self, name).hashed() for name in ("optimizer", "schedule")}
+        if self.origin is not None:
+            nodes["method"]["init"] = self.origin
         defaults = plain(TrainOptions())
         train = {
             key: value
@@ -277,6 +279,20 @@ class TrainConfig:
         return "r" + hashlib.sha256(text.encode()).hexdigest()[:10]
 
     @property
+    def init(self) -> Path | None:
+        """Directory of the finished run that `method.init` starts from."""
+        init = self.method.arguments.get("init")
+        return None if init is None else Path(init)
+
+    @property
+    def origin(self) -> str | None:
+        """That run as an identity holds it: by its own, and by its seed where that is another."""
+        if self.init is None:
+            return None
+        identity, seed = self.init.parts[-2:]
+        return identity if seed == f"seed{self.seed}" else f"{identity}/{seed}"
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What moves the weights, flat: chosen names and `group.argument` values."""
         nodes = ("dataset", "features", "backbone", "method", "optimizer", "schedule")
@@ -285,6 +301,8 @@ class TrainConfig:
             node = getattr(self, name)
             if node is not None:
                 values |= flat(name, plain(node.arguments if isinstance(node, Node) else node))
+        if self.origin is not None:
+            values["method.init"] = self.origin
         train = plain(self.train)
         return values | flat("train", {k: v for k, v in train.items() if k not in MACHINE})
 

@@ -120,9 +120,7 @@ class FinishedRun:
 
 def open_run(reference: str | Path, outputs: Path | str = REPO / "outputs") -> FinishedRun:
     """A finished run by directory, beginning of its identity[/seed<k>], or mlflow:<run id>."""
-    directory = runs.find(str(reference), Path(outputs).absolute())
-    if not (directory / "done").exists():
-        raise UserError(f"{directory} is not finished; the command that began it goes on")
+    directory = runs.find_done(str(reference), Path(outputs).absolute())
     return FinishedRun(directory, runs.read_config(directory))
 
 

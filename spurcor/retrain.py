@@ -38,7 +38,7 @@ def main(cfg: DictConfig) -> int:
 
     log_to_terminal()
     outputs = config.paths.outputs.expanduser().absolute()
-    directory = runs.find(config.run, outputs)
+    directory = runs.find_done(config.run, outputs)
     run = runs.read_config(directory)
     run = replace(
         run,

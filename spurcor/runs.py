@@ -23,7 +23,7 @@ from spurcor.errors import RunError, UserError
 from spurcor.files import read_json, read_lines, remove_leftovers, write_text
 from spurcor.lock import Held, holder, lock_of, locked
 from spurcor.method import Method, RunContext
-from spurcor.repair import repair, repairing
+from spurcor.repair import refuse_leak, repair, repairing
 from spurcor.tracking import Record, Trackers
 from spurcor.trainer import Interrupted, Trainer, untouched
 
@@ -58,11 +58,14 @@ def read_config(directory: Path) -> TrainConfig:
     return check(tree, TrainConfig)
 
 
-def find(reference: str, outputs: Path) -> Path:
-    """A run from its directory, the first digits of its identity [/seed<k>], or mlflow:<run id>."""
+def find(reference: str, outputs: Path, key: str = "run") -> Path:
+    """A run from its directory, the first digits of its identity [/seed<k>], or mlflow:<run id>.
+
+    `key` is what the user named it by.
+    """
     reference = reference.rstrip("/")
     if reference.startswith("mlflow:"):
-        directory = _from_mlflow(reference, outputs)
+        directory = _from_mlflow(reference, outputs, key)
     elif Path(reference).is_dir():
         directory = Path(reference).absolute()
     else:
@@ -74,18 +77,18 @@ def find(reference: str, outputs: Path) -> Path:
         ]
         if not found:
             raise UserError(
-                f"run={reference} is no directory and no run under {outputs}/runs begins with it"
+                f"{key}={reference} is no directory and no run under {outputs}/runs begins with it"
             )
         if len(found) > 1:
             names = ", ".join(f"{path.parent.name}/{path.name}" for path in found[:6])
-            raise UserError(f"run={reference} fits {len(found)} runs ({names}); name one")
+            raise UserError(f"{key}={reference} fits {len(found)} runs ({names}); name one")
         directory = found[0]
     if not (directory / "config.yaml").exists():
-        raise UserError(f"run={reference} is not a run: {directory} has no config.yaml")
+        raise UserError(f"{key}={reference} is not a run: {directory} has no config.yaml")
     return directory
 
 
-def _from_mlflow(reference: str, outputs: Path) -> Path:
+def _from_mlflow(reference: str, outputs: Path, key: str) -> Path:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -97,8 +100,16 @@ def _from_mlflow(reference: str, outputs: Path) -> Path:
         return Path(run.data.tags["spurcor.directory"])
     except (MlflowException, KeyError) as error:
         raise UserError(
-            f"run={reference} is no run of spurcor in the MLflow store {uri}"
+            f"{key}={reference} is no run of spurcor in the MLflow store {uri}"
         ) from error
+
+
+def find_done(reference: str, outputs: Path, key: str = "run") -> Path:
+    """Such a run, which must be finished."""
+    directory = find(reference, outputs, key)
+    if not (directory / "done").exists():
+        raise UserError(f"{key}={directory} is not finished; the command that began it goes on")
+    return directory
 
 
 def device(options: str) -> torch.device:
@@ -140,6 +151,14 @@ def build(config: TrainConfig) -> tuple[Splits, Method]:
     return splits, method.to(splits.device)
 
 
+def start_from(directory: Path, splits: Splits, method: Method) -> None:
+    """Give a method the last backbone and head of a finished run, trained on the same splits."""
+    refuse_leak(read_json(directory / "result.json")["run"]["splits"], splits)
+    path = directory / "last.safetensors"
+    for name in ("backbone", "head"):
+        checkpoint.load_weights(getattr(method, name), path, f"{name}.")
+
+
 # --- carrying out ---------------------------------------------------------------------------------
 
 
@@ -168,6 +187,8 @@ def execute(
         return _held(directory, Held(lock, owner), terminal)
     imported = time.time()
     splits, method = build(config)
+    if config.init is not None:
+        start_from(config.init, splits, method)
     context = context_of(config, splits, directory)  # what is refused is refused before any trace
     for phase in method.phases():
         phase.check(context)
@@ -268,8 +289,6 @@ def retrain(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome
     """
     node = config.dfr
     assert node is not None
-    if not (directory / "done").exists():
-        raise UserError(f"run={directory} is not finished; the command that began it goes on")
     if (directory / "dfr" / dfr_name(node) / "result.json").exists():
         return _report(config, directory, terminal, "was repaired like this before")
     splits, method = build(config)
@@ -429,7 +448,7 @@ def _refuse_changed_defaults(config: TrainConfig, directory: Path) -> None:
     for name in ("dataset", "backbone", "method", "optimizer", "schedule", "train"):
         nodes = [getattr(c, name) for c in (before, config)]
         then, now = (plain(n.arguments if isinstance(n, Node) else n) for n in nodes)
-        for key in then.keys() & now.keys() - {"store", "workers", *MACHINE}:
+        for key in then.keys() & now.keys() - {"store", "workers", "init", *MACHINE}:
             files = content(then[key], before.paths.data), content(now[key], config.paths.data)
             if then[key] != now[key] and files[0] != files[1]:
                 raise UserError(

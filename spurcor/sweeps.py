@@ -89,7 +89,30 @@ def read(cfg: DictConfig, choices: Mapping[str, Any]) -> TrainConfig:
     tree["choices"] = {group: str(choices[group]) for group in GROUPS if choices.get(group)}
     for group in ("dfr", "features", "analysis", "tracker"):
         tree[group] = tree.get(group) or {}
-    return check({str(key): value for key, value in tree.items()}, TrainConfig)
+    config = check({str(key): value for key, value in tree.items()}, TrainConfig)
+    return config if config.init is None else _with_origin(config, str(config.init))
+
+
+def _with_origin(config: TrainConfig, init: str) -> TrainConfig:
+    """The run that `method.init` names in any of the ways of run=..., by its directory.
+
+    An identity without a seed is the run of the same seed.
+    """
+    from spurcor import runs
+
+    if "/" not in init and ":" not in init and not Path(init).is_dir():
+        init = f"{init}/seed{config.seed}"
+    directory = runs.find_done(init, config.paths.outputs, "method.init")
+    run = read_json(directory / "result.json")["run"]
+    if directory.parts[-2:] != (run["identity"], f"seed{run['seed']}"):
+        raise UserError(
+            f"method.init={init} is no longer at its place, which is"
+            f" {run['identity']}/seed{run['seed']}; move it back"
+        )
+    arguments = {**config.method.arguments, "init": str(directory)}
+    return dataclasses.replace(
+        config, method=dataclasses.replace(config.method, arguments=arguments)
+    )
 
 
 # --- the manifest ---------------------------------------------------------------------------------

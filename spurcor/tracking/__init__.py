@@ -38,6 +38,8 @@ class Record:
         params = {name: config.choices.get(name, "") for name in nodes} | {"seed": str(config.seed)}
         for name in nodes:
             params |= _flat(name, plain(getattr(config, name).arguments))
+        if config.origin is not None:
+            params["method.init"] = config.origin
         train = plain(config.train)
         params |= _flat("train", {k: v for k, v in train.items() if k not in MACHINE})
         tags = {
