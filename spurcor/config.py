@@ -52,6 +52,7 @@ ROLES = {
     "schedule": FOREIGN_BASES[2],
     "features.backbone": "spurcor.backbone.Backbone",
     "dfr": "spurcor.dfr.Dfr",
+    "analysis.*": "spurcor.analysis.Analysis",
     "dataset": "spurcor.source.DataSource",
     "dataset.transform": "spurcor.transforms.Transform",
 }
@@ -167,6 +168,14 @@ def _make_absolute(paths: Any) -> None:
     for option in dataclasses.fields(paths):
         absolute = Path(getattr(paths, option.name)).expanduser().absolute()
         object.__setattr__(paths, option.name, absolute)
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Where runs are, and where their data is now if not where they read it."""
+
+    outputs: Path
+    data: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -309,8 +318,9 @@ class TrainConfig:
     @property
     def needs(self) -> list[str]:
         """Files of the run directory that are there once everything asked for is done."""
-        repair = [] if self.dfr is None else [f"dfr/{dfr_name(self.dfr)}/result.json"]
-        return ["done", *repair]
+        repair = [] if self.dfr is None else [f"dfr/{dfr_name(self.dfr)}"]
+        analyses = [f"analysis/{analysis_name(*item)}" for item in self.analysis.items()]
+        return ["done", *(f"{folder}/result.json" for folder in (*repair, *analyses))]
 
     @property
     def directory(self) -> Path:
@@ -322,9 +332,17 @@ class TrainConfig:
 
 def dfr_name(node: Node) -> str:
     """Folder of a DFR: what it fits on, with a hash of its options."""
+    return _folder(node.arguments.get("split", "val"), node)
+
+
+def analysis_name(name: str, node: Node) -> str:
+    """Folder of an analysis: its name with a hash of its options."""
+    return _folder(name, node)
+
+
+def _folder(name: str, node: Node) -> str:
     text = json.dumps(node.hashed(), sort_keys=True)
-    kind = node.arguments.get("split", "val")
-    return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def check_sweep_name(name: str) -> None:
@@ -527,7 +545,8 @@ def _check_node(path: str, value: Any, problems: list[str]) -> Node | None:
         return None
     group = path.partition(".")[0]
     bases = {f"{base.__module__}.{base.__qualname__}" for base in owner.__mro__}
-    if ROLES.get(path, "builtins.object") not in bases or inspect.isabstract(owner):
+    role = ROLES.get(path) or ROLES.get(f"{group}.*", "builtins.object")
+    if role not in bases or inspect.isabstract(owner):
         problems.append(f"{path}._target_={value['_target_']} is no {group}")
         return None
     runtime = RUNTIME.get(group, set())

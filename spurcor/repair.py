@@ -52,15 +52,15 @@ def repair(
         with FileLock(guard):
             for path in directory.glob(".result.json.*.tmp"):  # of a process killed just here
                 path.unlink()
-            results.write_result(directory, repairs={folder.name: part})
+            results.write_result(directory, dfr={folder.name: part})
             write_json(folder / "result.json", part)  # last: what is there is in the other, too
         trackers.report(Record.of_dfr(directory, folder, node, config))
     return folder
 
 
 def repairing(directory: Path) -> Iterator[Held]:
-    """Who is making repairs of a run now."""
-    for lock in sorted(directory.glob("dfr/*.lock")):
+    """Who is making repairs or analyses of a run now."""
+    for lock in (*sorted(directory.glob("dfr/*.lock")), lock_of(directory / "analysis")):
         if (owner := holder(lock)) is not None:
             yield Held(lock, owner)
 

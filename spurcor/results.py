@@ -42,17 +42,20 @@ def predict_all(predict: Callable[[Tensor], Tensor], splits: Splits, path: Path)
 def write_result(
     directory: Path,
     trained: Mapping[str, Any] | None = None,
-    repairs: Mapping[str, Any] | None = None,
+    **given: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Rebuild result.json from the training's part, those of its DFR folders and those given.
+    """Rebuild result.json from the training's part, those in its folders, and those given.
 
-    Repairs of a run may end at the same time: whoever rebuilds last must have seen all parts, so
-    the caller holds a lock.
+    The folders of `dfr` and `analysis` hold a part each; parts that are not written yet are given
+    as `dfr={name: part}`. Repairs of a run may end at the same time: whoever rebuilds last must
+    have seen all parts, so the caller holds a lock.
     """
     path = directory / "result.json"
     parts = dict(trained) if trained is not None else read_json(path)
-    found = {part.parent.name: read_json(part) for part in directory.glob("dfr/*/result.json")}
-    parts["dfr"] = dict(sorted({**found, **(repairs or {})}.items()))
+    for kind in ("dfr", "analysis"):
+        places = directory.glob(f"{kind}/*/result.json")
+        found = {place.parent.name: read_json(place) for place in places}
+        parts[kind] = dict(sorted({**found, **given.get(kind, {})}.items()))
     write_json(path, parts)
     return parts
 

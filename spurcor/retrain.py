@@ -1,21 +1,12 @@
 """Deep Feature Reweighting of a finished run: python -m spurcor.retrain run=... dfr=..."""
 
 import sys
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
 from spurcor import cli
-from spurcor.config import Node, Paths, check
-
-
-@dataclass(frozen=True)
-class RetrainPaths:
-    """Where runs are, and where their data is now if not where they read it."""
-
-    outputs: Path
-    data: Path | None = None
+from spurcor.config import Node, RunPaths, check
 
 
 @dataclass(frozen=True)
@@ -25,7 +16,7 @@ class RetrainConfig:
     run: str
     dfr: Node
     tracker: dict[str, Node]
-    paths: RetrainPaths
+    paths: RunPaths
 
 
 def main(cfg: DictConfig) -> int:
@@ -37,15 +28,7 @@ def main(cfg: DictConfig) -> int:
     from spurcor.launcher import log_to_terminal
 
     log_to_terminal()
-    outputs = config.paths.outputs.expanduser().absolute()
-    directory = runs.find_done(config.run, outputs)
-    run = runs.read_config(directory)
-    run = replace(
-        run,
-        dfr=config.dfr,
-        tracker=config.tracker,
-        paths=Paths(data=config.paths.data or run.paths.data, outputs=outputs),
-    )
+    directory, run = runs.reopen(config.run, config.paths, dfr=config.dfr, tracker=config.tracker)
     return runs.retrain(directory, run, Terminal()).exit_code
 
 

@@ -16,11 +16,24 @@ import torch
 import yaml
 
 from spurcor import checkpoint, results
-from spurcor.config import MACHINE, Node, TrainConfig, TrainOptions, check, content, dfr_name, plain
+from spurcor.analysis import Analyses
+from spurcor.analysis.stored import analyze_stored
+from spurcor.config import (
+    MACHINE,
+    Node,
+    Paths,
+    RunPaths,
+    TrainConfig,
+    TrainOptions,
+    check,
+    content,
+    dfr_name,
+    plain,
+)
 from spurcor.console import Terminal
 from spurcor.data import Split, Splits
 from spurcor.errors import RunError, UserError
-from spurcor.files import read_json, read_lines, remove_leftovers, write_text
+from spurcor.files import read_json, read_lines, remove_leftovers, write_json, write_text
 from spurcor.lock import Held, holder, lock_of, locked
 from spurcor.method import Method, RunContext
 from spurcor.repair import refuse_leak, repair, repairing
@@ -112,6 +125,15 @@ def find_done(reference: str, outputs: Path, key: str = "run") -> Path:
     return directory
 
 
+def reopen(reference: str, paths: RunPaths, **asked: Any) -> tuple[Path, TrainConfig]:
+    """A finished run with its own configuration, and what is asked of it now (dfr, analysis)."""
+    outputs = paths.outputs.expanduser().absolute()
+    directory = find_done(reference, outputs)
+    config = read_config(directory)
+    here = Paths(data=paths.data or config.paths.data, outputs=outputs)
+    return directory, dataclasses.replace(config, paths=here, **asked)
+
+
 def device(options: str) -> torch.device:
     """The device named, or the GPU where there is one."""
     if options == "auto":
@@ -198,6 +220,7 @@ def execute(
         raise UserError("this method trains nothing and dfr=none fits nothing; choose a dfr")
     if config.dfr is not None:
         _refuse_impossible(config.dfr, splits, method)
+    Analyses.build(config.analysis).check(method, splits)
     built = time.time()
     if on_start is not None:
         on_start()
@@ -228,6 +251,7 @@ def execute(
                             return outcome
                     if config.dfr is not None:
                         repair(directory, config, config.dfr, splits, method, trackers)
+                    analyze_stored(directory, config, splits, method, trackers)
                 except (UserError, Held):
                     raise
                 except Exception as error:
@@ -248,6 +272,7 @@ def validate(config: TrainConfig) -> None:
     config.dataset.build()
     if config.dfr is not None:
         config.dfr.build()
+    Analyses.build(config.analysis)
     _optimizers(config)
 
 
@@ -303,6 +328,24 @@ def retrain(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome
     return _report(config, directory, terminal, "repaired")
 
 
+def analyze(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome:
+    """Analyse a finished run, rebuilt from its own configuration, by the weights that it kept."""
+    if not config.analysis:
+        raise UserError("analysis=none asks for nothing; name one, as in analysis=[gradient_basis]")
+    if all((directory / path).exists() for path in config.needs if path.startswith("analysis/")):
+        return _report(config, directory, terminal, "was analysed like this before")
+    splits, method = build(config)
+    Analyses.build(config.analysis).check(method, splits)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(logged(directory / "train.log"))
+            trackers = Trackers.open(config, stack)
+            analyze_stored(directory, config, splits, method, trackers)
+    except Held as held:
+        return _held(directory / "analysis", held, terminal)
+    return _report(config, directory, terminal, "analysed")
+
+
 def mirror(directory: Path, config: TrainConfig, trackers: Trackers) -> None:
     """Send everything that is on disk of a run that nobody works on."""
     record = Record.of_run(directory, config)
@@ -337,7 +380,7 @@ def _train(
         write_text(directory / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
     record = Record.of_run(directory, config)
     trackers.start(record)
-    analyses = [node.build() for node in config.analysis.values()]
+    analyses = Analyses.build(config.analysis)
     with terminal.watch(lambda rows: trackers.rows(record, rows)) as observer:
         trainer = Trainer(directory, config.train, context, observer, analyses)
         try:
@@ -369,9 +412,11 @@ def _finish(config: TrainConfig, splits: Splits, method: Method, trainer: Traine
     checkpoint.load_weights(method, directory / selected.pop("file", "last.safetensors"))
     checkpoint.save_weights(directory / "model.safetensors", checkpoint.snapshot(method))
     reports: dict[str, Any] = {"val": None, "test": None, "tests": {}}  # of what was not trained
-    if progress.selected is not None:
-        with untouched(method):
+    with untouched(method):
+        if progress.selected is not None:
             reports = results.predict_all(method.predict, splits, directory / "predictions.npz")
+        for folder, part in trainer.analyses.finish(directory, config, method, splits).items():
+            write_json(directory / "analysis" / folder / "result.json", part)
     run = {
         "identity": config.identity,
         "seed": config.seed,

@@ -31,8 +31,8 @@ def is_best(rows: Sequence[Mapping[str, Any]], criterion: str) -> bool:
 
 
 def is_exhausted(rows: Sequence[Mapping[str, Any]], criterion: str, patience: int) -> bool:
-    """Whether the last `patience` rows of the current phase brought no improvement."""
-    phase = [row for row in rows if row["phase"] == rows[-1]["phase"]]
+    """Whether the last `patience` evaluations of the current phase brought no improvement."""
+    phase = [row for row in rows if row["phase"] == rows[-1]["phase"] and criterion in row]
     if len(phase) <= patience:
         return False
     values = [score(row, criterion) for row in phase]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from spurcor import checkpoint, selection
+from spurcor.analysis import Analyses, Moment
 from spurcor.config import TrainOptions
 from spurcor.data import Batch, Split, Splits
 from spurcor.errors import RunError, UserError
@@ -27,16 +28,6 @@ log = logging.getLogger(__name__)
 CHECK_STEPS = 64  # losses stay on the device for this many steps before they are looked at
 
 
-class Analysis(Protocol):
-    """Quantities measured during training; leaves no trace on the run."""
-
-    def due(self, epoch: int) -> bool:
-        """Whether to run after this many finished epochs of the phase."""
-
-    def run(self, method: Method, splits: Splits, epoch: int) -> dict[str, float]:
-        """Row entries `<analysis>/<quantity>/<split>`."""
-
-
 class Observer(Protocol):
     """Who watches a run: the terminal and the trackers."""
 
@@ -47,7 +38,7 @@ class Observer(Protocol):
         """Rows that a checkpoint holds: they will not be taken back."""
 
     def row(self, row: Mapping[str, Any], phase: Phase) -> None:
-        """A row just written."""
+        """A row just written after an evaluation."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run goes on later
@@ -85,7 +76,7 @@ class Trainer:
         options: TrainOptions,
         context: RunContext,
         observer: Observer,
-        analyses: Sequence[Analysis] = (),
+        analyses: Analyses,
     ) -> None:
         self.directory, self.options, self.context = directory, options, context
         self.observer, self.analyses = observer, analyses
@@ -195,7 +186,8 @@ class Trainer:
             folder.mkdir(exist_ok=True)
             name = f"{phase.name}-{progress.epoch}.safetensors"
             checkpoint.save_weights(folder / name, checkpoint.snapshot(method))
-        if progress.epoch % options.eval_every == 0 or progress.epoch == phase.epochs:
+        evaluated = progress.epoch % options.eval_every == 0 or progress.epoch == phase.epochs
+        if evaluated or self.analyses.due(progress.epoch):
             row: dict[str, Any] = {
                 "phase": phase.name,
                 "epoch": progress.epoch,
@@ -203,21 +195,22 @@ class Trainer:
                 "time": time.time_ns() // 1_000_000,
                 "seconds": 0.0,
             }
-            row |= {f"train/{k}": v / progress.images for k, v in progress.sums.items()}
+            moment = Moment(phase.name, progress.epoch, progress.steps)
             with untouched(method):
-                row |= evaluate(method.predict, splits, self.options.loss)
-                for analysis in self.analyses:
-                    if analysis.due(progress.epoch):
-                        row |= analysis.run(method, splits, progress.epoch)
-            progress.sums, progress.images = {}, 0
+                if evaluated:
+                    row |= {f"train/{k}": v / progress.images for k, v in progress.sums.items()}
+                    row |= evaluate(method.predict, splits, self.options.loss)
+                    progress.sums, progress.images = {}, 0
+                row |= self.analyses.measure(method, splits, moment)
             self._tick()
             row["seconds"] = round(progress.seconds, 3)
             self._rows.append(row)
             append_line(self.directory / "metrics.jsonl", row)
             progress.rows += 1
-            if last_phase:
-                self._select(method, row)
-            self.observer.row(row, phase)
+            if evaluated:
+                if last_phase:
+                    self._select(method, row)
+                self.observer.row(row, phase)
         if time.monotonic() - self._saved_at >= options.checkpoint_seconds:
             self._save(method, phase)
 
@@ -245,6 +238,7 @@ class Trainer:
             "progress": dict(vars(progress)),
             "method": method.state_dict(),
             "phase": None if phase is None else phase.state_dict(),
+            "analyses": self.analyses.state_dict(),
             "random": checkpoint.random_state(),
             "fingerprints": self.context.splits.fingerprints,
         }
@@ -287,6 +281,7 @@ class Trainer:
         method.load_state_dict(state["method"])
         if inside:
             phases[progress.phase].load_state_dict(state["phase"])
+        self.analyses.load_state_dict(state.get("analyses", {}))
         checkpoint.restore_random_state(state["random"])
         keep_lines(self.directory / "metrics.jsonl", progress.rows)
         self._rows = read_lines(self.directory / "metrics.jsonl")

@@ -133,36 +133,6 @@ def test_begin_and_evaluation_leave_the_method_alone(method, tmp_path):
         assert torch.equal(value, trained.state_dict()[name]), name
 
 
-class Measure:
-    """An analysis that draws random numbers and runs the network in whatever mode it finds."""
-
-    def due(self, epoch):
-        return epoch == 1
-
-    def run(self, method, splits, epoch):
-        assert not method.training
-        noise = torch.rand(1)
-        batch = splits["val"].fetch(torch.arange(8))
-        method.predict(splits.transform(batch.x))
-        return {"measure/noise/val": float(noise)}
-
-
-def test_an_analysis_leaves_no_trace(tmp_path):
-    cfg = read("method.epochs=2", "backbone=mlp")
-    ends = []
-    for name, analyses in (("plain", ()), ("measured", (Measure(),))):
-        folder = tmp_path / name
-        folder.mkdir()
-        trainer, method = trainer_of(cfg, folder, analyses)
-        trainer.fit(noisy(method))
-        ends.append(method.state_dict())
-    measured = rows_of(tmp_path / "measured")
-    assert "measure/noise/val" in measured[0]
-    assert "measure/noise/val" not in measured[1]
-    for name, value in ends[0].items():
-        assert torch.equal(value, ends[1][name])
-
-
 @pytest.mark.parametrize("dataset", DATASETS)
 @pytest.mark.parametrize("method", METHODS)
 def test_typed_beats_tuned_beats_dataset(dataset, method):

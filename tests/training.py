@@ -6,6 +6,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from spurcor import config, runs, sweeps
+from spurcor.analysis import Analyses
 from spurcor.config import CONF, TrainConfig
 from spurcor.method import RunContext
 from spurcor.trainer import Trainer
@@ -35,11 +36,12 @@ class Silent:
         self.handed = list(rows)
 
 
-def trainer_of(cfg: TrainConfig, directory, analyses=()):
+def trainer_of(cfg: TrainConfig, directory, analyses=None):
     torch.set_num_threads(1)
     splits, method = runs.build(cfg)
     context: RunContext = runs.context_of(cfg, splits, directory)
-    return Trainer(directory, cfg.train, context, Silent(), analyses), method
+    found = Analyses.build(cfg.analysis) if analyses is None else analyses
+    return Trainer(directory, cfg.train, context, Silent(), found), method
 
 
 def without_time(rows):

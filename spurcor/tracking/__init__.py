@@ -203,6 +203,8 @@ class Trackers:
                 self._each("artifact", record, path)
         for path in sorted(record.directory.glob("plots/*.png")):
             self._each("artifact", record, path, "plots")
+        for path in sorted(record.directory.glob("analysis/*/plots/*.png")):
+            self._each("artifact", record, path, f"plots/{path.parents[1].name}")
         self.finish(record, "FINISHED")
 
     def attach(self, record: Record, paths: Iterable[Path], folder: str) -> None:
@@ -244,4 +246,7 @@ def _result_row(record: Record) -> dict[str, Any]:
     for split, report in reports.items():
         numbers = {k: v for k, v in (report or {}).items() if k != "groups"}
         row |= {f"{prefix}{split}/{key}": value for key, value in numbers.items()}
+    for name, part in result.get("analysis", {}).items():
+        numbers = part.get("metrics", {})
+        row |= {f"{prefix}{name.rpartition('-')[0]}/{key}": v for key, v in numbers.items()}
     return row

@@ -1,0 +1,87 @@
+"""Analyses of a finished run, by the weights that it kept."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock
+
+from spurcor import checkpoint, results
+from spurcor.analysis import Analyses, Moment
+from spurcor.config import TrainConfig, analysis_name
+from spurcor.data import Splits
+from spurcor.errors import UserError
+from spurcor.files import read_json, read_lines, remove_leftovers, write_json
+from spurcor.lock import lock_of, locked
+from spurcor.method import Method
+from spurcor.repair import refuse_leak
+from spurcor.tracking import Record, Trackers
+from spurcor.trainer import untouched
+
+
+def analyze_stored(
+    directory: Path, config: TrainConfig, splits: Splits, method: Method, trackers: Trackers
+) -> None:
+    """Make those analyses of a finished run that are missing, from its predictions and weights.
+
+    Raises `Held` where another process analyses the same run.
+    """
+    place = directory / "analysis"
+
+    def missing() -> Analyses:
+        asked = {name: (analysis_name(name, node), node) for name, node in config.analysis.items()}
+        return Analyses.build(
+            {
+                name: node
+                for name, (folder, node) in asked.items()
+                if not (place / folder / "result.json").exists()
+            }
+        )
+
+    if not missing():
+        return
+    refuse_leak(read_json(directory / "result.json")["run"]["splits"], splits)
+    guard = config.paths.outputs / ".guard"
+    with locked(lock_of(place), guard):
+        remove_leftovers(place)
+        if not (analyses := missing()):
+            return
+        if not (directory / "done").exists():
+            raise UserError(f"run={directory} has been set aside meanwhile")
+        with untouched(method):
+            if analyses.measure_weights:
+                for moment, path in kept_weights(directory):
+                    checkpoint.load_weights(method, path)
+                    analyses.measure(method, splits, moment, stored=True)
+            checkpoint.load_weights(method, directory / "model.safetensors")
+            parts = analyses.finish(directory, config, method, splits)
+        with FileLock(guard):
+            results.write_result(directory, analysis=parts)
+            for folder, part in parts.items():  # last: what is there is in the other, too
+                write_json(place / folder / "result.json", part)
+    record = Record.of_run(directory, config)
+    trackers.start(record)
+    trackers.report(record)
+
+
+def kept_weights(directory: Path) -> Iterator[tuple[Moment, Path]]:
+    """Weights of `train.keep_epochs`, of the selected and of the last epoch, each epoch once."""
+    rows = read_lines(directory / "metrics.jsonl")
+    if not rows:
+        return
+    steps = {(row["phase"], row["epoch"]): row["step"] for row in rows}
+    last = (rows[-1]["phase"], rows[-1]["epoch"])
+    selected = read_json(directory / "result.json")["selected"]
+    files = {
+        (path.stem.rpartition("-")[0], int(path.stem.rpartition("-")[2])): path
+        for path in (directory / "weights").glob("*-*.safetensors")
+    }
+    files[selected["phase"], selected["epoch"]] = directory / "model.safetensors"
+    files[last] = directory / "last.safetensors"
+    phases = list(dict.fromkeys(row["phase"] for row in rows))
+    for phase, epoch in sorted(files, key=lambda at: (phases.index(at[0]), at[1])):
+        ends = [row for row in rows if row["phase"] == phase]
+        before = rows[rows.index(ends[0]) - 1]["step"] if rows.index(ends[0]) else 0
+        # An epoch without a row: all epochs of a phase have the same number of steps.
+        between = before + (ends[-1]["step"] - before) * epoch // ends[-1]["epoch"]
+        step = steps.get((phase, epoch), between)
+        yield Moment(phase, epoch, step), files[phase, epoch]
