@@ -71,11 +71,7 @@ class Backbone(nn.Module, ABC):
         names = {asked: self.layer(asked) for asked in layers}
         for name in names.values():
             self._grid(name, pooling)  # refuses before anything is computed
-        enabled = self.autocast is not None
-        if self.channels_last and x.dim() == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=enabled):
-            outputs = self.activations(x, list(dict.fromkeys(names.values())))
+        outputs = self._computed(self.activations, x, list(dict.fromkeys(names.values())))
         return {
             asked: self.pooled(name, outputs[name], pooling).float()
             for asked, name in names.items()
@@ -85,6 +81,60 @@ class Backbone(nn.Module, ABC):
         """(B, D) features of the last layer."""
         last = self.layers[-1]
         return self.features(x, [last])[last]
+
+    def through(self, x: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+        """A layer's unpooled output, and what `forward` makes of it, (B, D): both of one graph."""
+        outputs = self._computed(self.path, x, [layer, self.layers[-1]])
+        return outputs[layer], self.pooled(self.layers[-1], outputs[self.layers[-1]]).float()
+
+    def path(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """`activations` as the next layers see them."""
+        return self.activations(x, layers)
+
+    def maps(self, layer: str, output: Tensor, height: int, width: int) -> Tensor:
+        """(B, D, h, w) of a layer's unpooled output, for images of `height` x `width`.
+
+        Of tokens the class token is left out; the others lie row by row.
+        """
+        if self.kinds[layer] == "map":
+            return output
+        patches = output[:, 1:]
+        rows = round((patches.shape[1] * height / width) ** 0.5)
+        return patches.mT.reshape(*patches.mT.shape[:2], rows, -1)
+
+    def spatial(self, layer: str | int | None = None) -> str:
+        """The layer named, which must have positions, or the deepest that explains the output.
+
+        That is not the last of tokens: of those only the class token goes on.
+        """
+        have = [
+            name
+            for name in self.layers
+            if self.kinds[name] == "map"
+            or (self.kinds[name] == "tokens" and name != self.layers[-1])
+        ]
+        if not have:
+            raise UserError(
+                f"none of this backbone's layers ({', '.join(self.layers)}) has positions that a"
+                " map could show; choose a convolutional one or a vision transformer"
+            )
+        name = have[-1] if layer is None else self.layer(layer)
+        if name not in have:
+            raise UserError(
+                f"layer={layer} has no positions that a map could show; choose one of"
+                f" {', '.join(have)}"
+            )
+        return name
+
+    def _computed(
+        self, function: Callable[..., dict[str, Tensor]], x: Tensor, layers: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """Outputs in the precision and the memory format of the run."""
+        enabled = self.autocast is not None
+        if self.channels_last and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, self.autocast or torch.bfloat16, enabled=enabled):
+            return function(x, layers)
 
     def pooled(self, layer: str, output: Tensor, pooling: str | None = None) -> Tensor:
         """(B, size) from a layer's unpooled output."""

@@ -47,15 +47,27 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
         beside.write_bytes(serialise(tensors))
 
 
+def load_state(path: Path) -> dict[str, Tensor]:
+    """Read what `save_weights` wrote."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise _foreign(path, error) from error
+
+
 def load_weights(module: nn.Module, path: Path, prefix: str = "") -> None:
     """Load what `save_weights` wrote, or the part of it whose names begin with `prefix`."""
+    state = load_state(path)
     try:
-        state = load_file(path)
         part = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
         module.load_state_dict(part)
-    except (SafetensorError, OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} does not hold the weights of this run ({reason})") from error
+    except RuntimeError as error:
+        raise _foreign(path, error) from error
+
+
+def _foreign(path: Path, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0]
+    return UserError(f"{path} does not hold the weights of this run ({reason})")
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:

@@ -144,10 +144,11 @@ class Watcher:
 
 
 def group_table(result: Mapping[str, Any]) -> Table:
-    """Test accuracy of every group, before and after each DFR, and the usual summaries."""
+    """Test accuracy of every group and class after each phase and DFR, and the usual summaries."""
     table = Table("test group", title_justify="left")
     table.add_column("count", justify="right")
-    columns = {} if result["test"] is None else {result["run"]["method"]: result}
+    columns = dict(result.get("phases", {}))
+    columns |= {} if result["test"] is None else {result["run"]["method"]: result}
     columns |= {f"+ DFR {name}": part for name, part in result["dfr"].items()}
     for name in columns:
         table.add_column(name, justify="right")
@@ -163,6 +164,15 @@ def group_table(result: Mapping[str, Any]) -> Table:
         cells = [percent(report["groups"][name]["accuracy"]) for report in reports]
         table.add_row(name, str(first["groups"][name]["count"]), *cells)
     table.add_section()
+    classes = [report.get("classes", {}) for report in reports]  # older results have none
+    if all(classes) and len(classes[0]) < min(len(first["groups"]), MANY_GROUPS):
+        for name in classes[0]:
+            table.add_row(name, "", *(percent(accuracy[name]) for accuracy in classes))
+        table.add_section()
+    labels = [report.get("labels", {}) for report in reports]
+    for name in labels[0] if all(labels) else ():
+        for key in ("precision", "recall", "f1"):
+            table.add_row(f"{name}: {key}", "", *(percent(scores[name][key]) for scores in labels))
     for key in ("worst", "average", "adjusted", "aligned", "conflicting"):
         table.add_row(key, "", *(percent(report[key]) for report in reports))
     for name in next(iter(columns.values()))["tests"]:

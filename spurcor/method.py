@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from spurcor.backbone import Backbone
-from spurcor.data import Batch, DataInfo, Split, Splits
+from spurcor.data import Batch, DataInfo, GroupedDataset, Split, Splits
 from spurcor.losses import make_head, sample_losses
 from spurcor.streams import Sampling, Stream
 
@@ -29,11 +29,18 @@ class RunContext:
     schedule: Callable[[Optimizer, int], LRScheduler]  # of an optimiser and a number of epochs
 
     def stream(
-        self, split: str, role: str | None = None, sampling: Sampling = "shuffled"
+        self,
+        split: str,
+        role: str | None = None,
+        sampling: Sampling = "shuffled",
+        dataset: GroupedDataset | None = None,
     ) -> Stream:
-        """Training batches of a split, shuffled or sampled as `spurcor.streams.Stream` knows it."""
+        """Training batches of a split, shuffled or sampled as `spurcor.streams.Stream` knows it.
+
+        `dataset` is read in its place, where a phase has made other images of it.
+        """
         return Stream(
-            self.splits[split],
+            self.splits[split] if dataset is None else dataset,
             self.splits.transform,
             self.batch_size,
             seed=self.seed,
@@ -41,6 +48,13 @@ class RunContext:
             sampling=sampling,
             workers=self.splits.workers,
         )
+
+    def kept(self, phase: str) -> Path:
+        """Folder of what the trainer keeps of an earlier phase that has a `selection`.
+
+        `model.safetensors`, its weights by that; `last.safetensors`; `state.pt`, its `state_dict`.
+        """
+        return self.directory / "phases" / phase
 
 
 class Phase(ABC):
@@ -52,6 +66,7 @@ class Phase(ABC):
 
     name: str
     epochs: int
+    selection: str | None = None  # a criterion: later phases want its best weights, see `kept`
 
     def check(self, run: RunContext) -> None:  # noqa: B027 - most phases need TRAIN only
         """Refuse data that the phase cannot work on; called before anything is written."""
@@ -124,12 +139,14 @@ class Supervised(Phase):
         reduce: Callable[[Tensor, Batch], Tensor],
         sampling: Sampling = "shuffled",
         split: Split = Split.TRAIN,
+        selection: str | None = None,
     ) -> None:
         """`reduce`: losses (B,) and batch to a scalar; `sampling`: how `split` is drawn."""
         if epochs < 1:
             raise ValueError(f"epochs={epochs} must be at least 1")
         self.name, self.method, self.epochs = name, method, epochs
         self.reduce, self.sampling, self.split = reduce, sampling, split
+        self.selection = selection
 
     def check(self, run: RunContext) -> None:
         """The split must be there."""
@@ -154,8 +171,9 @@ class Supervised(Phase):
         return {"loss": losses.detach().mean()}
 
     def end_epoch(self) -> None:
-        """Step the schedule."""
-        self.schedule.step()
+        """Step the schedule; the last epoch's rate stays, for a phase that goes on with it."""
+        if self.schedule.last_epoch + 1 < self.epochs:
+            self.schedule.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Optimiser and schedule."""

@@ -101,8 +101,10 @@ class GroupMetrics:
                 self.spec.names, self.accuracy, self.count, strict=True
             )
         }
+        classes = zip(self.spec.classes, self.per_class.tolist(), strict=True)
         return {
             **{key: none_if_undefined(value) for key, value in numbers.items()},
+            "classes": {name: none_if_undefined(accuracy) for name, accuracy in classes},
             "groups": groups,
         }
 
@@ -131,6 +133,23 @@ def group_metrics(logits: Tensor, y: Tensor, g: Tensor, spec: GroupSpec) -> Grou
     )
 
 
+def label_scores(logits: Tensor, y: Tensor, spec: GroupSpec) -> dict[str, dict[str, float | None]]:
+    """Precision, recall and F1 of each label of logits (N, L), y (N, L); None where undefined."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    predicted = (logits > 0).cpu().numpy()
+    scores = precision_recall_fscore_support(
+        y.bool().cpu().numpy(), predicted, average=None, zero_division=math.nan
+    )
+    names = ("precision", "recall", "f1")
+    return {
+        label: {
+            name: none_if_undefined(float(of[i])) for name, of in zip(names, scores, strict=False)
+        }
+        for i, label in enumerate(spec.classes)
+    }
+
+
 @torch.no_grad()
 def apply(
     function: Callable[[Tensor], Tensor],
@@ -154,6 +173,7 @@ def evaluate(
         logits = apply(predict, split, splits.transform)
         summary = group_metrics(logits, split.y, split.g, split.spec).summary(train_counts)
         groups = summary.pop("groups")
+        del summary["classes"]
         mean = sample_losses(logits, split.y, split.spec, loss).mean()
         entries[f"{name}/loss"] = none_if_undefined(float(mean))
         entries |= {f"{name}/{key}": value for key, value in summary.items()}

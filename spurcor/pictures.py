@@ -1,6 +1,6 @@
 """Pictures of what happened in a run, beside its numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -31,5 +31,28 @@ def draw_histograms(counts: Tensor, names: Sequence[str], title: str, path: Path
         axis.yaxis.get_major_locator().set_params(integer=True)
         axis.tick_params(labelsize=6)
     path.parent.mkdir(exist_ok=True)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=110)
+
+
+def draw_panels(rows: Mapping[str, Sequence[Tensor]], title: str, path: Path) -> None:
+    """For each name a row of panels: images (C, H, W) in [0, 1] and heat (H, W) in [0, 1]."""
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, rows.values()))
+    figure = Figure(figsize=(1.1 * columns + 0.4, 1.25 * len(rows) + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (name, panels) in zip(axes, rows.items(), strict=True):
+        line[0].set_title(name, fontsize=7, loc="left")
+        for axis in line:
+            axis.set_axis_off()
+        for axis, panel in zip(line, panels, strict=False):
+            if panel.dim() == 2:
+                axis.imshow(panel.numpy(), cmap="inferno", vmin=0, vmax=1)
+            else:  # of one channel, grey
+                image = panel.expand(3, -1, -1) if len(panel) == 1 else panel
+                axis.imshow(image.permute(1, 2, 0).numpy(), vmin=0, vmax=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:
         figure.savefig(beside, format="png", dpi=110)

@@ -15,7 +15,7 @@ from torch import Tensor
 from spurcor.config import REPO
 from spurcor.data import Split, Splits
 from spurcor.files import read_json, replacing, write_json
-from spurcor.metrics import apply, group_metrics
+from spurcor.metrics import apply, group_metrics, label_scores
 
 VERSIONS = ("spurcor", "torch", "torchvision", "timm", "numpy", "scikit-learn")
 
@@ -30,6 +30,8 @@ def predict_all(predict: Callable[[Tensor], Tensor], splits: Splits, path: Path)
         columns = {"index": torch.arange(len(split)), "y": split.y, "a": split.a, "logits": logits}
         arrays |= {f"{name}/{key}": value.cpu().numpy() for key, value in columns.items()}
         report = group_metrics(logits, split.y, split.g, split.spec).summary(train_counts)
+        if split.spec.task == "multilabel":
+            report["labels"] = label_scores(logits, split.y, split.spec)
         if name in (Split.VAL, Split.TEST):
             reports[name] = report
         else:
@@ -56,6 +58,10 @@ def write_result(
         places = directory.glob(f"{kind}/*/result.json")
         found = {place.parent.name: read_json(place) for place in places}
         parts[kind] = dict(sorted({**found, **given.get(kind, {})}.items()))
+    kept = {place.parent.name: place for place in directory.glob("phases/*/result.json")}
+    order = read_json(directory / "phases.json")["phases"] if kept else []
+    names = [phase["name"] for phase in order if phase["name"] in kept]
+    parts["phases"] = {name: read_json(kept[name]) for name in names}
     write_json(path, parts)
     return parts
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from spurcor import checkpoint, selection
+from spurcor import checkpoint, results, selection
 from spurcor.analysis import Analyses, Moment
 from spurcor.config import TrainOptions
 from spurcor.data import Batch, Split, Splits
@@ -108,7 +108,7 @@ class Trainer:
                     phase.end_epoch()
                     progress.epoch, progress.step = progress.epoch + 1, 0
                     self._end_epoch(method, phase, splits, last_phase=phase is phases[-1])
-                self._leave(phase, method)
+                self._leave(phase, method, last_phase=phase is phases[-1])
                 fresh = True
                 if self._stop is not None:
                     raise Interrupted(self._stop)
@@ -133,11 +133,30 @@ class Trainer:
             return False
         return selection.is_exhausted(self._rows, stopping.metric, stopping.patience)
 
-    def _leave(self, phase: Phase, method: Method) -> None:
+    def _leave(self, phase: Phase, method: Method, *, last_phase: bool) -> None:
         progress = self.progress
         phase.end(self.context)
+        if phase.selection is not None and not last_phase:
+            self._keep(method, phase)
         progress.phase, progress.epoch, progress.step = progress.phase + 1, 0, 0
         self._save(method, None)
+
+    def _keep(self, method: Method, phase: Phase) -> None:
+        """Leave to later phases, and to readers, where this one ended and where it was best."""
+        folder, selected = self.context.kept(phase.name), self.progress.selected
+        assert selected is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        file = selected.pop("file", None)
+        if self._best is None:
+            self._best = checkpoint.load_state(self.directory / file)
+        checkpoint.save_weights(folder / "model.safetensors", self._best)
+        checkpoint.save_weights(folder / "last.safetensors", checkpoint.snapshot(method))
+        checkpoint.save(folder / "state.pt", phase.state_dict())
+        with untouched(method):
+            path = folder / "predictions.npz"
+            reports = results.predict_all(method.predict, self.context.splits, path)
+        write_json(folder / "result.json", {"selected": selected, **reports})
+        self.progress.selected, self._best = None, None
 
     # --- steps ------------------------------------------------------------------------------------
 
@@ -208,14 +227,15 @@ class Trainer:
             append_line(self.directory / "metrics.jsonl", row)
             progress.rows += 1
             if evaluated:
-                if last_phase:
-                    self._select(method, row)
+                wanted = self.options.selection if last_phase else phase.selection
+                if wanted is not None:
+                    self._select(method, row, wanted)
                 self.observer.row(row, phase)
         if time.monotonic() - self._saved_at >= options.checkpoint_seconds:
             self._save(method, phase)
 
-    def _select(self, method: Method, row: Mapping[str, Any]) -> None:
-        criterion = selection.default_criterion(row, self.options.selection)
+    def _select(self, method: Method, row: Mapping[str, Any], wanted: str) -> None:
+        criterion = selection.default_criterion(row, wanted)
         if self.progress.selected is None or selection.is_best(self._rows, criterion):
             self._best = checkpoint.snapshot(method)
             self.progress.selected = {

@@ -82,6 +82,13 @@ class Transform(Protocol):
     def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
         """Training images as bytes (B, C, H, W), random crops taken, where the images are."""
 
+    def window(self, sizes: Tensor) -> Tensor:
+        """What evaluation sees of training images of `sizes` (N, 2), in their pixels.
+
+        (N, 4) float64: top, left, height, width; all of it where they are stored alike.
+        """
+        return torch.cat([torch.zeros_like(sizes), sizes], dim=1).double()
+
     def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
         """Float input of a uint8 batch on its device; without parameters, as in evaluation."""
 
@@ -215,6 +222,23 @@ class Photo(Transform):
     def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
         """The boxes, resampled and mirrored."""
         return stored.crop(rows, parameters[:, :4], parameters[:, 4].bool(), self.size)
+
+    def window(self, sizes: Tensor) -> Tensor:
+        """The centre crop of what was resized, on the photograph as it is stored for training."""
+        resize, crop = self.stored.resize, self.stored.crop
+        if not self.augment or crop is None:
+            return super().window(sizes)
+        short = self.stored_train.short
+        if resize is None and short is not None and int(sizes.min(1).values.max()) >= short:
+            raise UserError(
+                f"dataset.transform crops the central {crop} pixels of photographs that are stored"
+                f" for training with {short} on the shorter side, so where that is on them is not"
+                f" known; say dataset.transform.resize, or a larger dataset.transform.short"
+            )
+        seen = sizes if resize is None else torch.tensor(resize).expand_as(sizes)
+        corner = ((seen - crop) / 2).round()
+        pixels = torch.cat([corner, torch.full_like(corner, crop)], dim=1).double()
+        return pixels * (sizes / seen).repeat(1, 2)
 
     def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
         """(B, 3, H, W) uint8 to float (B, 3, size, size)."""

@@ -1,12 +1,13 @@
 """What every method, data set and backbone must hold; plug-ins are found by listing conf/."""
 
+import itertools
 import os
 
 import pytest
 import torch
 from conftest import REPO
 from hydra import compose, initialize_config_dir
-from training import Silent, read, rows_of, trainer_of, without_time
+from training import Silent, read, rows_of, smallest, trainer_of, without_time
 
 from spurcor import config, runs
 from spurcor.config import CONF
@@ -19,6 +20,7 @@ DATASETS = sorted(path.stem for path in (CONF / "dataset").glob("*.yaml"))
 OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
 BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
 SWEEPS = {
+    "biased_mnist/masktune": 24,
     "celeba_scale/scale_tuning": 90,
     "digits/main": 25,
     "digits/random": 48,
@@ -33,6 +35,29 @@ SWEEPS = {
 
 class CrashError(Exception):
     pass
+
+
+class Told(Silent):
+    """An observer that keeps, for every step, its phase and the steps of an epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def step(self, progress, phase, num_steps):
+        self.steps.append((phase.name, num_steps))
+
+
+def moments_of(steps):
+    """Of every phase: its first step, an epoch's end, the steps around it, the phase's end."""
+    found, first = set(), 0
+    for (_, num_steps), same in itertools.groupby(steps):
+        last = first + len(list(same))
+        assert num_steps >= 2
+        around = (first + num_steps + i for i in (-1, 0, 1))
+        found |= {first + 1, last, *(step for step in around if step <= last)}
+        first = last
+    return sorted(found)
 
 
 class StopAt(Silent):
@@ -50,16 +75,16 @@ class StopAt(Silent):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_resumes_exactly_from_every_kind_of_moment(method, tmp_path):
-    """In an epoch, at its end, and at the end of the phase, with a checkpoint after every step."""
-    small = ("backbone=mlp", "backbone.width=16", "train.batch_size=200", "method.epochs=2")
+    """In an epoch, at its end, and at the end of every phase, with a checkpoint at each step."""
+    small = (*smallest(method), "train.batch_size=200", "method.epochs=2")
     cfg = read(f"method={method}", *small, "train.checkpoint_seconds=0")
     folder = tmp_path / "whole"
     folder.mkdir()
     whole, straight = trainer_of(cfg, folder)
+    whole.observer = Told()
     whole.fit(straight)
-    num_steps = whole.progress.steps // 2
-    assert num_steps >= 2
-    for moment in sorted({1, num_steps - 1, num_steps, num_steps + 1, 2 * num_steps}):
+    assert len(whole.observer.steps) == whole.progress.steps
+    for moment in moments_of(whole.observer.steps):
         at = tmp_path / f"at{moment}"
         at.mkdir()
         first, broken = trainer_of(cfg, at)
@@ -120,17 +145,29 @@ def test_a_method_learns_the_tiny_set(method, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_begin_and_evaluation_leave_the_method_alone(method, tmp_path):
-    cfg = read(f"method={method}")
+    cfg = read(f"method={method}", "method.epochs=1")
     trainer, trained = trainer_of(cfg, tmp_path)
-    before = {name: value.clone() for name, value in trained.state_dict().items()}
-    for phase in trained.phases():
-        phase.setup(trainer.context)
-        trained.eval()
-        with torch.no_grad():
-            phase.begin(trainer.context)
-        break
-    for name, value in before.items():
-        assert torch.equal(value, trained.state_dict()[name]), name
+    phases = trained.phases()
+    begun = []
+
+    def watched(phase, begin):
+        def check(context):
+            before = {name: value.clone() for name, value in trained.state_dict().items()}
+            drawn = torch.get_rng_state()
+            begin(context)
+            assert not trained.training
+            assert torch.equal(torch.get_rng_state(), drawn)
+            for name, value in before.items():
+                assert torch.equal(value, trained.state_dict()[name]), name
+            begun.append(phase.name)
+
+        return check
+
+    for phase in phases:
+        phase.begin = watched(phase, phase.begin)
+    trained.phases = lambda: phases
+    trainer.fit(trained)
+    assert begun == [phase.name for phase in phases]
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from spurcor.data import GroupedDataset, GroupSpec, Split, Splits
-from spurcor.metrics import GroupMetrics, apply, evaluate, group_metrics, none_if_undefined
+from spurcor.metrics import (
+    GroupMetrics,
+    apply,
+    evaluate,
+    group_metrics,
+    label_scores,
+    none_if_undefined,
+)
 from spurcor.transforms import Normalize
 
 SPEC = GroupSpec(("land", "water"), ("land", "water"), aligned=(0, 1))
@@ -87,7 +94,8 @@ def test_unaligned_data_have_no_aligned_and_conflicting_accuracy():
 def test_summary_is_json_with_null_where_undefined():
     m = metrics([9, 0, 0, 6], [10, 0, 0, 8])
     summary = m.summary(torch.tensor([1, 1, 1, 1]))
-    assert set(summary) == {*KEYS, "groups"}
+    assert set(summary) == {*KEYS, "classes", "groups"}
+    assert summary["classes"] == {"land": 0.9, "water": 0.75}
     assert summary["conflicting"] is None
     assert summary["groups"]["land/land"] == {"accuracy": 0.9, "count": 10}
     assert summary["groups"]["land/water"] == {"accuracy": None, "count": 0}
@@ -103,6 +111,16 @@ def test_nothing_is_defined_without_samples():
 def test_adjusted_is_undefined_where_training_saw_no_group_of_the_split():
     m = metrics([0, 3, 0, 0], [0, 4, 0, 0])
     assert m.summary(torch.tensor([9, 0, 0, 9]))["adjusted"] is None
+
+
+def test_precision_recall_and_f1_of_each_label_by_hand():
+    logits = torch.tensor([[1.0, -1.0, 2.0], [0.5, 3.0, -1.0], [-2.0, 1.0, -1.0], [4.0, 1.0, -3.0]])
+    y = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 1, 0], [1, 0, 0]])
+    spec = GroupSpec(("bald", "young", "hat"), (), task="multilabel")
+    found = label_scores(logits, y, spec)
+    assert found["bald"] == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3})
+    assert found["young"] == pytest.approx({"precision": 2 / 3, "recall": 1.0, "f1": 0.8})
+    assert found["hat"] == {"precision": 0.0, "recall": None, "f1": 0.0}
 
 
 @pytest.mark.parametrize(

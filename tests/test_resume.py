@@ -7,11 +7,12 @@ import signal
 import pytest
 from killing import compare, contents, run_of
 from test_contracts import METHODS
+from training import smallest
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_killed_twice_ends_like_one_left_in_peace(method, command_line, tmp_path):
-    command = (f"method={method}", "method.epochs=40", "backbone=mlp")
+    command = (f"method={method}", "method.epochs=40", *smallest(method))
     moments, different = compare(command_line, command, tmp_path, kills=2, seed=3, longest=0.6)
     assert different == []
     assert moments, "the run ended before it could be killed"

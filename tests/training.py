@@ -20,6 +20,15 @@ def read(*overrides: str) -> TrainConfig:
     return sweeps.read(cfg, choices)
 
 
+# The smallest backbone that a method works on, where that is not the smallest there is.
+BACKBONES = {"masktune": ("backbone=small_cnn",)}
+
+
+def smallest(method: str) -> tuple[str, ...]:
+    """Overrides."""
+    return BACKBONES.get(method, ("backbone=mlp", "backbone.width=16"))
+
+
 class Silent:
     """An observer that keeps the rows it is handed."""
 

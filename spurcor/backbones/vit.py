@@ -78,10 +78,18 @@ class VisionTransformer(Backbone):
 
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """(B, T, D) after the blocks, normalised with `final_norm`."""
+        return {name: self.norm(output) for name, output in self._blocks(x, layers).items()}
+
+    def path(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
+        """(B, T, D) after the blocks; only what leaves the last one is normalised."""
+        outputs = self._blocks(x, layers)
+        last = self.layers[-1]
+        return outputs | ({last: self.norm(outputs[last])} if last in outputs else {})
+
+    def _blocks(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         z = self.patch_embed(x)
         z = torch.cat([self.cls_token.expand(len(z), -1, -1), z], dim=1) + self.pos_embed
-        outputs = follow(z, zip(self.layers, self.blocks, strict=True), layers)
-        return {name: self.norm(output) for name, output in outputs.items()}
+        return follow(z, zip(self.layers, self.blocks, strict=True), layers)
 
 
 def _load(model: Any, network: str, pretrained: str) -> None:

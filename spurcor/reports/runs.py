@@ -125,7 +125,7 @@ def _as_row(result: Mapping[str, Any]) -> Row:
     row: dict[str, Any] = {"phase": None, "epoch": None}
     for split, report in reports.items():
         for key, value in (report or {}).items():
-            if key != "groups":
+            if not isinstance(value, Mapping):
                 row[f"{split}/{key}"] = value
         for group, value in (report or {}).get("groups", {}).items():
             if value["count"]:

@@ -244,7 +244,7 @@ def _result_row(record: Record) -> dict[str, Any]:
     else:
         row = {"step": 0, "time": int(path.stat().st_mtime * 1000)}
     for split, report in reports.items():
-        numbers = {k: v for k, v in (report or {}).items() if k != "groups"}
+        numbers = {k: v for k, v in (report or {}).items() if not isinstance(v, Mapping)}
         row |= {f"{prefix}{split}/{key}": value for key, value in numbers.items()}
     for name, part in result.get("analysis", {}).items():
         numbers = part.get("metrics", {})
