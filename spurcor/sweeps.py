@@ -299,7 +299,7 @@ def _progress(directory: Path) -> str:
         names = [phase["name"] for phase in phases]
         before = sum(phase["epochs"] for phase in phases[: names.index(row["phase"])])
         total, done = sum(phase["epochs"] for phase in phases), before + row["epoch"]
-        left = row["seconds"] / done * (total - done)
+        left = row["seconds"] / max(done, 1) * (total - done)
         epochs = phases[names.index(row["phase"])]["epochs"]
     except (OSError, ValueError, KeyError, IndexError):  # the first row is yet to come
         return ""

@@ -96,6 +96,8 @@ class Trainer:
         with self._signals():
             for phase in phases[progress.phase :]:
                 streams = self._enter(phase, method, fresh)
+                if fresh and self.analyses.due(0):
+                    self._add_row(method, phase, splits, evaluated=False)
                 num_steps = len(next(iter(streams.values())))
                 position = progress.epoch * num_steps + progress.step
                 feeds = {role: stream.start(position) for role, stream in streams.items()}
@@ -207,32 +209,37 @@ class Trainer:
             checkpoint.save_weights(folder / name, checkpoint.snapshot(method))
         evaluated = progress.epoch % options.eval_every == 0 or progress.epoch == phase.epochs
         if evaluated or self.analyses.due(progress.epoch):
-            row: dict[str, Any] = {
-                "phase": phase.name,
-                "epoch": progress.epoch,
-                "step": progress.steps,
-                "time": time.time_ns() // 1_000_000,
-                "seconds": 0.0,
-            }
-            moment = Moment(phase.name, progress.epoch, progress.steps)
-            with untouched(method):
-                if evaluated:
-                    row |= {f"train/{k}": v / progress.images for k, v in progress.sums.items()}
-                    row |= evaluate(method.predict, splits, self.options.loss)
-                    progress.sums, progress.images = {}, 0
-                row |= self.analyses.measure(method, splits, moment)
-            self._tick()
-            row["seconds"] = round(progress.seconds, 3)
-            self._rows.append(row)
-            append_line(self.directory / "metrics.jsonl", row)
-            progress.rows += 1
-            if evaluated:
-                wanted = self.options.selection if last_phase else phase.selection
-                if wanted is not None:
-                    self._select(method, row, wanted)
-                self.observer.row(row, phase)
+            self._add_row(method, phase, splits, evaluated=evaluated)
+        if evaluated:
+            wanted = options.selection if last_phase else phase.selection
+            if wanted is not None:
+                self._select(method, self._rows[-1], wanted)
+            self.observer.row(self._rows[-1], phase)
         if time.monotonic() - self._saved_at >= options.checkpoint_seconds:
             self._save(method, phase)
+
+    def _add_row(self, method: Method, phase: Phase, splits: Splits, *, evaluated: bool) -> None:
+        """What was logged and evaluated since the last evaluation, and what analyses measure."""
+        progress = self.progress
+        row: dict[str, Any] = {
+            "phase": phase.name,
+            "epoch": progress.epoch,
+            "step": progress.steps,
+            "time": time.time_ns() // 1_000_000,
+            "seconds": 0.0,
+        }
+        moment = Moment(phase.name, progress.epoch, progress.steps)
+        with untouched(method):
+            if evaluated:
+                row |= {f"train/{k}": v / progress.images for k, v in progress.sums.items()}
+                row |= evaluate(method.predict, splits, self.options.loss)
+                progress.sums, progress.images = {}, 0
+            row |= self.analyses.measure(method, splits, moment)
+        self._tick()
+        row["seconds"] = round(progress.seconds, 3)
+        self._rows.append(row)
+        append_line(self.directory / "metrics.jsonl", row)
+        progress.rows += 1
 
     def _select(self, method: Method, row: Mapping[str, Any], wanted: str) -> None:
         criterion = selection.default_criterion(row, wanted)

@@ -1,8 +1,7 @@
 """The contract of an analysis, and those of a run: measured as it trains, written at its end."""
 
-import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spurcor.analysis.statistics import GroupStatistics, Request, Samples, collect
 from spurcor.config import Node, TrainConfig, analysis_name, plain
 from spurcor.data import Splits
 from spurcor.errors import UserError
 from spurcor.files import replacing
 from spurcor.method import Method
 from spurcor.metrics import none_if_undefined
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,12 +91,12 @@ class Analysis(ABC):
         """Whether to measure after this many finished epochs of a phase."""
         return False
 
-    def requests(self) -> Iterable[Any]:
-        """What `measure` wants to find, computed once for all analyses that are due."""
+    def requests(self) -> Iterable[Request]:
+        """Statistics that `measure` wants, computed once for all analyses that are due."""
         return ()
 
     def measure(
-        self, method: Method, splits: Splits, found: Mapping[Any, Any]
+        self, method: Method, splits: Splits, found: Mapping[Samples, GroupStatistics]
     ) -> Mapping[str, Tensor]:
         """Values by `<quantity>/<split>`, of a method in eval mode, the same names every time.
 
@@ -162,7 +160,7 @@ class Analyses:
             for folder, analysis in self._analyses.items()
             if (analysis.measures if stored else analysis.due(moment.epoch))
         }
-        found = compute([r for one in chosen.values() for r in one.requests()], method, splits)
+        found = collect([r for one in chosen.values() for r in one.requests()], method, splits)
         entries: dict[str, float | None] = {}
         for folder, analysis in chosen.items():
             values = analysis.measure(method, splits, found)
@@ -195,11 +193,6 @@ class Analyses:
         for folder, series in self.series.items():
             if folder in state:
                 series.load_state_dict(state[folder])
-
-
-def compute(requests: Sequence[Any], method: Method, splits: Splits) -> Mapping[Any, Any]:
-    """What analyses want to find, computed once."""
-    return {}
 
 
 def _name(folder: str) -> str:

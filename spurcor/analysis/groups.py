@@ -1,0 +1,221 @@
+"""What analyses of groups share: pairs of groups, schedules, rates, files."""
+
+import itertools
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from spurcor.analysis import Analysis, Ended, Moment
+from spurcor.analysis.drawing import Panel, draw
+from spurcor.analysis.statistics import GroupStatistics, Request, Samples
+from spurcor.data import GroupSpec, Splits
+from spurcor.errors import UserError
+from spurcor.method import Method
+from spurcor.metrics import none_if_undefined
+
+log = logging.getLogger(__name__)
+
+# --- pairs of groups ------------------------------------------------------------------------------
+
+
+def is_square(spec: GroupSpec) -> bool:
+    """Whether there are two classes and two attributes, so that y and a are -1 or +1."""
+    return (spec.num_classes, len(spec.attributes)) == (2, 2)
+
+
+def signs(spec: GroupSpec) -> tuple[Tensor, Tensor]:
+    """y and a (G,) of the groups of two classes and two attributes, -1 or +1."""
+    y = torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64)
+    a = torch.tensor([-1.0, 1.0, -1.0, 1.0], dtype=torch.float64)
+    return y, a
+
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+def pairs_of(spec: GroupSpec, named: Pairs | None, same_class: bool) -> dict[str, tuple[int, int]]:
+    """Numbers of the groups of pairs, by a name for each pair.
+
+    Unless named: each group whose attribute is not the usual one of its class, against the one of
+    its class that has it and, with two classes and two attributes, against that of its attribute.
+    """
+    names = spec.names
+    if named is not None:
+        for name in itertools.chain.from_iterable(named):
+            if name not in names:
+                raise UserError(f"pairs: {name} is no group; there are {', '.join(names)}")
+        chosen = [(names.index(one), names.index(other)) for one, other in named]
+        for one, other in chosen if same_class else ():
+            if one // len(spec.attributes) != other // len(spec.attributes):
+                raise UserError(
+                    f"pairs: {names[one]} and {names[other]} are of different classes; a pair is a"
+                    " minority and the majority of one class"
+                )
+    elif not spec.aligned:
+        raise UserError("pairs=null: this data set does not say which groups are usual; name pairs")
+    else:
+        chosen = _usual_pairs(spec, same_class)
+    return {f"{names[one]}-{names[other]}": (one, other) for one, other in chosen}
+
+
+def _usual_pairs(spec: GroupSpec, same_class: bool) -> list[tuple[int, int]]:
+    num_attributes = len(spec.attributes)
+    usual = [y * num_attributes + a for y, a in enumerate(spec.aligned)]
+    others = [g for g in range(spec.num_groups) if g not in usual]
+    pairs = [(g, usual[g // num_attributes]) for g in others]
+    if is_square(spec) and not same_class:
+        of_attribute = {g % 2: g for g in usual}
+        pairs += [(g, of_attribute[g % 2]) for g in others if g % 2 in of_attribute]
+    return pairs
+
+
+# --- the analyses ---------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class GroupAnalysis(Analysis):
+    """An analysis that is a function of the statistics of the groups of `splits`.
+
+    `epochs`: those after which it is measured, 0 before the first; null: every `every`-th, [] none.
+    `num_samples` of each group are read, null: all, `chunk_size` at a time.
+    """
+
+    splits: tuple[str, ...] = ("train",)
+    epochs: tuple[int, ...] | None = None
+    every: int = 1
+    num_samples: int | None = None
+    chunk_size: int = 512
+
+    gradients: ClassVar[bool] = False
+    jacobians: ClassVar[bool] = False
+    scalar: ClassVar[bool] = False  # whether it needs the scalar f of two classes
+
+    def __post_init__(self) -> None:
+        for name in ("every", "num_samples", "chunk_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if not self.splits:
+            raise ValueError("splits=[] leaves nothing to analyse")
+
+    def check(self, method: Method, splits: Splits) -> None:
+        """Groups, splits that exist, two classes where there must be; warns of what will be NaN."""
+        what = type(self).__name__
+        spec = method.spec
+        spec.require_groups(f"{what} (analysis=none leaves it out)")
+        if self.scalar and spec.num_classes != 2:
+            raise ValueError(
+                f"it is of the scalar f of two classes, and this data set has {spec.num_classes}"
+            )
+        for name in self.splits:
+            counts = splits[name].group_counts.tolist()
+            if empty := [g for g, n in zip(spec.names, counts, strict=True) if not n]:
+                log.warning(
+                    "analysis: %s of %s has no sample; what %s says of it is NaN",
+                    ", ".join(empty),
+                    name,
+                    what,
+                )
+        phases = method.phases()
+        if not phases:
+            raise ValueError("it looks at what training does, and this method trains nothing")
+        end = max(phase.epochs for phase in phases)
+        if late := [epoch for epoch in self.epochs or () if epoch > end]:
+            log.warning("%s: epochs=%s come after the last, which is %d", what, late, end)
+        self.check_spec(spec)
+
+    def check_spec(self, spec: GroupSpec) -> None:
+        """Refuse groups that it cannot be made of, by a UserError."""
+
+    @property
+    def measures(self) -> bool:
+        """Whether any epoch is asked for."""
+        return self.epochs != ()
+
+    def due(self, epoch: int) -> bool:
+        """By `epochs`, or `every`."""
+        return epoch % self.every == 0 if self.epochs is None else epoch in self.epochs
+
+    def requests(self) -> list[Request]:
+        """One per split."""
+        return [
+            Request(name, self.num_samples, self.chunk_size, self.gradients, self.jacobians)
+            for name in self.splits
+        ]
+
+    def measure(
+        self, method: Method, splits: Splits, found: Mapping[Samples, GroupStatistics]
+    ) -> dict[str, Tensor]:
+        """The quantities of every split, and the arrays that they are made from."""
+        values: dict[str, Tensor] = {}
+        for request in self.requests():
+            statistics = found[request.samples]
+            arrays = {"count": statistics.count, "loss": statistics.loss}
+            if self.gradients or self.jacobians:
+                arrays["gram"] = statistics.gram
+            quantities = {**arrays, **self.quantities(statistics)}
+            values |= {f"{key}/{request.split}": value for key, value in quantities.items()}
+        return values
+
+    @abstractmethod
+    def quantities(self, s: GroupStatistics) -> dict[str, Tensor]:
+        """By name, of one split."""
+
+    @abstractmethod
+    def panels(self, of: Callable[[str], Tensor], spec: GroupSpec, ended: Ended) -> list[Panel]:
+        """The picture of one split; `of` gives the values (T, ...) of a quantity over time."""
+
+    def finish(self, ended: Ended) -> dict[str, Any]:
+        """A picture per split, `plots/<split>.png`; the last values."""
+        series = ended.series
+        if not series.moments:
+            return {"last": None}
+        stacked, x = series.stacked(), positions(series.moments)
+        name = ended.folder.name.rpartition("-")[0]
+        for split in self.splits:
+            spec = ended.splits[split].spec
+
+            def of(key: str, split: str = split) -> Tensor:
+                return stacked[f"{key}/{split}"]
+
+            path = ended.folder / "plots" / f"{name}-{split}.png"
+            draw(path, f"{name} on {split}", x, self.panels(of, spec, ended))
+        last = series.moments[-1]
+        numbers = {k: none_if_undefined(float(v[-1])) for k, v in stacked.items() if v.dim() == 1}
+        return {"last": {"phase": last.phase, "epoch": last.epoch, "values": numbers}}
+
+
+def positions(moments: Sequence[Moment]) -> list[int]:
+    """Epochs since the run began, as far as the moments tell of earlier phases."""
+    found: list[int] = []
+    before = 0
+    for last, moment in itertools.pairwise([moments[0], *moments]):
+        before += last.epoch if moment.phase != last.phase else 0
+        found.append(before + moment.epoch)
+    return found
+
+
+def flow_rate(ended: Ended, values: Tensor) -> tuple[list[float], list[float]] | None:
+    """Between moments, epochs and the change of values (T,) per time of the flow.
+
+    A step of plain gradient descent is lr long. None where training was anything else, or where
+    there is nothing to compare.
+    """
+    config, moments = ended.config, ended.series.moments
+    optimizer = config.optimizer.arguments
+    constant = config.schedule.target == "torch.optim.lr_scheduler.ConstantLR"
+    moved = constant and config.schedule.arguments.get("factor") == 1.0
+    plain = config.optimizer.target == "torch.optim.SGD" and not any(
+        optimizer.get(key) for key in ("momentum", "weight_decay", "nesterov", "maximize")
+    )
+    if not (plain and moved and config.train.batch_size is None) or len(moments) < 2:
+        return None
+    x = torch.tensor(positions(moments), dtype=torch.float64)
+    time = optimizer["lr"] * torch.tensor([moment.step for moment in moments]).double()
+    rates = values.diff() / time.diff()
+    return ((x[1:] + x[:-1]) / 2).tolist(), rates.tolist()

@@ -1,0 +1,35 @@
+"""Where the groups lie on the scalar output, and their losses."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from spurcor.analysis import Ended
+from spurcor.analysis.drawing import Panel
+from spurcor.analysis.groups import GroupAnalysis
+from spurcor.analysis.statistics import GroupStatistics
+from spurcor.data import GroupSpec
+
+
+@dataclass(kw_only=True)
+class OutputMoments(GroupAnalysis):
+    """Mean and standard deviation of f over each group, and its mean loss."""
+
+    scalar = True
+
+    def quantities(self, s: GroupStatistics) -> dict[str, Tensor]:
+        """mean/<g>, std/<g>, loss/<g>."""
+        found = {"mean": s.mean, "std": s.std, "loss": s.loss}
+        return {
+            f"{what}/{name}": values[g]
+            for what, values in found.items()
+            for g, name in enumerate(s.spec.names)
+        }
+
+    def panels(self, of: Callable[[str], Tensor], spec: GroupSpec, ended: Ended) -> list[Panel]:
+        """f with its deviation as a band, and the losses."""
+        means = {name: of(f"mean/{name}") for name in spec.names}
+        bands = {name: of(f"std/{name}") for name in spec.names}
+        losses = {name: of(f"loss/{name}") for name in spec.names}
+        return [Panel("", "f, one deviation", means, bands=bands), Panel("", "loss", losses)]

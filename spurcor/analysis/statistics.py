@@ -1,0 +1,178 @@
+"""Group gradients and mean Jacobians of a network: one pass over a split for all analyses.
+
+Every quantity of the gradient-flow analyses is a product of two combinations of the vectors
+grad_g = d L_g / d theta and m_g = d E_g[f] / d theta, so the matrix of their products is all that
+a pass leaves; its vectors stay on the device. G groups, P weights, V vectors.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spurcor.config import Loss
+from spurcor.data import GroupedDataset, GroupSpec, Splits, members_by
+from spurcor.method import Method
+from spurcor.seeding import derive_seed
+
+BLOCK = 1 << 20  # weights whose products are added up at once, in float64
+VANISHING = 1e-9  # norms below have no direction
+Samples = tuple[str, int | None, int]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of which samples: at most `num_samples` of each group of a split."""
+
+    split: str
+    num_samples: int | None
+    chunk_size: int
+    gradients: bool
+    jacobians: bool
+
+    @property
+    def samples(self) -> Samples:
+        """Requests that agree in this are served by one pass."""
+        return self.split, self.num_samples, self.chunk_size
+
+
+@dataclass(frozen=True)
+class GroupStatistics:
+    """A split as a network sees it, by group; NaN where a group has no sample.
+
+    `count` (G,) int64 of all samples; `loss`, `mean`, `std` (G,) float64 of the loss and of f,
+    its deviation that of the samples themselves (divided by n); `gram` (2G, 2G) float64, products
+    of [grad_1 ... grad_G, m_1 ... m_G], where `present` (2G,).
+    """
+
+    spec: GroupSpec
+    kind: Loss
+    count: Tensor
+    loss: Tensor
+    mean: Tensor
+    std: Tensor
+    gram: Tensor
+    present: Tensor
+
+    @property
+    def share(self) -> Tensor:
+        """pi (G,): fractions of the split."""
+        return self.count.double() / self.count.sum()
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        """sum_g weights_g grad_g, as coefficients (2G,); weights (G,)."""
+        return torch.cat([weights.double(), torch.zeros(len(weights), dtype=torch.float64)])
+
+    def jacobian(self, weights: Tensor) -> Tensor:
+        """sum_g weights_g m_g, as coefficients (2G,); weights (G,)."""
+        return torch.cat([torch.zeros(len(weights), dtype=torch.float64), weights.double()])
+
+    def dot(self, u: Tensor, v: Tensor) -> Tensor:
+        """<u, v> of two combinations; NaN where one has a part in a group without a sample."""
+        if bool((((u != 0) | (v != 0)) & ~self.present).any()):
+            return torch.tensor(torch.nan, dtype=torch.float64)
+        return u @ self.gram @ v
+
+    def norm(self, u: Tensor) -> Tensor:
+        """|u|."""
+        return self.dot(u, u).clamp(min=0).sqrt()
+
+    def cosine(self, u: Tensor, v: Tensor) -> Tensor:
+        """Of the angle between two combinations; NaN where one of them vanishes."""
+        norms = self.norm(u), self.norm(v)
+        if min(norms) < VANISHING:
+            return torch.tensor(torch.nan, dtype=torch.float64)
+        return self.dot(u, v) / (norms[0] * norms[1])
+
+
+# --- the pass -------------------------------------------------------------------------------------
+
+
+def collect(
+    requests: Iterable[Request], method: Method, splits: Splits
+) -> dict[Samples, GroupStatistics]:
+    """Statistics by `Request.samples`: one pass for all requests of the same samples."""
+    merged: dict[Samples, Request] = {}
+    for request in requests:
+        known = merged.get(request.samples, request)
+        merged[request.samples] = dataclasses.replace(
+            known,
+            gradients=known.gradients or request.gradients,
+            jacobians=known.jacobians or request.jacobians,
+        )
+    return {key: collect_one(request, method, splits) for key, request in merged.items()}
+
+
+def collect_one(request: Request, method: Method, splits: Splits) -> GroupStatistics:
+    """One pass: per chunk of a group a forward pass, and a backward pass for each kind of vector.
+
+    Memory: a vector of P weights per group and kind, one more, and what a chunk needs.
+    """
+    data = splits[request.split]
+    num_groups = data.spec.num_groups
+    weights = method.weights()
+    kinds = torch.tensor([request.gradients, request.jacobians])
+    num_vectors = num_groups * int(kinds.sum())
+    vectors = [w.new_zeros(num_vectors, w.numel()) for w in weights] if num_vectors else []
+    table = torch.full((3, num_groups), torch.nan, dtype=torch.float64)
+    members = _members(data, request)
+    for g, indices in members.items():
+        losses, outputs = [], []
+        for chunk in torch.split(indices, request.chunk_size):
+            batch = data.fetch(chunk)
+            with torch.set_grad_enabled(num_vectors > 0):
+                logits = method.predict(splits.transform(batch.x))
+                loss, f = method.losses(logits, batch.y), logits[:, -1] - logits[:, 0]
+            wanted = [loss] * request.gradients + [f] * request.jacobians
+            for k, values in enumerate(wanted):
+                mean = values.sum() / len(indices)
+                keep = k + 1 < len(wanted)
+                _add_gradient(mean, weights, vectors, k * num_groups + g, keep=keep)
+            losses.append(loss.detach())
+            outputs.append(f.detach())
+        f = torch.cat(outputs).double()
+        found = torch.stack([torch.cat(losses).double().mean(), f.mean(), f.std(correction=0)])
+        table[:, g] = found.cpu()
+    if data.spec.num_classes != 2:
+        table[1:] = torch.nan
+    gram = torch.zeros(2 * num_groups, 2 * num_groups, dtype=torch.float64)
+    if num_vectors:
+        rows = torch.arange(2 * num_groups).view(2, num_groups)[kinds].flatten()
+        gram[rows[:, None], rows] = _products(vectors).cpu()
+    present = kinds[:, None] & (data.group_counts.cpu() > 0)
+    count = data.group_counts.cpu()
+    loss, mean, std = table.unbind()
+    return GroupStatistics(data.spec, method.loss, count, loss, mean, std, gram, present.flatten())
+
+
+def _members(data: GroupedDataset, request: Request) -> dict[int, Tensor]:
+    """Positions of the samples of each group that has any; the same ones every time."""
+    g = data.g.cpu()
+    order = torch.arange(len(g))
+    if request.num_samples is not None:
+        seed = derive_seed("analysis", request.split)
+        order = torch.randperm(len(g), generator=torch.Generator().manual_seed(seed))
+    groups = [members[: request.num_samples] for members in members_by(g, order)]
+    return {int(g[members[0]]): members for members in groups}
+
+
+def _add_gradient(
+    value: Tensor, weights: Sequence[Tensor], vectors: Sequence[Tensor], row: int, *, keep: bool
+) -> None:
+    """Add the gradient of a number to one row of each (V, n)."""
+    found = torch.autograd.grad(value, weights, retain_graph=keep, allow_unused=True)
+    for vector, gradient in zip(vectors, found, strict=True):
+        if gradient is not None:
+            vector[row] += gradient.flatten()
+
+
+def _products(vectors: Sequence[Tensor]) -> Tensor:
+    """(V, V) float64 products of vectors that are given in parts (V, n)."""
+    gram = vectors[0].new_zeros(len(vectors[0]), len(vectors[0]), dtype=torch.float64)
+    for part in vectors:
+        for block in torch.split(part, BLOCK, dim=1):
+            exact = block.double()
+            gram += exact @ exact.T
+    return gram

@@ -1,0 +1,464 @@
+"""The gradient-flow quantities against direct computations, in float64 and float32."""
+
+import dataclasses
+import itertools
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from training import read, rows_of
+
+from spurcor import runs
+from spurcor.analysis.gap_dynamics import GapDynamics, term_weights
+from spurcor.analysis.gradient_basis import GradientBasis
+from spurcor.analysis.groups import flow_rate, pairs_of
+from spurcor.analysis.jacobian_norm import JacobianNorm
+from spurcor.analysis.output_moments import OutputMoments
+from spurcor.analysis.static_dynamic import StaticDynamic
+from spurcor.analysis.statistics import Request, collect, collect_one
+from spurcor.console import Terminal
+from spurcor.data import GroupSpec
+from spurcor.errors import UserError
+from spurcor.files import read_json
+
+Y, A = (-1, -1, 1, 1), (-1, 1, -1, 1)
+NAMES = ["small/red", "small/green", "large/red", "large/green"]
+MINORITIES = {"small/green-small/red": (1, 0), "large/red-large/green": (2, 3)}
+EXACT = {torch.float64: 1e-8, torch.float32: 1e-4}
+ALL = "analysis=[gradient_basis,gap_dynamics,jacobian_norm,static_dynamic,output_moments]"
+FLOW = (
+    "optimizer=sgd", "optimizer.momentum=0", "optimizer.weight_decay=0", "optimizer.lr=0.01",
+    "train.batch_size=null",
+)  # fmt: skip
+
+
+class Cast:
+    """A transform in another precision."""
+
+    def __init__(self, inner, dtype):
+        self.inner, self.dtype = inner, dtype
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def __call__(self, x, parameters=None):
+        return self.inner(x, parameters).to(self.dtype)
+
+
+def setting(*options, dtype=torch.float64, loss="logistic", train=0):
+    """Data and a small network in a precision, `train` steps from its initialisation."""
+    torch.set_num_threads(1)
+    network = ("backbone=mlp", "backbone.width=12", "backbone.activation=softplus")
+    cfg = read(*network, f"train.loss={loss}", "dataset.num_train=150", *options)
+    splits, method = runs.build(cfg)
+    splits = dataclasses.replace(splits, transform=Cast(splits.transform, dtype))
+    method, last = method.to(dtype), method.backbone.layers[-1]
+    # Features are float32 by contract, whatever the network computes in.
+    method.backbone.forward = lambda x: method.backbone.activations(x, [last])[last]
+    optimizer = torch.optim.SGD(method.weights(), 0.01 if loss == "mse" else 0.5)
+    x, y, _ = everything(splits)
+    for _ in range(train):
+        optimizer.zero_grad()
+        method.losses(method.predict(x), y).mean().backward()
+        optimizer.step()
+    return splits, method.eval()
+
+
+def everything(splits, name="train"):
+    data = splits[name]
+    batch = data.fetch(torch.arange(len(data)))
+    return splits.transform(batch.x), batch.y, batch.g
+
+
+def flat_gradient(method, value):
+    found = torch.autograd.grad(value, method.weights())
+    return torch.cat([gradient.flatten() for gradient in found]).double()
+
+
+def direct(splits, method):
+    """Group gradients (4, P), mean Jacobians (4, P) and losses (4,), a group at a time."""
+    x, y, g = everything(splits)
+    gradients, jacobians, losses = [], [], []
+    for group in range(4):
+        logits = method.predict(x[g == group])
+        loss = method.losses(logits, y[g == group]).mean()
+        f = logits[:, 1] - logits[:, 0]
+        gradients.append(flat_gradient(method, loss))
+        jacobians.append(flat_gradient(method, method.predict(x[g == group]).diff().mean()))
+        losses.append(float(loss.detach()))
+        assert torch.allclose(f, method.predict(x[g == group]).diff().squeeze(1))
+    return torch.stack(gradients), torch.stack(jacobians), losses
+
+
+def erm_gradient(splits, method):
+    x, y, _ = everything(splits)
+    return flat_gradient(method, method.losses(method.predict(x), y).mean())
+
+
+def measured(analysis, splits, method):
+    """What an analysis says of TRAIN, by quantity."""
+    values = analysis.measure(method, splits, collect(analysis.requests(), method, splits))
+    return {key.removesuffix("/train"): value for key, value in values.items()}
+
+
+def cosine(u, v):
+    return float(F.cosine_similarity(u, v, dim=0))
+
+
+def close(value, expected, dtype=torch.float64):
+    """To the precision promised, relative to what the number is of."""
+    assert float(value) == pytest.approx(float(expected), rel=EXACT[dtype], abs=EXACT[dtype])
+
+
+def signed(vectors, signs):
+    return sum(s * v for s, v in zip(signs, vectors, strict=True)) / 4
+
+
+NETWORKS = [
+    (),
+    ("backbone.parametrization=mup", "backbone.depth=3"),
+    ("backbone.parametrization=ntp", "backbone.fix_final_layer=true"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("loss", ["logistic", "mse", "cross_entropy"])
+@pytest.mark.parametrize("options", NETWORKS, ids=["standard", "mup", "ntp"])
+def test_all_quantities_against_their_definitions(options, loss, dtype):
+    splits, method = setting(*options, loss=loss, dtype=dtype, train=5)
+    gradients, m, losses = direct(splits, method)
+    share = splits["train"].group_counts.double() / len(splits["train"])
+    label, attribute = (float(share @ torch.tensor(s).double()) for s in (Y, A))
+    product = [y * a for y, a in zip(Y, A, strict=True)]
+    both = float(share @ torch.tensor(product).double())
+    rho = both - label * attribute
+    v = {
+        name: signed(gradients, signs)
+        for name, signs in (("inv", (1,) * 4), ("Y", Y), ("A", A), ("AY", product))
+    }
+
+    basis = measured(GradientBasis(), splits, method)
+    for name, vector in v.items():
+        close(basis[f"norm_{name}"], vector.norm(), dtype)
+    for one, other in itertools.combinations(v, 2):
+        close(basis[f"cos_{one}_{other}"], cosine(v[one], v[other]), dtype)
+    erm = erm_gradient(splits, method)
+    expansion = v["inv"] + label * v["Y"] + attribute * v["A"] + both * v["AY"]
+    assert torch.allclose(erm, expansion, atol=EXACT[dtype])
+
+    gaps = measured(GapDynamics(), splits, method)
+    assert {k.split("/", 1)[1] for k in gaps if k.startswith("total/")} == {
+        *MINORITIES, "small/green-large/green", "large/red-small/red"
+    }  # fmt: skip
+    for pair, (one, other) in pairs_of(splits["train"].spec, None, same_class=False).items():
+        delta = gradients[other] - gradients[one]
+        marginal = label * v["Y"] + attribute * v["A"] + label * attribute * v["AY"]
+        close(gaps[f"uniform/{pair}"], delta @ v["inv"], dtype)
+        close(gaps[f"marginals/{pair}"], delta @ marginal, dtype)
+        close(gaps[f"correlation/{pair}"], rho * (delta @ v["AY"]), dtype)
+        close(gaps[f"total/{pair}"], delta @ erm, dtype)
+        terms = sum(gaps[f"{term}/{pair}"] for term in ("uniform", "marginals", "correlation"))
+        close(terms, delta @ erm, dtype)
+
+    geometry = measured(JacobianNorm(), splits, method)
+    for (g, one), (h, other) in itertools.combinations(enumerate(NAMES), 2):
+        close(geometry[f"norm2/{one}"], m[g] @ m[g], dtype)
+        close(geometry[f"dot/{one}-{other}"], m[g] @ m[h], dtype)
+        close(geometry[f"cos/{one}-{other}"], cosine(m[g], m[h]), dtype)
+        close(geometry[f"distance2/{one}-{other}"], (m[g] - m[h]).square().sum(), dtype)
+    s = (m[3] - m[2] + m[1] - m[0]) / 2
+    lab = (m[3] + m[2] - m[1] - m[0]) / 2
+    close(geometry["norm_S"], s.norm(), dtype)
+    close(geometry["norm_L"], lab.norm(), dtype)
+    close(geometry["ratio_S_L"], s.norm() / lab.norm(), dtype)
+    close(geometry["dot_S_L"], s @ lab, dtype)
+    close(geometry["cos_S_L"], cosine(s, lab), dtype)
+    close(geometry["norm2_m_A"], signed(m, A).square().sum(), dtype)
+    close(geometry["norm2_m_Y"], signed(m, Y).square().sum(), dtype)
+    close(geometry["dot_m_A_m_Y"], signed(m, A) @ signed(m, Y), dtype)
+
+    split = measured(StaticDynamic(), splits, method)
+    c_0 = torch.tensor([-2.0 * y if loss == "mse" else -y / 2 for y in Y]).double()
+    static = c_0[:, None] * m
+    dynamic = gradients - static
+    t_s, t_d = share @ static, share @ dynamic
+    for pair, (minority, majority) in MINORITIES.items():
+        d_s, d_d = static[majority] - static[minority], dynamic[majority] - dynamic[minority]
+        close(split[f"A/{pair}"], d_s @ t_s, dtype)
+        close(split[f"B/{pair}"], d_s @ t_d + d_d @ t_s, dtype)
+        close(split[f"Delta_s_T_d/{pair}"], d_s @ t_d, dtype)
+        close(split[f"Delta_d_T_s/{pair}"], d_d @ t_s, dtype)
+        close(split[f"C/{pair}"], d_d @ t_d, dtype)
+        delta = gradients[majority] - gradients[minority]
+        close(split[f"A/{pair}"] + split[f"B/{pair}"] + split[f"C/{pair}"], delta @ erm, dtype)
+        close(split[f"total/{pair}"], delta @ erm, dtype)
+
+    moments = measured(OutputMoments(), splits, method)
+    x, _, g = everything(splits)
+    f = method.predict(x).detach().diff().squeeze(1).double().numpy()
+    for group, name in enumerate(NAMES):
+        of_group = f[g.numpy() == group]
+        close(moments[f"mean/{name}"], of_group.mean(), dtype)
+        close(moments[f"std/{name}"], np.sqrt(np.square(of_group - of_group.mean()).mean()), dtype)
+        close(moments[f"loss/{name}"], losses[group], dtype)
+
+
+def gram_of(splits, method):
+    return collect_one(Request("train", None, 64, True, True), method, splits)
+
+
+def test_parseval_and_the_inverse_transform():
+    splits, method = setting(train=3)
+    s = gram_of(splits, method)
+    basis = measured(GradientBasis(), splits, method)
+    squares = sum(basis[f"norm_{name}"] ** 2 for name in ("inv", "Y", "A", "AY"))
+    units = torch.eye(4)
+    close(sum(s.norm(s.gradient(unit)) ** 2 for unit in units) / 4, squares)
+    y, a = torch.tensor(Y).double(), torch.tensor(A).double()
+    signs = torch.stack([torch.ones(4).double(), y, a, y * a])
+    for g in range(4):
+        back = sum(signs[k, g] * s.gradient(signs[k] / 4) for k in range(4))
+        assert torch.allclose(back, s.gradient(units[g]))
+
+
+@pytest.mark.parametrize("loss", ["logistic", "mse"])
+def test_the_terms_predict_a_small_full_batch_step(loss):
+    """The gap's difference along the step, centred: what the terms say to second order."""
+    splits, method = setting("backbone.parametrization=mup", loss=loss, train=3)
+    gaps = measured(GapDynamics(), splits, method)
+    gradient, step = erm_gradient(splits, method), 1e-5
+    start = torch.nn.utils.parameters_to_vector(method.weights()).detach()
+
+    def losses(at):
+        torch.nn.utils.vector_to_parameters(at, method.weights())
+        return np.array(direct(splits, method)[2])
+
+    rates = (losses(start - step * gradient) - losses(start + step * gradient)) / (2 * step)
+    for pair, (one, other) in MINORITIES.items():
+        assert float(gaps[f"total/{pair}"]) == pytest.approx(rates[one] - rates[other], rel=1e-8)
+
+
+def test_a_linear_model_has_the_mean_input_as_its_mean_jacobian():
+    splits, method = setting("backbone.depth=0")
+    x, _, g = everything(splits)
+    means = torch.stack([x[g == group].flatten(1).mean(0) for group in range(4)])
+    with_bias = torch.cat([means, torch.ones(4, 1)], dim=1)
+    s = gram_of(splits, method)
+    assert torch.allclose(s.gram[4:, 4:], with_bias @ with_bias.T, rtol=1e-10)
+
+
+def test_the_gradient_of_the_squared_error_is_that_of_its_residuals():
+    splits, method = setting(loss="mse", train=2)
+    x, y, g = everything(splits)
+    expected = torch.zeros(4, sum(w.numel() for w in method.weights()), dtype=torch.float64)
+    for i in range(len(y)):
+        f = method.predict(x[i : i + 1]).diff().squeeze()
+        residual = 2 * (float(f.detach()) - (2 * int(y[i]) - 1))
+        expected[g[i]] += residual * flat_gradient(method, f) / int((g == g[i]).sum())
+    s = gram_of(splits, method)
+    assert torch.allclose(s.gram[:4, :4], expected @ expected.T, rtol=1e-8)
+
+
+def test_at_the_start_of_a_network_that_says_nothing_all_is_static():
+    splits, method = setting()
+    with torch.no_grad():
+        method.head.last.weight.zero_()
+        method.head.last.bias.zero_()
+    found = measured(StaticDynamic(), splits, method)
+    for pair in MINORITIES:
+        assert float(found[f"A/{pair}"]) == pytest.approx(float(found[f"total/{pair}"]))
+        assert abs(float(found[f"B/{pair}"])) < 1e-12
+        assert abs(float(found[f"C/{pair}"])) < 1e-12
+
+
+def test_chunks_do_not_matter_and_requests_of_the_same_samples_are_one_pass():
+    splits, method = setting(train=2)
+    whole = gram_of(splits, method)
+    in_parts = collect_one(Request("train", None, 7, True, True), method, splits)
+    assert torch.allclose(whole.gram, in_parts.gram, rtol=1e-10)
+    calls = []
+    predict = method.predict
+    method.predict = lambda x: calls.append(len(x)) or predict(x)
+    wanted = [*GradientBasis().requests(), *JacobianNorm().requests(), *OutputMoments().requests()]
+    (found,) = collect(wanted, method, splits).values()
+    assert sum(calls) == len(splits["train"])
+    assert torch.allclose(whole.gram, found.gram, rtol=1e-10)
+
+
+def test_a_part_of_the_samples_is_the_same_part_every_time():
+    splits, method = setting(train=2)
+    request = Request("train", 5, 64, True, False)
+    calls = []
+    predict = method.predict
+    method.predict = lambda x: calls.append(x) or predict(x)
+    first, second = (collect_one(request, method, splits) for _ in range(2))
+    assert [len(x) for x in calls[:4]] == [5, 3, 3, 5]
+    assert torch.equal(first.gram, second.gram)
+    assert torch.equal(first.count, splits["train"].group_counts)  # pi is of the whole split
+    torch.manual_seed(1)
+    assert torch.equal(collect_one(request, method, splits).gram, first.gram)
+
+
+def test_the_terms_of_more_classes_and_attributes_add_up():
+    torch.set_num_threads(1)
+    spec = GroupSpec(("a", "b", "c"), ("x", "y"), (0, 1, 0))
+    share = torch.tensor([0.4, 0.1, 0.05, 0.2, 0.05, 0.2]).double()
+    uniform, marginals, correlation = term_weights(spec, share)
+    assert torch.allclose(uniform + marginals + correlation, share)
+    assert torch.allclose(uniform, torch.full((6,), 1 / 6).double())
+    # pi_a = 0.5, pi_x = 0.5
+    assert float(marginals[0]) == pytest.approx(0.25 - 1 / 6)
+    assert float(correlation[0]) == pytest.approx(0.4 - 0.25)
+    assert pairs_of(spec, None, same_class=False) == {
+        "a/y-a/x": (1, 0), "b/x-b/y": (2, 3), "c/y-c/x": (5, 4)
+    }  # fmt: skip
+
+
+def many_classes(small_root):
+    cfg = read(
+        "dataset=dominoes", "dataset.pool_size=100", "backbone=mlp", "backbone.width=8",
+        f"paths.data={small_root}",
+    )  # fmt: skip
+    return runs.build(cfg)
+
+
+def test_more_than_two_classes(small_root):
+    """Norms and rates hold; what needs a scalar f says so."""
+    splits, method = many_classes(small_root)
+    basis = measured(GradientBasis(chunk_size=1000), splits, method)
+    s = collect_one(Request("train", None, 1000, True, False), method, splits)
+    if bool((s.count > 0).all()):
+        squares = sum(basis[f"norm_{name}"] ** 2 for name in ("inv", "Y", "A", "AY"))
+        mean = sum(float(s.gram[g, g]) for g in range(len(s.count))) / len(s.count)
+        assert float(squares) == pytest.approx(mean, rel=1e-6)
+    assert "cos_inv_Y" not in basis
+    gaps = measured(GapDynamics(chunk_size=1000), splits, method)
+    for key, total in gaps.items():
+        if key.startswith("total/") and torch.isfinite(total):
+            terms = [gaps[key.replace("total", t)] for t in ("uniform", "marginals", "correlation")]
+            if all(torch.isfinite(term) for term in terms):
+                assert float(sum(terms)) == pytest.approx(float(total), rel=1e-4, abs=1e-9)
+    for analysis in (JacobianNorm(), StaticDynamic(), OutputMoments()):
+        with pytest.raises(ValueError, match="the scalar f of two classes, and this data set has"):
+            analysis.check(method, splits)
+    GradientBasis().check(method, splits)
+
+
+def test_an_empty_group_is_nan_and_named(caplog):
+    splits, method = setting("dataset.drop_groups=[small/green]", dtype=torch.float64)
+    logging.getLogger("spurcor").propagate = True
+    with caplog.at_level(logging.WARNING, "spurcor"):
+        GapDynamics().check(method, splits)
+    assert "small/green of train has no sample" in caplog.text
+    gaps = measured(GapDynamics(), splits, method)
+    assert torch.isnan(gaps["total/small/green-small/red"])
+    assert torch.isfinite(gaps["total/large/red-large/green"])  # of groups that are there
+    assert torch.isnan(gaps["uniform/large/red-large/green"])
+    x, y, g = everything(splits)
+    losses = [method.losses(method.predict(x[g == k]), y[g == k]).mean() for k in (2, 3)]
+    delta = flat_gradient(method, losses[1]) - flat_gradient(method, losses[0])
+    close(gaps["total/large/red-large/green"], delta @ erm_gradient(splits, method))
+    moments = measured(OutputMoments(), splits, method)
+    assert torch.isnan(moments["mean/small/green"])
+    assert torch.isfinite(moments["mean/small/red"])
+
+
+def test_what_is_asked_wrongly_is_told(caplog):
+    splits, method = setting()
+    logging.getLogger("spurcor").propagate = True
+    with caplog.at_level(logging.WARNING, "spurcor"):
+        GradientBasis(epochs=(10, 60, 70)).check(method, splits)
+    assert "GradientBasis: epochs=[60, 70] come after the last, which is 20" in caplog.text
+    with pytest.raises(UserError, match="pairs: small/blue is no group"):
+        GapDynamics(pairs=(("small/red", "small/blue"),)).check(method, splits)
+    with pytest.raises(UserError, match="small/red and large/red are of different classes"):
+        StaticDynamic(pairs=(("small/red", "large/red"),)).check(method, splits)
+    with pytest.raises(UserError, match="no other split"):
+        GradientBasis(splits=("other split",)).check(method, splits)
+    with pytest.raises(ValueError, match="every=0"):
+        GradientBasis(every=0)
+    assert not GradientBasis(epochs=()).measures
+    assert [e for e in range(8) if GradientBasis(every=3).due(e)] == [0, 3, 6]
+    assert [e for e in range(8) if GradientBasis(epochs=(2, 5)).due(e)] == [2, 5]
+
+
+# --- in runs --------------------------------------------------------------------------------------
+
+
+def execute(tmp_path, *options):
+    cfg = read("backbone=mlp", "tracker=none", "dfr=none", f"paths.outputs={tmp_path}", *options)
+    assert runs.execute(cfg, Terminal()).status == "done"
+    return cfg
+
+
+def stored(cfg, name):
+    (path,) = cfg.directory.glob(f"analysis/{name}-*/arrays.npz")
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.parametrize(("method", "term"), [("erm", "total"), ("iw", "uniform")])
+def test_a_gap_moves_as_the_terms_say(method, term, tmp_path):
+    """Under ERM by their sum; importance weighting at full batch is the flow of v_inv."""
+    cfg = execute(
+        tmp_path, f"method={method}", *FLOW, "train.loss=logistic", "method.epochs=6",
+        "analysis=gap_dynamics",
+    )  # fmt: skip
+    found = stored(cfg, "gap_dynamics")
+    assert found["epoch"].tolist() == list(range(7))
+    for pair, (one, other) in MINORITIES.items():
+        gap = found["loss/train"][:, one] - found["loss/train"][:, other]
+        rate = np.diff(gap) / 0.01
+        between = (found[f"{term}/{pair}/train"][1:] + found[f"{term}/{pair}/train"][:-1]) / 2
+        np.testing.assert_allclose(rate, between, rtol=2e-2)
+        other_term = "uniform" if term == "total" else "total"
+        assert not np.allclose(rate, found[f"{other_term}/{pair}/train"][1:], rtol=0.2)
+
+
+def test_stored_weights_give_the_numbers_of_training(tmp_path):
+    options = ("method.epochs=3", "train.keep_epochs=[1,2]", "dataset.num_train=150")
+    during = execute(tmp_path, *options, ALL, "train.selection=val/loss")
+    after = execute(tmp_path / "again", *options, "train.selection=val/loss")
+    assert not list(after.directory.glob("analysis/*"))
+    execute(tmp_path / "again", *options, ALL, "train.selection=val/loss")
+    for name in during.analysis:
+        first, second = stored(during, name), stored(after, name)
+        assert second["epoch"].tolist() == [1, 2, 3]
+        assert second["step"].tolist() == first["step"].tolist()[1:]
+        for key, values in second.items():
+            np.testing.assert_array_equal(values, first[key][1:])
+        assert list(during.directory.glob(f"analysis/{name}-*/plots/{name}-train.png"))
+    last = rows_of(during.directory)[-1]
+    (part,) = (
+        p for n, p in read_json(after.directory / "result.json")["analysis"].items()
+        if n.startswith("gradient_basis")
+    )  # fmt: skip
+    assert part["last"]["values"]["norm_inv/train"] == last["gradient_basis/norm_inv/train"]
+
+
+def test_the_command_analyses_a_finished_run(command_line, tmp_path):
+    cfg = execute(tmp_path, "method.epochs=2")
+    command = (f"run={cfg.directory}", f"paths.outputs={tmp_path}", "tracker=none")
+    ended = command_line.run("analyze", *command, "analysis=[jacobian_norm,output_moments]")
+    assert ended.code == 0, ended.err
+    assert stored(cfg, "jacobian_norm")["epoch"].tolist()[-1] == 2
+    again = command_line.run("analyze", *command, "analysis=[jacobian_norm,output_moments]")
+    assert "was analysed like this before" in again.out
+    nothing = command_line.run("analyze", *command)
+    assert nothing.code == 2
+    assert "analysis=none asks for nothing" in nothing.err
+
+
+def test_only_plain_gradient_descent_is_compared_with_the_flow(tmp_path):
+    cfg = execute(tmp_path, "method.epochs=2", "analysis=gap_dynamics")  # Adam, in batches
+
+    class Run:
+        config = cfg
+
+    class Moments:
+        moments = ()
+
+    Run.series = Moments
+    assert flow_rate(Run, torch.zeros(0)) is None
