@@ -22,6 +22,7 @@ BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
 SWEEPS = {
     "biased_mnist/masktune": 24,
     "celeba_scale/scale_tuning": 90,
+    "cifar10/selective": 6,
     "digits/main": 25,
     "digits/random": 48,
     "dominoes/main": 60,

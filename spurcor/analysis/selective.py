@@ -1,0 +1,332 @@
+"""Selective classification: answer where one is sure, calibrated on VAL, and abstain elsewhere.
+
+Rules: a network's largest softmax; two networks' product (MaskTune, Asgari Taghanaki et al.,
+NeurIPS 2022); their agreement (masktune_models), also on several labels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spurcor.analysis import Analysis, Ended
+from spurcor.data import GroupSpec, Split, Splits
+from spurcor.errors import UserError
+from spurcor.files import replacing, write_text
+from spurcor.method import Method
+from spurcor.metrics import none_if_undefined
+from spurcor.reports.render import markdown, show
+from spurcor.reports.tables import Table
+
+COVERAGES = (0.8, 0.85, 0.9, 0.95, 1.0)
+POINTS = 300  # of a curve in the plot
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Predicted classes (N,) and how sure they are (N,), float64."""
+
+    predicted: Tensor
+    confidence: Tensor
+
+
+def single(logits: Tensor) -> Answers:
+    """The largest softmax of logits (N, K)."""
+    confidence, predicted = logits.double().softmax(1).max(1)
+    return Answers(predicted, confidence)
+
+
+def product(first: Tensor, second: Tensor) -> Answers:
+    """q = softmax(p1 p2) of the softmax p1, p2 of two networks' logits (N, K)."""
+    p1, p2 = (logits.double().softmax(1) for logits in (first, second))
+    return single(p1 * p2)
+
+
+def calibrate(confidence: Tensor, coverages: Sequence[float]) -> list[float]:
+    """Thresholds that confidences (N,) of VAL reach at about the nominal coverages.
+
+    The value at place round(c N) of the confidences, falling. At 1 nothing is rejected: below the
+    smallest confidence of VAL there may be others.
+    """
+    falling = confidence.sort(descending=True).values
+    places = [min(round(c * len(falling)), len(falling) - 1) for c in coverages]
+    pairs = zip(coverages, places, strict=True)
+    return [0.0 if c == 1 else float(falling[place]) for c, place in pairs]
+
+
+def risk_coverage(confidence: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Coverages and the risks (shares of `wrong` answers) there, rising, and the area under them.
+
+    Samples of the same confidence are accepted together.
+    """
+    order = confidence.argsort(descending=True)
+    ranked, errors = confidence[order], wrong[order].double().cumsum(0)
+    ends = torch.cat([ranked[1:] != ranked[:-1], torch.tensor([True])]).nonzero().squeeze(1)
+    accepted = (ends + 1).double()
+    risk = errors[ends] / accepted
+    sizes = accepted.diff(prepend=torch.zeros(1, dtype=torch.float64))
+    return accepted / len(confidence), risk, float((risk * sizes).sum() / len(confidence))
+
+
+def answered(accepted: Tensor, right: Tensor, y: Tensor, g: Tensor, spec: GroupSpec) -> Report:
+    """Coverage and error of the accepted samples (N,), and both per group and per class.
+
+    `worst` is the lowest accuracy among the accepted of a group, `worst_coverage` the lowest share
+    of a group that is answered: abstaining from a whole group does not hide it.
+    """
+    groups = _by(g, spec.names, accepted, right)
+    known = [group["accuracy"] for group in groups.values() if group["accuracy"] is not None]
+    return {
+        "coverage": float(accepted.double().mean()),
+        "error": none_if_undefined(1 - float(right[accepted].double().mean())),
+        "worst": min(known, default=None),
+        "worst_coverage": min(group["coverage"] for group in groups.values()),
+        "classes": _by(y, spec.classes, accepted, right),
+        "groups": groups,
+    }
+
+
+def _by(labels: Tensor, names: Sequence[str], accepted: Tensor, right: Tensor) -> Report:
+    size = len(names)
+    counts, answers, hits = (
+        torch.bincount(labels[chosen], minlength=size).tolist()
+        for chosen in (torch.ones_like(accepted), accepted, accepted & right)
+    )
+    return {
+        name: {"coverage": a / n, "accuracy": h / a if a else None, "count": n}
+        for name, n, a, h in zip(names, counts, answers, hits, strict=True)
+        if n
+    }
+
+
+# --- stored predictions ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Logits (N, K), classes (N,) or labels (N, K), and groups (N,), by split."""
+
+    name: str
+    spec: GroupSpec
+    logits: Mapping[str, Tensor]
+    y: Mapping[str, Tensor]
+    g: Mapping[str, Tensor]
+
+    @classmethod
+    def load(cls, name: str, spec: GroupSpec, directory: Path) -> "Stored":
+        """What a run, or a phase that it kept, has left in a folder."""
+        columns: dict[str, dict[str, Tensor]] = {"logits": {}, "y": {}, "a": {}}
+        with np.load(directory / "predictions.npz", allow_pickle=False) as arrays:
+            for key in arrays.files:
+                split, _, column = key.partition("/")
+                if column in columns:
+                    columns[column][split] = torch.from_numpy(arrays[key])
+        y = columns["y"]
+        g = {split: spec.group(y[split], columns["a"][split]) for split in y}
+        return cls(name, spec, columns["logits"], y, g)
+
+
+# --- the analysis ---------------------------------------------------------------------------------
+
+
+class Selective(Analysis):
+    """What one or two networks answer at `coverages` of VAL, and by the agreement of two.
+
+    Agreement: both predict the same, and the second's largest softmax is at least `confidence`,
+    times `leniency` for classes that are `difficult`. Of several labels all must agree, and the
+    second's largest probability be above `label_confidence`.
+    """
+
+    def __init__(
+        self,
+        coverages: tuple[float, ...] = COVERAGES,
+        confidence: float = 0.8,
+        difficult: tuple[str, ...] = (),
+        leniency: float = 0.7,
+        label_confidence: float = 0.6,
+    ) -> None:
+        if not coverages or not all(0 < c <= 1 for c in coverages):
+            raise ValueError(f"coverages={list(coverages)} must be above 0 and at most 1")
+        self.coverages = tuple(sorted(coverages))
+        self.confidence, self.difficult, self.leniency = confidence, difficult, leniency
+        self.label_confidence = label_confidence
+
+    def check(self, method: Method, splits: Splits) -> None:
+        """There is something to calibrate on, and classes of the names."""
+        for name in (Split.VAL, Split.TEST):
+            splits[name]
+        phases = method.phases()
+        if not phases:
+            raise ValueError("nothing is trained, so there are no predictions to accept")
+        spec = splits.info.spec
+        if spec.task == "multilabel" and not any(phase.selection for phase in phases[:-1]):
+            raise ValueError(
+                "several labels are accepted where two networks agree, and this method keeps one;"
+                " compare two runs by python -m spurcor.selective runs=[<run>,<run>]"
+            )
+        self._check_names(spec)
+
+    def _check_names(self, spec: GroupSpec) -> None:
+        if unknown := [name for name in self.difficult if name not in spec.classes]:
+            raise UserError(
+                f"difficult={unknown[0]} is no class; there are {', '.join(spec.classes)}"
+            )
+
+    def finish(self, ended: Ended) -> Mapping[str, Any]:
+        """Rules by name, each by split; table.md and a plot of risk over coverage."""
+        spec, kept = ended.splits.info.spec, ended.directory / "phases"
+        phases = [phase.name for phase in ended.method.phases() if (kept / phase.name).is_dir()]
+        networks = [Stored.load(name, spec, kept / name) for name in phases[:1]]
+        networks.append(Stored.load(ended.config.choices["method"], spec, ended.directory))
+        return self.compare(networks, ended.folder)
+
+    def compare(self, networks: Sequence[Stored], folder: Path) -> Report:
+        """The report of one or two networks on the same splits, its files in a folder."""
+        first, second = networks[0], networks[-1]  # the same one, if there is one
+        spec = second.spec
+        self._check_names(spec)
+        splits = [split for split in second.logits if split != Split.VAL]
+        if spec.task == "multilabel":
+            rules = {"agreement": {split: self._labels(first, second, split) for split in splits}}
+            write_text(folder / "table.md", _table_of_labels(rules["agreement"]))
+            return {"rules": rules, "metrics": _metrics(rules)}
+        calibrated = {
+            network.name: {s: single(logits) for s, logits in network.logits.items()}
+            for network in networks
+        }
+        if len(networks) == 2:
+            pairs = {s: (first.logits[s], logits) for s, logits in second.logits.items()}
+            calibrated["product"] = {s: product(*pair) for s, pair in pairs.items()}
+        rules = {
+            rule: {split: self._at_coverages(answers, second, split) for split in splits}
+            for rule, answers in calibrated.items()
+        }
+        if len(networks) == 2:
+            rules["agreement"] = {split: self._agreement(first, second, split) for split in splits}
+        write_text(folder / "table.md", _table(rules))
+        _draw(folder / "plots" / "risk_coverage.png", calibrated, second.y)
+        return {"rules": rules, "metrics": _metrics(rules)}
+
+    def _at_coverages(self, answers: Mapping[str, Answers], of: Stored, split: str) -> Report:
+        thresholds = calibrate(answers[Split.VAL].confidence, self.coverages)
+        mine, y, g = answers[split], of.y[split], of.g[split]
+        right = mine.predicted == y
+        _, _, area = risk_coverage(mine.confidence, ~right)
+        rows = [
+            {"nominal": c, "threshold": t} | answered(mine.confidence >= t, right, y, g, of.spec)
+            for c, t in zip(self.coverages, thresholds, strict=True)
+        ]
+        return {"aurc": area, "coverages": rows}
+
+    def _agreement(self, first: Stored, second: Stored, split: str) -> Report:
+        """Rejection is among those that both agree on, as published."""
+        mine, y = single(second.logits[split]), second.y[split]
+        agreed = mine.predicted == single(first.logits[split]).predicted
+        difficult = torch.tensor([name in self.difficult for name in second.spec.classes])
+        threshold = torch.where(difficult, self.leniency * self.confidence, self.confidence)
+        accepted = agreed & (mine.confidence >= threshold.double()[mine.predicted])
+        rejection = 1 - float(accepted.sum() / agreed.sum())
+        return {
+            "agreement": float(agreed.double().mean()),
+            "rejection": none_if_undefined(rejection),
+            **answered(accepted, mine.predicted == y, y, second.g[split], second.spec),
+        }
+
+    def _labels(self, first: Stored, second: Stored, split: str) -> Report:
+        """Accuracy is the accepted samples' mean over labels; rejection is among all samples.
+
+        masktune_models divides correct labels by samples and counts rejections per batch.
+        """
+        logits, y = second.logits[split], second.y[split].bool()
+        agreed = ((logits > 0) == (first.logits[split] > 0)).all(1)
+        accepted = agreed & (logits.double().sigmoid().max(1).values > self.label_confidence)
+        hits = ((logits > 0) == y)[accepted].double()
+        labels = zip(second.spec.classes, hits.mean(0).tolist(), strict=True)
+        coverage = float(accepted.double().mean())
+        return {
+            "agreement": float(agreed.double().mean()),
+            "coverage": coverage,
+            "rejection": 1 - coverage,
+            "accuracy": none_if_undefined(float(hits.mean())),
+            "exact": none_if_undefined(float(hits.prod(1).mean())),
+            "labels": {name: none_if_undefined(accuracy) for name, accuracy in labels},
+        }
+
+
+# --- what is shown --------------------------------------------------------------------------------
+
+
+def _metrics(rules: Mapping[str, Mapping[str, Report]]) -> dict[str, float]:
+    """Numbers for trackers and tables: <rule>/<quantity>/<split>."""
+    found: dict[str, float] = {}
+    for rule, splits in rules.items():
+        for split, report in splits.items():
+            values = {key: value for key, value in report.items() if isinstance(value, float)}
+            for row in report.get("coverages", ()):
+                at = f"at_{100 * row['nominal']:g}"
+                values |= {f"{key}_{at}": row[key] for key in ("coverage", "error", "worst")}
+            found |= {
+                f"{rule}/{key}/{split}": value for key, value in values.items() if value is not None
+            }
+    return found
+
+
+def _table(rules: Mapping[str, Mapping[str, Report]]) -> str:
+    """Rules at coverages on TEST, in per cent."""
+    records = []
+    for rule, splits in rules.items():
+        for row in splits[Split.TEST].get("coverages", [splits[Split.TEST]]):
+            first = {"rule": rule, "nominal": _percent(row.get("nominal"))}
+            keys = ("coverage", "error", "worst", "worst_coverage")
+            shares = {key.replace("_", " "): _percent(row[key]) for key in keys}
+            records.append({**first, "threshold": row.get("threshold"), **shares})
+    areas = [(rule, splits[Split.TEST].get("aurc")) for rule, splits in rules.items()]
+    notes = [f"{rule}: AURC {area:.4f}" for rule, area in areas if area is not None]
+    if "agreement" in rules:
+        both = rules["agreement"][Split.TEST]
+        agreed, rejected = (show(_percent(both[key])) for key in ("agreement", "rejection"))
+        notes.append(f"agreement: {agreed} % agreed on, {rejected} % of those rejected")
+    return "\n".join(
+        [markdown(Table("selective", "", records)), "", *(f"- {n}" for n in notes), ""]
+    )
+
+
+def _table_of_labels(splits: Mapping[str, Report]) -> str:
+    """The agreement of two networks on several labels, in per cent."""
+    keys = ("agreement", "coverage", "rejection", "accuracy", "exact")
+    records = [
+        {"split": split, **{key: _percent(of[key]) for key in keys}} for split, of in splits.items()
+    ]
+    return markdown(Table("selective", "", records)) + "\n"
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def _draw(path: Path, rules: Mapping[str, Mapping[str, Answers]], y: Mapping[str, Tensor]) -> None:
+    """Error over coverage on TEST, a line per rule."""
+    from matplotlib import rc_context
+
+    from spurcor.reports.drawings import Drawing, Panel, Series
+    from spurcor.reports.plots import STYLE, draw
+
+    series = []
+    for style, (rule, splits) in enumerate(rules.items()):
+        mine = splits[Split.TEST]
+        coverage, risk, _ = risk_coverage(mine.confidence, mine.predicted != y[Split.TEST])
+        shown = torch.linspace(0, len(risk) - 1, min(POINTS, len(risk))).long()
+        x, error = ((100 * values[shown]).tolist() for values in (coverage, risk))
+        series.append(Series(rule, style, x, error))
+    drawing = Drawing(
+        "risk_coverage", "", "test coverage (%)", "error of what is answered (%)",
+        [Panel("", series)],
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rc_context(STYLE), replacing(path) as beside:
+        draw(asdict(drawing)).savefig(beside, format="png", dpi=150)

@@ -1,0 +1,94 @@
+"""Selective classification by two finished runs: python -m spurcor.selective runs=[A,B]"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from spurcor import cli
+from spurcor.config import Node, OutputPaths, check
+from spurcor.errors import UserError
+
+if TYPE_CHECKING:
+    from spurcor.analysis.selective import Stored
+
+
+@dataclass(frozen=True)
+class SelectiveConfig:
+    """Which runs; their predictions are on disk, so no data is read."""
+
+    runs: tuple[str, ...]
+    analysis: dict[str, Node]
+    paths: OutputPaths
+
+    def __post_init__(self) -> None:
+        if len(self.runs) != 2:
+            raise ValueError(f"runs={list(self.runs)} must name two runs: runs=[<before>,<after>]")
+        if list(self.analysis) != ["selective"]:
+            raise ValueError(f"analysis={list(self.analysis)} must be selective")
+
+
+def main(cfg: DictConfig) -> int:
+    """Compare, write and show; returns the exit code."""
+    config = check(cfg, SelectiveConfig)
+    selective = config.analysis["selective"].build()
+
+    from spurcor.config import plain
+    from spurcor.console import Terminal
+    from spurcor.files import read_json, write_json
+    from spurcor.runs import find_done
+
+    directories = [find_done(run, config.paths.outputs, "runs") for run in config.runs]
+    results = [read_json(directory / "result.json") for directory in directories]
+    _refuse_other_splits(results)
+    names = [f"{result['run']['identity']}-seed{result['run']['seed']}" for result in results]
+    folder = config.paths.outputs / "selective" / "_".join(names)
+    folder.mkdir(parents=True, exist_ok=True)
+    part = selective.compare(_networks(results, directories), folder)
+    options = plain(config.analysis["selective"].arguments)
+    write_json(folder / "result.json", {"runs": names, "options": options, **part})
+    terminal = Terminal()
+    terminal.say((folder / "table.md").read_text(encoding="utf-8"))
+    terminal.say(f"files   {folder}")
+    return 0
+
+
+def _refuse_other_splits(results: Sequence[Mapping[str, Any]]) -> None:
+    """Thresholds found on one's VAL say nothing of another's, and nor does agreement."""
+    first, second = (result["run"]["splits"] for result in results)
+    for name in ("val", "test", *results[1]["tests"]):
+        if first.get(name) != second.get(name):
+            raise UserError(
+                f"runs: the {name} split of {results[0]['run']['identity']} is not that of"
+                f" {results[1]['run']['identity']}; name two runs of the same data"
+            )
+
+
+def _networks(results: Sequence[Mapping[str, Any]], directories: Sequence[Path]) -> "list[Stored]":
+    """The two runs' predictions, named by method, and by identity where that is the same."""
+    from spurcor.analysis.selective import Stored
+    from spurcor.data import GroupSpec
+
+    test = results[0]["test"]
+    if test is None or "classes" not in test:
+        raise UserError(
+            f"runs: {directories[0]} holds no predictions by class; train it with this version"
+        )
+    classes, groups = tuple(test["classes"]), list(test["groups"])
+    if "labels" in test:
+        spec = GroupSpec(classes, (), task="multilabel")
+    else:
+        own = groups[: len(groups) // len(classes)]  # of the first class
+        spec = GroupSpec(classes, tuple(name.removeprefix(f"{classes[0]}/") for name in own))
+    names = [result["run"]["method"] for result in results]
+    if names[0] == names[1]:
+        names = [f"{r['run']['identity']}-seed{r['run']['seed']}" for r in results]
+    pairs = zip(names, directories, strict=True)
+    return [Stored.load(name, spec, directory) for name, directory in pairs]
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, "selective"))
