@@ -166,7 +166,11 @@ def apply(
 def evaluate(
     predict: Callable[[Tensor], Tensor], splits: Splits, loss: Loss = "cross_entropy"
 ) -> dict[str, float | None]:
-    """Row entries of every evaluated split: loss, accuracies, and the accuracy of each group."""
+    """Row entries of every evaluated split: loss, accuracies, and both of each group.
+
+    `gap/<class>` is the mean loss of the class's groups without its usual attribute minus that of
+    the group with it.
+    """
     entries: dict[str, float | None] = {}
     train_counts = splits[Split.TRAIN].group_counts.cpu()
     for name, split in splits.evaluated.items():
@@ -174,12 +178,41 @@ def evaluate(
         summary = group_metrics(logits, split.y, split.g, split.spec).summary(train_counts)
         groups = summary.pop("groups")
         del summary["classes"]
-        mean = sample_losses(logits, split.y, split.spec, loss).mean()
-        entries[f"{name}/loss"] = none_if_undefined(float(mean))
+        losses = sample_losses(logits, split.y, split.spec, loss)
+        entries[f"{name}/loss"] = none_if_undefined(float(losses.mean()))
         entries |= {f"{name}/{key}": value for key, value in summary.items()}
         entries |= {
             f"{name}/group/{group}": value["accuracy"]
             for group, value in groups.items()
             if value["count"]
         }
+        if split.spec.task == "multiclass":
+            by_group = group_means(losses, split.g, split.spec.num_groups)
+            entries |= {
+                f"{name}/group_loss/{group}": value
+                for group, value in zip(split.spec.names, by_group.tolist(), strict=True)
+                if math.isfinite(value)
+            }
+            entries |= {f"{name}/gap/{c}": gap for c, gap in gaps(by_group, split.spec).items()}
     return entries
+
+
+def group_means(values: Tensor, g: Tensor, num_groups: int) -> Tensor:
+    """(G,) float64 means of values (N,) by group (N,); NaN where a group is empty."""
+    sums = values.new_zeros(num_groups, dtype=torch.float64).index_add_(0, g, values.double())
+    return (sums / torch.bincount(g, minlength=num_groups)).cpu()
+
+
+def gaps(losses: Tensor, spec: GroupSpec) -> dict[str, float]:
+    """By class, the mean loss (G,) of its groups without the usual attribute minus that with it.
+
+    Groups without a sample have NaN and are left out.
+    """
+    found = {}
+    by_class = losses.view(spec.num_classes, -1)
+    for y, usual in enumerate(spec.aligned):
+        others = torch.arange(by_class.shape[1]) != usual
+        gap = float(by_class[y, others].nanmean() - by_class[y, usual])
+        if math.isfinite(gap):
+            found[spec.classes[y]] = gap
+    return found

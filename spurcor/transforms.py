@@ -94,14 +94,22 @@ class Transform(Protocol):
 
 
 class Normalize(Transform):
-    """Scale to [0, 1], then subtract the mean and divide by the deviation of each channel."""
+    """Scale to [0, 1], then subtract the mean and divide by the deviation of each channel.
+
+    `unit_length` then divides every image by its Euclidean length.
+    """
 
     stored = stored_train = Prefix()
 
-    def __init__(self, mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)) -> None:
+    def __init__(
+        self,
+        mean: tuple[float, ...] = (0.0,),
+        std: tuple[float, ...] = (1.0,),
+        unit_length: bool = False,
+    ) -> None:
         if not std or min(std) <= 0 or len(mean) != len(std):
             raise ValueError(f"std={list(std)} must be positive and as many as mean={list(mean)}")
-        self.mean, self.std = mean, std
+        self.mean, self.std, self.unit_length = mean, std, unit_length
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
@@ -121,7 +129,8 @@ class Normalize(Transform):
         scale, shift = self._constants[x.device]
         # Interleaved bytes become planes on the way: two passes in place beat one that mixes types.
         z = torch.empty(x.shape, device=x.device).copy_(x)
-        return z.mul_(scale).add_(shift)
+        z.mul_(scale).add_(shift)
+        return torch.nn.functional.normalize(z.flatten(1)).view_as(z) if self.unit_length else z
 
 
 class CropFlip(Transform):

@@ -18,10 +18,13 @@ ALL_METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 METHODS = [name for name in ALL_METHODS if name != "frozen"]  # the one that trains nothing
 DATASETS = sorted(path.stem for path in (CONF / "dataset").glob("*.yaml"))
 OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
+ANALYSES = sorted(path.stem for path in (CONF / "analysis").glob("*.yaml"))
+ANALYSES.remove("none")
 BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
 SWEEPS = {
     "biased_mnist/masktune": 24,
     "celeba_scale/scale_tuning": 90,
+    "colored_mnist/gradient_flow": 30,
     "cifar10/selective": 6,
     "digits/main": 25,
     "digits/random": 48,
@@ -31,6 +34,7 @@ SWEEPS = {
     "dominoes/scale_target_size": 36,
     "dominoes/scale_tuning": 90,
     "mnist_cues/dfr": 6,
+    "waterbirds/gradient_flow": 9,
 }
 
 
@@ -169,6 +173,31 @@ def test_begin_and_evaluation_leave_the_method_alone(method, tmp_path):
     trained.phases = lambda: phases
     trainer.fit(trained)
     assert begun == [phase.name for phase in phases]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_analyses_leave_no_trace(method, tmp_path):
+    """Weights, batch-norm statistics, random draws and rows are those of a run without them."""
+    options = ("method.epochs=2", "dataset.num_train=200", "train.eval_every=2")
+    chosen = ",".join(ANALYSES)
+    ends = []
+    for name in ("none", f"[{chosen}]"):
+        folder = tmp_path / str(len(ends))
+        folder.mkdir()
+        cfg = read(f"method={method}", *options, f"analysis={name}")
+        trainer, trained = trainer_of(cfg, folder)
+        trainer.fit(trained)
+        rows = without_time([row for row in rows_of(folder) if "val/worst" in row])
+        kept = [
+            {k: v for k, v in row.items() if k.partition("/")[0] not in ANALYSES} for row in rows
+        ]
+        ends.append((trained.state_dict(), torch.get_rng_state(), kept, len(rows_of(folder))))
+    assert any("running_mean" in key for key in ends[0][0])
+    for key, value in ends[0][0].items():
+        assert torch.equal(value, ends[1][0][key]), key
+    assert torch.equal(ends[0][1], ends[1][1])
+    assert ends[0][2] == ends[1][2]
+    assert ends[1][3] > ends[0][3]  # rows of what was measured between evaluations
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

@@ -11,6 +11,8 @@ from spurcor.metrics import (
     GroupMetrics,
     apply,
     evaluate,
+    gaps,
+    group_means,
     group_metrics,
     label_scores,
     none_if_undefined,
@@ -26,6 +28,17 @@ KEYS = {
 
 def metrics(correct, count, spec=SPEC):
     return GroupMetrics(spec, torch.tensor(correct), torch.tensor(count))
+
+
+def test_group_losses_and_gaps_by_hand():
+    losses = torch.tensor([1.0, 2.0, 4.0, 8.0, 0.5])
+    means = group_means(losses, torch.tensor([0, 0, 1, 3, 3]), 4)
+    assert means[[0, 1, 3]].tolist() == [1.5, 4.0, 4.25]
+    assert math.isnan(float(means[2]))
+    assert gaps(means, SPEC) == {"land": 2.5}  # L(land, water) - L(land, land)
+    three = GroupSpec(("a", "b"), ("x", "y", "z"), aligned=(0, 2))
+    found = gaps(torch.tensor([1.0, 2.0, 4.0, 3.0, 5.0, 1.0]).double(), three)
+    assert found == {"a": 2.0, "b": 3.0}
 
 
 def test_every_number_by_hand():

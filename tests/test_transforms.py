@@ -42,6 +42,15 @@ def test_normalize_every_byte_and_position():
     torch.testing.assert_close(z, (x.float() / 255 - mean) / std, atol=1e-6, rtol=1e-6)
 
 
+def test_unit_length():
+    x = images(3)
+    z = Normalize(unit_length=True)(x)
+    assert z.shape == x.shape
+    scaled = x.float() / 255
+    lengths = scaled.flatten(1).norm(dim=1)
+    torch.testing.assert_close(z, scaled / lengths[:, None, None, None])
+
+
 def test_normalize_draws_nothing():
     generator = torch.Generator().manual_seed(0)
     before = generator.get_state()
