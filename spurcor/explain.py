@@ -1,0 +1,98 @@
+"""Where a finished run looks: python -m spurcor.explain run=... group=... [mistakes=true]"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from omegaconf import DictConfig
+
+from spurcor import cli
+from spurcor.config import RunPaths, check
+from spurcor.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from spurcor.library import FinishedRun
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """Which images of which run; see conf/explain.yaml."""
+
+    run: str
+    paths: RunPaths
+    group: str | tuple[str, ...] | None = None
+    split: str = "test"
+    mistakes: bool = False
+    num_images: int = 6
+    saliency: Literal["xgrad_cam", "grad_cam", "layer_cam"] = "grad_cam"
+    layer: int | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_images < 1:
+            raise ValueError(f"num_images={self.num_images} must be at least 1")
+
+
+def main(cfg: DictConfig) -> int:
+    """Draw; returns the exit code."""
+    config = check(cfg, ExplainConfig)
+
+    from spurcor import runs
+    from spurcor.console import Terminal
+    from spurcor.launcher import log_to_terminal
+    from spurcor.library import FinishedRun
+
+    log_to_terminal()
+    path = draw(FinishedRun(*runs.reopen(config.run, config.paths)), config)
+    Terminal().say(f"picture {path}")
+    return 0
+
+
+def draw(run: "FinishedRun", config: ExplainConfig) -> Path:
+    """The picture of the images chosen; returns its file."""
+    from spurcor.pictures import draw_panels
+    from spurcor.saliency import heat_maps
+
+    split, layer = run.splits[config.split], run.method.backbone.spatial(config.layer)
+    rows = {}
+    for name, indices in _chosen(run, config).items():
+        x = split.fetch(indices[: config.num_images]).x
+        heat = heat_maps(run.method, run.splits.transform(x), layer, config.saliency)
+        pairs = zip(x / 255, heat, strict=True)
+        rows[name] = [panel.cpu() for pair in pairs for panel in pair]
+    outputs, kind = config.paths.outputs.expanduser().absolute(), "-mistakes" * config.mistakes
+    place = f"{run.directory.parent.name}-{run.directory.name}"
+    path = outputs / "explain" / place / f"{config.split}{kind}-{config.saliency}.png"
+    draw_panels(rows, f"{run!r}\n{config.saliency} of {layer}, {config.split}{kind}", path)
+    return path
+
+
+def _chosen(run: "FinishedRun", config: ExplainConfig) -> "dict[str, Tensor]":
+    """Positions in the split by group, those that are asked for and have any."""
+    import torch
+
+    from spurcor.data import members_by
+
+    split = run.splits[config.split]
+    asked = (config.group,) if isinstance(config.group, str) else config.group
+    if asked:
+        split.spec.require_groups(f"group={config.group}")
+    kept = run.mistakes(config.split) if config.mistakes else torch.arange(len(split))
+    if split.spec.task == "multilabel":
+        return {config.split: kept}
+    names, g = split.spec.names, split.g.cpu()
+    for name in asked or ():
+        if name not in names:
+            raise UserError(f"group={name} is no group; there are {', '.join(names)}")
+    found = {names[int(g[members[0]])]: members for members in members_by(g, kept)}
+    wanted = {name: found[name] for name in asked or found if name in found}
+    if not wanted:
+        what = "no mistake" if config.mistakes else "no image"
+        raise UserError(f"group={config.group}: {config.split} has {what} there")
+    return wanted
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, "explain"))
