@@ -1,7 +1,12 @@
-"""Checkpoints that are whole, execute nothing, and refuse what they could not load."""
+"""Checkpoints that are whole, execute nothing, and refuse what they could not load.
+
+What is kept of a run for others is a plain network: a weight that torch parametrizes is written as
+it acts in eval mode, under its own name.
+"""
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from spurcor.errors import UserError
 from spurcor.files import replacing
@@ -56,8 +62,12 @@ def load_state(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(module: nn.Module, path: Path, prefix: str = "") -> None:
-    """Load what `save_weights` wrote, or the part of it whose names begin with `prefix`."""
+    """Load what `save_weights` wrote, or the part of it whose names begin with `prefix`.
+
+    What was parametrized is a plain weight afterwards, since it is the plain one that was written.
+    """
     state = load_state(path)
+    make_plain(module)
     try:
         part = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
         module.load_state_dict(part)
@@ -71,8 +81,42 @@ def _foreign(path: Path, error: Exception) -> UserError:
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of weights and buffers on the CPU."""
-    return {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
+    """A copy of weights and buffers on the CPU, by their plain names."""
+    found: dict[str, Tensor] = {}
+    with torch.no_grad(), _evaluating(module):
+        for path, value in module.state_dict().items():
+            name = plain_name(path)
+            if path.endswith(".original"):
+                owner, _, tensor = name.rpartition(".")
+                value = getattr(module.get_submodule(owner), tensor)
+            elif name != path:  # belongs to a parametrization
+                continue
+            found[name] = value.detach().cpu().clone()
+    return found
+
+
+def make_plain(module: nn.Module) -> None:
+    """Leave every parametrized weight as it acts in eval mode, without its parametrization."""
+    with _evaluating(module):
+        for part in list(module.modules()):
+            if parametrize.is_parametrized(part):
+                for name in list(part.parametrizations):  # type: ignore[arg-type]
+                    parametrize.remove_parametrizations(part, name)
+
+
+def plain_name(path: str) -> str:
+    """`conv.weight` of `conv.parametrizations.weight.original`."""
+    return path.removesuffix(".original").replace("parametrizations.", "")
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 def random_state() -> dict[str, Any]:
