@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from spurcor.files import replacing
 
 COLUMNS = 5
+MOST_NAMED = 20  # colours that a legend names
 
 
 def draw_histograms(counts: Tensor, names: Sequence[str], title: str, path: Path) -> None:
@@ -53,6 +56,30 @@ def draw_panels(rows: Mapping[str, Sequence[Tensor]], title: str, path: Path) ->
             else:  # of one channel, grey
                 image = panel.expand(3, -1, -1) if len(panel) == 1 else panel
                 axis.imshow(image.permute(1, 2, 0).numpy(), vmin=0, vmax=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=110)
+
+
+def draw_scatter(points: Tensor, labels: Mapping[str, Any], path: Path) -> None:
+    """Points (N, 2), once for each array of labels (N,), in their colours."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(labels), 4.6), layout="constrained")
+    axes = figure.subplots(1, len(labels), squeeze=False)[0]
+    colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
+    for axis, (title, values) in zip(axes, labels.items(), strict=True):
+        names = sorted(set(values.tolist()), key=lambda name: (len(name), name))
+        for i, name in enumerate(names):
+            x, y = points[np.flatnonzero(values == name)].T.numpy()
+            axis.scatter(x, y, s=4, color=colours[i % len(colours)], label=name, linewidths=0)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("first principal component", fontsize=8)
+        axis.set_ylabel("second", fontsize=8)
+        axis.tick_params(labelsize=7)
+        if len(names) <= MOST_NAMED:
+            axis.legend(fontsize=6, markerscale=2, ncols=2)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:
         figure.savefig(beside, format="png", dpi=110)

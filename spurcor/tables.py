@@ -29,11 +29,21 @@ class Table:
         self.path, self.frame = path, frame
 
     @classmethod
-    def read(cls, path: Path, text: Sequence[str], numbers: Sequence[str] = ()) -> "Table":
-        """Named columns of a CSV file with a header; those in `text` are left as they stand."""
+    def read(
+        cls,
+        path: Path,
+        text: Sequence[str],
+        numbers: Sequence[str] = (),
+        comment: str | None = None,
+    ) -> "Table":
+        """Named columns of a CSV file with a header; those in `text` are left as they stand.
+
+        Lines that begin with `comment` are left out.
+        """
         wanted = [*text, *numbers]
         # All columns are read: of some only, pandas would not see that a row has too many fields.
-        frame = _read_csv(path, dtype=dict.fromkeys(text, str), index_col=False)
+        types = dict.fromkeys(text, str)
+        frame = _read_csv(path, dtype=types, index_col=False, comment=comment)
         found = [str(name) for name in frame.columns]
         if missing := [name for name in wanted if name not in found]:
             have = ", ".join(found) or "none"
@@ -63,6 +73,15 @@ class Table:
         numbers = pd.to_numeric(self.frame[column], errors="coerce")
         known = " or ".join(map(str, allowed))
         self.refuse(~numbers.isin(allowed), column, f"is not {known}", "correct it")
+        return torch.from_numpy(numbers.to_numpy("int64", copy=True))
+
+    def whole(self, column: str) -> Tensor:
+        """Whole numbers (M,) int64, none negative."""
+        import pandas as pd
+
+        numbers = pd.to_numeric(self.frame[column], errors="coerce")
+        wrong = ~((numbers >= 0) & (numbers % 1 == 0))
+        self.refuse(wrong, column, "is no whole number from 0 on", "correct it")
         return torch.from_numpy(numbers.to_numpy("int64", copy=True))
 
     def splits(self, column: str) -> dict[str, Tensor]:

@@ -1,0 +1,213 @@
+"""Clusters of a network's representation of TRAIN, what they hold, and a set that balances them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spurcor.backbone import Backbone
+from spurcor.console import tracked
+from spurcor.data import GroupedDataset, members_by
+from spurcor.errors import UserError
+from spurcor.files import replacing, write_json
+from spurcor.kmeans import spherical_kmeans
+from spurcor.metrics import EVALUATION_BATCH
+from spurcor.pictures import draw_scatter
+from spurcor.seeding import derive_seed
+from spurcor.tables import Table
+from spurcor.transforms import Transform
+
+Sampling = Literal["balanced", "minority"]
+MARK = "# fingerprint of the split: "  # the first line of clusters.csv
+MOST_POINTS = 5000  # of the picture
+
+
+@torch.no_grad()
+def represent(backbone: Backbone, data: GroupedDataset, transform: Transform) -> Tensor:
+    """Pooled output (N, D) of a backbone in eval mode for un-augmented images, on their device."""
+    device = data.y.device
+    x = torch.empty(len(data), backbone.size(-1), device=device)
+    chunks = torch.split(torch.arange(len(data), device=device), EVALUATION_BATCH)
+    for indices in tracked(chunks, "representation of the images", total=len(chunks)):
+        x[indices] = backbone(transform(data.fetch(indices).x))
+    return x
+
+
+def cluster(x: Tensor, num_clusters: int, seed: int) -> Tensor:
+    """Clusters (N,) of a representation (N, D), on the CPU; the same for the seed of a run."""
+    return spherical_kmeans(x, num_clusters, derive_seed("clusters", seed)).cpu()
+
+
+def contingency(y: Tensor, clusters: Tensor) -> Tensor:
+    """Samples (C, K) of each class in each cluster."""
+    num_clusters, num_classes = int(clusters.max()) + 1, int(y.max()) + 1
+    counts = torch.bincount(clusters * num_classes + y, minlength=num_clusters * num_classes)
+    return counts.view(num_clusters, num_classes)
+
+
+def debiasing_set(y: Tensor, clusters: Tensor, sampling: Sampling, seed: int) -> Tensor:
+    """Positions (M,), rising, of samples that clusters of two or more classes give.
+
+    `balanced`: of every class that a cluster has, as many as of its rarest. `minority`: the classes
+    that are fewer than the cluster's largest (all of them where none is). Then classes are thinned
+    out to equal totals. Empty where every cluster holds one class.
+    """
+    counts = contingency(y, clusters)
+    mixed = (counts > 0).sum(dim=1) > 1
+    rarest = torch.where(counts > 0, counts, len(y)).amin(dim=1)
+    largest = counts.amax(dim=1)
+    if sampling == "balanced":
+        quota = torch.where(counts > 0, rarest[:, None], 0)
+    else:
+        quota = torch.where((counts < largest[:, None]) | (rarest == largest)[:, None], counts, 0)
+    quota = torch.where(mixed[:, None], quota, 0).flatten()
+    generator = torch.Generator().manual_seed(derive_seed("de-biasing set", seed))
+    order = torch.randperm(len(y), generator=generator)
+    cell = clusters * counts.shape[1] + y
+    drawn = [m[: quota[cell[m[0]]]] for m in members_by(cell, order)]
+    chosen = torch.cat(drawn)
+    if not len(chosen):
+        return chosen
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    by_class = members_by(y[chosen], place[chosen].argsort())  # in the same random order
+    smallest = min(map(len, by_class))
+    return torch.cat([chosen[members[:smallest]] for members in by_class]).sort()[0]
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def write_clusters(
+    folder: Path, data: GroupedDataset, clusters: Tensor, drawn: Tensor | None = None
+) -> None:
+    """clusters.csv; `drawn` (M,) marks the samples of a de-biasing set in a column of its own."""
+    import pandas as pd
+
+    columns: dict[str, Any] = {"index": np.arange(len(data)), "label": data.y.cpu().numpy()}
+    columns["cluster"] = clusters.numpy()
+    if drawn is not None:
+        columns["drawn"] = np.isin(columns["index"], drawn.numpy()).astype(int)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "clusters.csv") as beside, beside.open("w") as file:
+        file.write(f"{MARK}{data.fingerprint}\n")
+        pd.DataFrame(columns).to_csv(file, index=False)
+
+
+def read_clusters(path: Path, data: GroupedDataset, key: str = "method.clusters") -> Tensor:
+    """Clusters (N,) of a split from clusters.csv, or from PruSC's own (`cluster_assign`).
+
+    Every sample must be there once, with its class; where the file says which split it is of, it
+    must be this one.
+    """
+    mark, header = _head(path, key)
+    name = "cluster_assign" if "cluster_assign" in header else "cluster"
+    table = Table.read(path, (), ("index", "label", name), comment="#")
+    if mark not in (None, data.fingerprint):
+        raise UserError(
+            f"{key}={path} is of other training data than this run's; cluster a run on the same"
+            " data set, or leave it out"
+        )
+    index, label = table.whole("index"), table.whole("label")
+    seen = torch.bincount(index[index < len(data)], minlength=len(data))
+    missing, twice = (seen == 0).nonzero().squeeze(1), (seen > 1).nonzero().squeeze(1)
+    strange = index[index >= len(data)]
+    for positions, what in (
+        (missing, "lacks"),
+        (twice, "repeats"),
+        (strange, "has beyond the end"),
+    ):
+        if len(positions):
+            raise UserError(
+                f"{key}={path} {what} {len(positions)} of the indices 0 to {len(data) - 1} of TRAIN"
+                f" (the first is {int(positions[0])}); cluster this data set anew"
+            )
+    if wrong := int((label != data.y.cpu()[index]).sum()):
+        raise UserError(
+            f"{key}={path} has other classes than TRAIN for {wrong} of {len(data)} samples; it is"
+            " of another split"
+        )
+    clusters = torch.empty(len(data), dtype=torch.int64)
+    clusters[index] = table.whole(name)
+    return clusters
+
+
+def read_drawn(folder: Path) -> Tensor:
+    """Positions of the de-biasing set that `write_clusters` marked."""
+    table = Table.read(folder / "clusters.csv", (), ("drawn",), comment="#")
+    return table.whole("drawn").nonzero().squeeze(1)
+
+
+def _head(path: Path, key: str) -> tuple[str | None, list[str]]:
+    """The fingerprint in the first line, if it is one, and the header."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = file.readline().strip()
+            if first.startswith(MARK):
+                return first.removeprefix(MARK), file.readline().strip().split(",")
+            return None, first.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{key}={path} cannot be read ({error})") from error
+
+
+# --- what they hold -------------------------------------------------------------------------------
+
+
+def describe(folder: Path, x: Tensor, data: GroupedDataset, clusters: Tensor) -> dict[str, Any]:
+    """table.csv, clusters.json and clusters.png; returns what is in clusters.json."""
+    import pandas as pd
+
+    spec = data.spec
+    named = {"class": (data.y, spec.classes), "attribute": (data.a, spec.attributes)}
+    labels = {of: np.array(names)[codes.cpu().numpy()] for of, (codes, names) in named.items()}
+    counts = [
+        pd.crosstab(clusters.numpy(), labels[of])
+        .reindex(columns=names, fill_value=0)
+        .add_prefix(f"{of} ")
+        for of, (_, names) in named.items()
+    ]
+    table = pd.concat([pd.Series(clusters.numpy()).value_counts().rename("size"), *counts], axis=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "table.csv") as beside:
+        table.sort_index().rename_axis("cluster").to_csv(beside)
+    agreement = {of: agree(clusters.numpy(), values) for of, values in labels.items()}
+    found = {"num_clusters": len(table), "num_samples": len(data), **agreement}
+    write_json(folder / "clusters.json", found)
+    shown = torch.linspace(0, len(x) - 1, min(len(x), MOST_POINTS)).long()
+    colours = {"cluster": clusters.numpy().astype(str), **labels}
+    draw_scatter(
+        principal(x[shown.to(x.device)].cpu()),
+        {name: values[shown.numpy()] for name, values in colours.items()},
+        folder / "clusters.png",
+    )
+    return found
+
+
+def agree(clusters: Any, labels: Any) -> Mapping[str, float]:
+    """How much clusters (N,) say of labels (N,).
+
+    `purity`: share of samples with the most frequent label of their cluster; mutual information in
+    nats, and normalised by the mean of both entropies.
+    """
+    from sklearn import metrics
+
+    table = metrics.cluster.contingency_matrix(labels, clusters)
+    return {
+        "purity": float(table.max(axis=0).sum() / table.sum()),
+        "mutual_information": float(metrics.mutual_info_score(labels, clusters)),
+        "normalized_mutual_information": float(
+            metrics.normalized_mutual_info_score(labels, clusters)
+        ),
+    }
+
+
+def principal(x: Tensor) -> Tensor:
+    """The first two principal components (N, 2)."""
+    from sklearn.decomposition import PCA
+
+    count = min(2, *x.shape)
+    found = PCA(count, svd_solver="randomized", random_state=0).fit_transform(x.numpy())
+    return torch.nn.functional.pad(torch.from_numpy(found), (0, 2 - count))

@@ -1,0 +1,86 @@
+"""Clusters of a finished run's representation: python -m spurcor.clusters run=..."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from spurcor import cli
+from spurcor.config import RunPaths, check
+from spurcor.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class ClustersConfig:
+    """Which run, and how many clusters; the rest is the run's own configuration."""
+
+    run: str
+    paths: RunPaths
+    num_clusters: int = 16
+    seed: int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.num_clusters < 1:
+            raise ValueError(f"num_clusters={self.num_clusters} must be at least 1")
+
+
+def main(cfg: DictConfig) -> int:
+    """Cluster, write, show; returns the exit code."""
+    config = check(cfg, ClustersConfig)
+
+    from spurcor import checkpoint, clustering, runs
+    from spurcor.console import Terminal
+    from spurcor.data import Split
+    from spurcor.files import read_json
+    from spurcor.launcher import log_to_terminal
+    from spurcor.repair import refuse_leak
+
+    log_to_terminal()
+    directory, run = runs.reopen(config.run, config.paths)
+    splits, method = runs.build(replace(run, train=replace(run.train, device=config.device)))
+    refuse_leak(read_json(directory / "result.json")["run"]["splits"], splits)
+    train = splits[Split.TRAIN]
+    train.spec.require_groups("a table of clusters against classes and attributes")
+    if config.num_clusters > len(train):
+        raise UserError(
+            f"num_clusters={config.num_clusters} is more than the {len(train)} samples of train;"
+            " make it smaller"
+        )
+    checkpoint.load_weights(method, directory / "last.safetensors")
+    seed = run.seed if config.seed is None else config.seed
+    x = clustering.represent(method.eval().backbone, train, splits.transform)
+    clusters = clustering.cluster(x, config.num_clusters, seed)
+    folder = directory / f"clusters-{config.num_clusters}-seed{seed}"
+    clustering.write_clusters(folder, train, clusters)
+    found = clustering.describe(folder, x, train, clusters)
+    terminal = Terminal()
+    terminal.console.print(_table(found))
+    for path in sorted(folder.iterdir()):
+        terminal.say(str(path))
+    return 0
+
+
+def _table(found: Mapping[str, Any]) -> "Table":
+    """What the clusters say of class and attribute."""
+    from rich.table import Table
+
+    table = Table("of", "purity (%)", "mutual information (nats)", "normalised")
+    for of in ("class", "attribute"):
+        values = found[of]
+        table.add_row(
+            of,
+            f"{100 * values['purity']:.1f}",
+            f"{values['mutual_information']:.3f}",
+            f"{values['normalized_mutual_information']:.3f}",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, "clusters"))
