@@ -148,9 +148,6 @@ class OutputPaths:
 
     outputs: Path
 
-    def __post_init__(self) -> None:
-        _make_absolute(self)
-
 
 @dataclass(frozen=True)
 class Paths:
@@ -158,16 +155,6 @@ class Paths:
 
     data: Path
     outputs: Path
-
-    def __post_init__(self) -> None:
-        _make_absolute(self)
-
-
-def _make_absolute(paths: Any) -> None:
-    """Points run in another working directory."""
-    for option in dataclasses.fields(paths):
-        absolute = Path(getattr(paths, option.name)).expanduser().absolute()
-        object.__setattr__(paths, option.name, absolute)
 
 
 @dataclass(frozen=True)
@@ -356,7 +343,7 @@ def check_sweep_name(name: str) -> None:
 
 def content(value: Any, folder: Path | None) -> Any:
     """A file that is read counts by what is in it, not by its name."""
-    if isinstance(value, str) and "." in value:
+    if isinstance(value, str | Path) and "." in str(value):
         for path in (Path(value), *([folder / value] if folder else [])):
             if path.is_file():
                 with path.open("rb") as file:  # weights may take gigabytes
@@ -489,7 +476,9 @@ def _coerce(path: str, value: Any, hint: Any, problems: list[str]) -> Any:
         return None
     try:
         settings = ConfigDict(arbitrary_types_allowed=True)
-        return TypeAdapter(hint, config=settings).validate_python(value)
+        found = TypeAdapter(hint, config=settings).validate_python(value)
+        # Points run in another working directory.
+        return found.expanduser().absolute() if isinstance(found, Path) else found
     except ValidationError:
         near = difflib.get_close_matches(str(value), [str(m) for m in _literals(hint)], 1)
         hint_text = f"; did you mean {near[0]}?" if near else ""

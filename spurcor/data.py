@@ -9,7 +9,7 @@ import functools
 import hashlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -254,6 +254,11 @@ class Splits:
         """VAL, TEST and the named test sets."""
         trained = (Split.TRAIN, Split.TARGET)
         return {name: split for name, split in self.data.items() if name not in trained}
+
+    def without(self, names: tuple[str, ...]) -> "Splits":
+        """The same without some of the splits."""
+        kept = {name: split for name, split in self.data.items() if name not in names}
+        return replace(self, data=kept)
 
     @property
     def fingerprints(self) -> dict[str, str]:

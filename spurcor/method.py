@@ -37,7 +37,7 @@ class RunContext:
     ) -> Stream:
         """Training batches of a split, shuffled or sampled as `spurcor.streams.Stream` knows it.
 
-        `dataset` is read in its place, where a phase has made other images of it.
+        `dataset` is read in its place, where a phase has made other images of it or chosen some.
         """
         return Stream(
             self.splits[split] if dataset is None else dataset,
@@ -67,6 +67,7 @@ class Phase(ABC):
     name: str
     epochs: int
     selection: str | None = None  # a criterion: later phases want its best weights, see `kept`
+    consumed: tuple[str, ...] = ()  # evaluated splits it trains on: no figure is reported of them
 
     def check(self, run: RunContext) -> None:  # noqa: B027 - most phases need TRAIN only
         """Refuse data that the phase cannot work on; called before anything is written."""
@@ -140,13 +141,18 @@ class Supervised(Phase):
         sampling: Sampling = "shuffled",
         split: Split = Split.TRAIN,
         selection: str | None = None,
+        lr: float | None = None,
     ) -> None:
-        """`reduce`: losses (B,) and batch to a scalar; `sampling`: how `split` is drawn."""
+        """`reduce`: losses (B,) and batch to a scalar; `sampling`: how `split` is drawn.
+
+        `lr` takes the place of the optimiser's own.
+        """
         if epochs < 1:
             raise ValueError(f"epochs={epochs} must be at least 1")
         self.name, self.method, self.epochs = name, method, epochs
         self.reduce, self.sampling, self.split = reduce, sampling, split
-        self.selection = selection
+        self.selection, self.lr = selection, lr
+        self.consumed = (split,) if split is Split.VAL else ()
 
     def check(self, run: RunContext) -> None:
         """The split must be there."""
@@ -155,6 +161,9 @@ class Supervised(Phase):
     def setup(self, run: RunContext) -> None:
         """One optimiser over all weights, one schedule over the epochs of the phase."""
         self.optimizer = run.optimizer(self.method.weights())
+        if self.lr is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr
         self.schedule = run.schedule(self.optimizer, self.epochs)
 
     def streams(self, run: RunContext) -> Mapping[str, Stream]:

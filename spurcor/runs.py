@@ -127,10 +127,9 @@ def find_done(reference: str, outputs: Path, key: str = "run") -> Path:
 
 def reopen(reference: str, paths: RunPaths, **asked: Any) -> tuple[Path, TrainConfig]:
     """A finished run with its own configuration, and what is asked of it now (dfr, analysis)."""
-    outputs = paths.outputs.expanduser().absolute()
-    directory = find_done(reference, outputs)
+    directory = find_done(reference, paths.outputs)
     config = read_config(directory)
-    here = Paths(data=paths.data or config.paths.data, outputs=outputs)
+    here = Paths(data=paths.data or config.paths.data, outputs=paths.outputs)
     return directory, dataclasses.replace(config, paths=here, **asked)
 
 
@@ -216,6 +215,7 @@ def execute(
         phase.check(context)
     if method.phases():  # else there is no epoch to select
         _refuse_blind_selection(config.train, splits)
+        _refuse_blind_stopping(config.train, method)
     if config.dfr is None and not method.phases():
         raise UserError("this method trains nothing and dfr=none fits nothing; choose a dfr")
     if config.dfr is not None:
@@ -304,6 +304,16 @@ def _refuse_blind_selection(options: TrainOptions, splits: Splits) -> None:
                 f"{key}=val/worst: group {name} has no sample in {lacks} and"
                 f" {max(in_val, in_test)} in {has}, so its accuracy would not count; give {lacks}"
                 f" more samples, or say {key}=val/average"
+            )
+
+
+def _refuse_blind_stopping(options: TrainOptions, method: Method) -> None:
+    """A phase that trains on VAL has no figure of it to be stopped by."""
+    for phase in method.phases():
+        if options.early_stopping is not None and Split.VAL in phase.consumed:
+            raise UserError(
+                f"train.early_stopping.metric={options.early_stopping.metric}: {phase.name} trains"
+                " on val, which then says nothing; say train.early_stopping=null"
             )
 
 
@@ -414,7 +424,8 @@ def _finish(config: TrainConfig, splits: Splits, method: Method, trainer: Traine
     reports: dict[str, Any] = {"val": None, "test": None, "tests": {}}  # of what was not trained
     with untouched(method):
         if progress.selected is not None:
-            reports = results.predict_all(method.predict, splits, directory / "predictions.npz")
+            reported = splits.without(method.phases()[-1].consumed)
+            reports = results.predict_all(method.predict, reported, directory / "predictions.npz")
         for folder, part in trainer.analyses.finish(directory, config, method, splits).items():
             write_json(directory / "analysis" / folder / "result.json", part)
     run = {

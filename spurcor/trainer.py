@@ -22,6 +22,7 @@ from spurcor.errors import RunError, UserError
 from spurcor.files import append_line, keep_lines, read_lines, sync, write_json
 from spurcor.method import Method, Phase, RunContext
 from spurcor.metrics import evaluate
+from spurcor.seeding import derive_seed
 from spurcor.streams import Stream
 
 log = logging.getLogger(__name__)
@@ -120,6 +121,8 @@ class Trainer:
 
     def _enter(self, phase: Phase, method: Method, fresh: bool) -> Mapping[str, Stream]:
         if fresh:
+            # A phase draws the same whatever came before it in this process or in this run.
+            torch.manual_seed(derive_seed(self.context.seed, phase.name))
             phase.setup(self.context)
             method.eval()
             with torch.no_grad():
@@ -232,7 +235,7 @@ class Trainer:
         with untouched(method):
             if evaluated:
                 row |= {f"train/{k}": v / progress.images for k, v in progress.sums.items()}
-                row |= evaluate(method.predict, splits, self.options.loss)
+                row |= evaluate(method.predict, splits.without(phase.consumed), self.options.loss)
                 progress.sums, progress.images = {}, 0
             row |= self.analyses.measure(method, splits, moment)
         self._tick()
