@@ -20,13 +20,18 @@ def read(*overrides: str) -> TrainConfig:
     return sweeps.read(cfg, choices)
 
 
-# The smallest backbone that a method works on, where that is not the smallest there is.
-BACKBONES = {"masktune": ("backbone=small_cnn",)}
+SMALL = ("backbone=mlp", "backbone.width=16")
+# What a method needs beside the smallest backbone, or in its place, to be run for a moment.
+SMALLEST = {
+    "masktune": ("backbone=small_cnn",),
+    # Digits of both classes in a cluster, even when the network has learnt them; a few epochs.
+    "prusc": (*SMALL, "dataset.strength=0.7", "method.prune_epochs=3", "method.retrain_epochs=2"),
+}
 
 
 def smallest(method: str) -> tuple[str, ...]:
     """Overrides."""
-    return BACKBONES.get(method, ("backbone=mlp", "backbone.width=16"))
+    return SMALLEST.get(method, SMALL)
 
 
 class Silent:
