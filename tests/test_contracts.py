@@ -25,7 +25,7 @@ SWEEPS = {
     "biased_mnist/masktune": 24,
     "celeba/prusc": 36,
     "celeba_scale/scale_tuning": 90,
-    "colored_mnist/gradient_flow": 30,
+    "colored_mnist/gradient_flow": 18,
     "cifar10/selective": 6,
     "colored_mnist/prusc": 18,
     "digits/main": 25,

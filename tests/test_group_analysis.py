@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from training import read, rows_of
 
 from spurcor import runs
+from spurcor.analysis import statistics
 from spurcor.analysis.gap_dynamics import GapDynamics, term_weights
 from spurcor.analysis.gradient_basis import GradientBasis
 from spurcor.analysis.groups import flow_rate, pairs_of
@@ -271,6 +272,41 @@ def test_at_the_start_of_a_network_that_says_nothing_all_is_static():
         assert float(found[f"A/{pair}"]) == pytest.approx(float(found[f"total/{pair}"]))
         assert abs(float(found[f"B/{pair}"])) < 1e-12
         assert abs(float(found[f"C/{pair}"])) < 1e-12
+
+
+@pytest.mark.parametrize("loss", ["logistic", "mse", "cross_entropy"])
+def test_one_backward_pass_over_linear_layers_gives_what_two_give(loss, monkeypatch):
+    splits, method = setting("backbone.skip=true", "backbone.depth=3", loss=loss, train=2)
+    served = []
+    add = statistics._add_products
+    monkeypatch.setattr(
+        statistics, "_add_products", lambda *arguments: served.append(1) or add(*arguments)
+    )
+    one = gram_of(splits, method)
+    assert len(served) == sum(-(-int(n) // 64) for n in splits["train"].group_counts)
+    monkeypatch.setattr(statistics._Linears, "of", lambda self, weights: None)
+    two = gram_of(splits, method)
+    assert torch.allclose(one.gram, two.gram, rtol=1e-10)
+
+
+def test_networks_of_other_layers_have_their_own_gradients():
+    """Convolutions, batch norm: the weights are not all those of linear layers."""
+    cfg = read("dataset.num_train=60", "train.loss=logistic")
+    splits, method = runs.build(cfg)
+    method.eval()
+    gradients, m, _ = direct(splits, method)
+    s = gram_of(splits, method)
+    vectors = torch.cat([gradients, m])
+    scale = torch.outer(vectors.norm(dim=1), vectors.norm(dim=1))
+    assert float(((s.gram - vectors @ vectors.T) / scale).abs().max()) < 1e-5
+
+
+def test_a_weight_that_is_used_twice_is_not_a_layer_of_its_own():
+    splits, method = setting("backbone.depth=3", train=1)
+    method.backbone.hidden[2].weight = method.backbone.hidden[1].weight
+    gradients, m, _ = direct(splits, method)
+    s, vectors = gram_of(splits, method), torch.cat([gradients, m])
+    assert torch.allclose(s.gram, vectors @ vectors.T, rtol=1e-8)
 
 
 def test_chunks_do_not_matter_and_requests_of_the_same_samples_are_one_pass():

@@ -5,9 +5,9 @@ import json
 import pytest
 from test_report import trial
 
-from spurcor.errors import RunError
+from spurcor.errors import RunError, UserError
 from spurcor.reports import drawings, plots, render
-from spurcor.reports.options import SHOWN_METRICS
+from spurcor.reports.options import SHOWN_METRICS, measured
 from spurcor.reports.pivot import cells, pivot
 from spurcor.reports.published import entries, published
 from spurcor.reports.selection import judge
@@ -200,6 +200,30 @@ def test_a_curve_has_a_point_per_value_in_their_order():
     assert [(one.label, one.x, one.y) for one in panel.series] == [
         ("erm", [0], pytest.approx([20])), ("iw", [0, 1], pytest.approx([40, 30])),
     ]  # fmt: skip
+
+
+def test_quantities_of_analyses_are_lines_and_their_settings_panels():
+    names = [f"gaps/{term}/b/y-b/x/train" for term in ("uniform", "correlation")]
+    made = [
+        trial(f"{method}{rho}", 0,
+              [{"phase": "erm", "epoch": 1, "val/worst": 0.5, "test/worst": 0.5,
+                names[0]: -rho, names[1]: 2 * rho}],
+              method=method, **{"dataset.rho": rho})
+        for method in ("erm", "iw") for rho in (0.8, 0.4)
+    ]  # fmt: skip
+    _, found = cells(made, ["method"], ["dataset.rho"], "last")
+    drawing = drawings.quantities(found, "dataset.rho", measured(names, made))
+    assert drawing.y == "gaps b/y-b/x/train"
+    assert [panel.title for panel in drawing.panels] == ["erm", "iw"]
+    for panel in drawing.panels:
+        assert [(one.label, one.x, one.y) for one in panel.series] == [
+            ("uniform", [0.4, 0.8], pytest.approx([-0.4, -0.8])),  # as they are, not in per cent
+            ("correlation", [0.4, 0.8], pytest.approx([0.8, 1.6])),
+        ]  # fmt: skip
+    with pytest.raises(UserError, match="did you mean gaps/uniform/b/y-b/x/train"):
+        measured(["gaps/uniform/b/y-b/z/train"], made)
+    with pytest.raises(UserError, match="is none of this report"):
+        measured(["val/worst"], made)  # no analysis: what selects is no quantity
 
 
 def test_a_legend_is_below_everything_and_nothing_overlaps():

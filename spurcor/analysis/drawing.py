@@ -94,6 +94,9 @@ def _draw_panel(axes: "Axes", epochs: Sequence[int], panel: Panel) -> None:
         axes.set_ylim(*panel.limits)
     if max(epochs) > LONG:
         axes.set_xscale("symlog", linthresh=1)
+        ticks = [0, *(10**k for k in range(len(str(max(epochs)))))]
+        axes.set_xticks(ticks, map(str, ticks))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(left=0 if min(epochs) == 0 else min(epochs))
     else:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

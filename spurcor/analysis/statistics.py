@@ -6,11 +6,14 @@ a pass leaves; its vectors stay on the device. G groups, P weights, V vectors.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from spurcor.config import Loss
 from spurcor.data import GroupedDataset, GroupSpec, Splits, members_by
@@ -108,7 +111,8 @@ def collect(
 def collect_one(request: Request, method: Method, splits: Splits) -> GroupStatistics:
     """One pass: per chunk of a group a forward pass, and a backward pass for each kind of vector.
 
-    Memory: a vector of P weights per group and kind, one more, and what a chunk needs.
+    Where all weights are those of linear layers, one backward pass without products with weights
+    serves both. Memory: a vector of P weights per group and kind, one more, and a chunk.
     """
     data = splits[request.split]
     num_groups = data.spec.num_groups
@@ -122,10 +126,15 @@ def collect_one(request: Request, method: Method, splits: Splits) -> GroupStatis
         losses, outputs = [], []
         for chunk in torch.split(indices, request.chunk_size):
             batch = data.fetch(chunk)
-            with torch.set_grad_enabled(num_vectors > 0):
+            with torch.set_grad_enabled(num_vectors > 0), _Linears() as linears:
                 logits = method.predict(splits.transform(batch.x))
                 loss, f = method.losses(logits, batch.y), logits[:, -1] - logits[:, 0]
             wanted = [loss] * request.gradients + [f] * request.jacobians
+            if len(wanted) == 2 and (layers := linears.of(weights)) is not None:
+                slopes = {g: _slope(method, logits, batch.y), num_groups + g: torch.ones_like(f)}
+                factors = {row: slope.detach() / len(indices) for row, slope in slopes.items()}
+                _add_products(f, layers, weights, vectors, factors)
+                wanted = []
             for k, values in enumerate(wanted):
                 mean = values.sum() / len(indices)
                 keep = k + 1 < len(wanted)
@@ -166,6 +175,76 @@ def _add_gradient(
     for vector, gradient in zip(vectors, found, strict=True):
         if gradient is not None:
             vector[row] += gradient.flatten()
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """A product u = z W^T + b of the forward pass: z (B, n), u (B, m)."""
+
+    z: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    u: Tensor
+
+
+class _Linears(TorchFunctionMode):
+    """Notes the linear layers that a forward pass goes through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[_Linear] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Carry out what is asked, whatever it is."""
+        result = func(*args, **(kwargs or {}))
+        if func is F.linear:
+            z, weight, bias = (*args, None)[:3] if not kwargs else (None, None, None)
+            if z is not None:
+                self.found.append(_Linear(z, weight, bias, result))
+        return result
+
+    def of(self, weights: Sequence[Tensor]) -> list[_Linear] | None:
+        """The layers with these weights; None where they, once each and as they are, are not all.
+
+        Under autocast, and where layers see more than one vector per sample, they are not.
+        """
+        own = {id(weight) for weight in weights}
+        layers = [x for x in self.found if id(x.weight) in own or id(x.bias) in own]
+        used = [id(w) for x in layers for w in (x.weight, x.bias) if id(w) in own]
+        plain = all(x.z.dim() == 2 and x.z.dtype == x.u.dtype == x.weight.dtype for x in layers)
+        return layers if plain and sorted(used) == sorted(own) else None
+
+
+def _slope(method: Method, logits: Tensor, y: Tensor) -> Tensor:
+    """dl/df (B,) of each sample: of two logits, a loss sees the difference f alone."""
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_()
+        (found,) = torch.autograd.grad(method.losses(leaf, y).sum(), leaf)
+    return found[:, 1]
+
+
+def _add_products(
+    f: Tensor,
+    layers: Sequence[_Linear],
+    weights: Sequence[Tensor],
+    vectors: Sequence[Tensor],
+    factors: Mapping[int, Tensor],
+) -> None:
+    """Add sum_i factor_i d f_i / d theta to each row that has factors, by one backward pass.
+
+    With delta_i = d f_i / d u_i of a layer, the sum is (factor delta)^T z for its weight.
+    """
+    place = {id(weight): vector for weight, vector in zip(weights, vectors, strict=True)}
+    with torch.enable_grad():
+        total = f.sum()
+    deltas = torch.autograd.grad(total, [layer.u for layer in layers])
+    for layer, delta in zip(layers, deltas, strict=True):
+        for row, factor in factors.items():
+            scaled = delta * factor[:, None]
+            if (vector := place.get(id(layer.weight))) is not None:
+                vector[row].view_as(layer.weight).addmm_(scaled.T, layer.z.detach())
+            if (vector := place.get(id(layer.bias))) is not None:
+                vector[row] += scaled.sum(0)
 
 
 def _products(vectors: Sequence[Tensor]) -> Tensor:

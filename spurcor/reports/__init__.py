@@ -118,6 +118,8 @@ def _figures(
         metric = choices.metric("curve.metric", wanted.metric, trials, trials[0].rows[-1])
         _, cells = pivot.cells(trials, wanted.lines, [wanted.x], options.criterion)
         figures.append(drawings.curve(cells, wanted.x, metric))
+        if quantities := choices.measured(wanted.quantities, trials):
+            figures[-1] = drawings.quantities(cells, wanted.x, quantities)
     return [figure for figure in figures if figure.panels]
 
 

@@ -1,11 +1,11 @@
 """What the figures show, as plain numbers: drawing them is another process's work."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from spurcor.reports.pivot import Cells, in_order
+from spurcor.reports.pivot import Cells, Place, in_order
 from spurcor.reports.runs import number
 from spurcor.reports.selection import Candidate
 from spurcor.reports.tables import Metric
@@ -114,29 +114,84 @@ def learning_curves(shown: Sequence[Candidate], name: str, dataset: str) -> Draw
 
 def curve(found: Cells, x: str, metric: Metric) -> Drawing:
     """A metric over the values of a key, a line per row of the cells."""
-    values = [place[0] for place in in_order(place for row in found.values() for place in row)]
-    numbers = [value for value in values if type(value) in (int, float)]
-    ticks = [] if len(numbers) == len(values) else [show_value(value) for value in values]
-    texts = {line: " ".join("-" if v is None else show_value(v) for v in line) for line in found}
-    names, note = _capped([texts[line] for line in in_order(found)], "lines")
-    series = []
-    for line in [line for line in in_order(found) if texts[line] in names]:
-        summaries = {
-            value: metric.of(cell[0])
-            for value in values
-            if len(cell := found[line].get((value,), [])) == 1
-        }
-        points = [
-            (place if ticks else value, summary)
-            for place, value in enumerate(values)
-            if (summary := summaries.get(value)) is not None
-        ]
-        style = names.index(texts[line])
-        means = [summary.mean for _, summary in points]
-        bars = [summary.std or 0 for _, summary in points]
-        series.append(Series(texts[line], style, [x for x, _ in points], means, y_bars=bars))
+    values, ticks = _axis(found)
+    names, note = _capped([_text(line) for line in in_order(found)], "lines")
+    series = [
+        _over(found[line], values, ticks, metric, _text(line), names.index(_text(line)))
+        for line in in_order(found)
+        if _text(line) in names
+    ]
     title, panels = f"{metric.name} over {x}", [Panel("", series, ticks=ticks)] if values else []
     return Drawing("curve", title, x, f"test {metric.name} (%)", panels, [BARS, *note])
+
+
+def quantities(found: Cells, x: str, metrics: Sequence[Metric]) -> Drawing:
+    """Quantities of analyses over the values of a key, a panel per row of the cells."""
+    values, ticks = _axis(found)
+    names, note = _capped([_text(line) for line in in_order(found)], "panels")
+    labels, shared = _apart([metric.name for metric in metrics[:MOST]])
+    panels = [
+        Panel(
+            _text(line),
+            [
+                _over(found[line], values, ticks, metric, label, style)
+                for style, (metric, label) in enumerate(zip(metrics, labels, strict=False))
+            ],
+            ticks=ticks,
+        )
+        for line in in_order(found)
+        if values and _text(line) in names
+    ]
+    title = f"{shared} over {x}"
+    return Drawing("curve", title, x, shared, panels, [BARS, *note], per_row=3, same_y=False)
+
+
+def _apart(names: Sequence[str]) -> tuple[list[str], str]:
+    """Of names with slashes, what tells them apart, and what they share."""
+    parts = [name.split("/") for name in names]
+    first = last = 0
+    shortest = min(map(len, parts))
+    while first < shortest - 1 and len({part[first] for part in parts}) == 1:
+        first += 1
+    while last < shortest - 1 - first and len({part[-1 - last] for part in parts}) == 1:
+        last += 1
+    labels = ["/".join(part[first : len(part) - last]) for part in parts]
+    return labels, " ".join(
+        filter(None, ("/".join(parts[0][:first]), "/".join(parts[0][len(parts[0]) - last :])))
+    )
+
+
+def _axis(found: Cells) -> tuple[list[Any], list[str]]:
+    """The values of the key, and their names where they are no numbers."""
+    values = [place[0] for place in in_order(place for row in found.values() for place in row)]
+    numbers = [value for value in values if type(value) in (int, float)]
+    return values, [] if len(numbers) == len(values) else [show_value(value) for value in values]
+
+
+def _text(line: Place) -> str:
+    return " ".join("-" if value is None else show_value(value) for value in line)
+
+
+def _over(
+    row: Mapping[Place, Sequence[Candidate]],
+    values: Sequence[Any],
+    ticks: Sequence[str],
+    metric: Metric,
+    label: str,
+    style: int,
+) -> Series:
+    """A metric of one row of the cells over the values; those that are undecided are left out."""
+    summaries = {
+        value: metric.of(cell[0]) for value in values if len(cell := row.get((value,), [])) == 1
+    }
+    points = [
+        (place if ticks else value, summary)
+        for place, value in enumerate(values)
+        if (summary := summaries.get(value)) is not None
+    ]
+    means = [summary.mean for _, summary in points]
+    bars = [summary.std or 0 for _, summary in points]
+    return Series(label, style, [x for x, _ in points], means, y_bars=bars)
 
 
 def _by_epoch(one: Candidate, column: str, label: str, style: int) -> Series:

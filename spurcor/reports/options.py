@@ -17,11 +17,16 @@ SHOWN_METRICS = tuple(name for name in METRICS if name != "loss")
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric over the values of a configuration key, a line per value of `lines`."""
+    """A metric over the values of a configuration key, a line per value of `lines`.
+
+    Several `quantities` of analyses in its place, <analysis>/<quantity>/<split>, are lines, and
+    every value of `lines` is a panel.
+    """
 
     x: str
     metric: str = "worst"
     lines: tuple[str, ...] = ("method",)
+    quantities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +84,7 @@ def check(options: Options, trials: Sequence[Trial]) -> list[Metric]:
         for key in (options.curve.x, *options.curve.lines):
             _check("curve", key, keys)
         metric("curve.metric", options.curve.metric, trials, columns)
+        measured(options.curve.quantities, trials)
     return [metric("metrics", name, trials, columns) for name in options.metrics]
 
 
@@ -89,6 +95,16 @@ def metric(option: str, name: str, trials: Iterable[Trial], columns: Iterable[st
     known = [*SHOWN_METRICS, *own]
     _check(option, name, known + [f"{test}/{key}" for test in tests for key in known])
     return Metric(name, f"test/{name}" if name in known else name)
+
+
+def measured(quantities: Iterable[str], trials: Iterable[Trial]) -> list[Metric]:
+    """What analyses measured, as it is: entries of rows that begin with no split."""
+    keys = dict.fromkeys(key for trial in trials for row in trial.rows for key in row)
+    splits = {"train", "val", "test", *(test for trial in trials for test in trial.run.tests)}
+    known = [key for key in keys if "/" in key and key.partition("/")[0] not in splits]
+    for name in quantities:
+        _check("curve.quantities", name, known)
+    return [Metric(name, name, 1.0) for name in quantities]
 
 
 def _keys(trials: Sequence[Trial]) -> list[str]:

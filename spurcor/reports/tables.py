@@ -50,14 +50,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the tables and the column of the rows that it shows, in per cent."""
+    """A column of the tables and the column of the rows that it shows, in per cent or as it is."""
 
     name: str
     column: str
+    factor: float = 100.0
 
     def of(self, candidate: Candidate) -> Summary | None:
         """Over the seeds, at the rows that the criterion picked."""
-        return Summary.of([100 * value for value in candidate.values(self.column)])
+        return Summary.of([self.factor * value for value in candidate.values(self.column)])
 
 
 def judge_all(trials: Sequence[Trial], criterion: str, planned: Mapping[str, int]) -> Judged:
