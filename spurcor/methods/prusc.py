@@ -73,7 +73,6 @@ class Prusc(Method):
         self.lambda_con = 0.0 if control == "no_contrast" else lambda_con
         self.mask_logit, self.prune_lr, self.retrain_lr = mask_logit, prune_lr, retrain_lr
         self.retrain_on, self.control = retrain_on, control
-        self.dense: list[nn.Parameter] = []  # what ERM trained, while gates are
 
     def phases(self) -> Sequence[Phase]:
         """`erm` where no run is started from, `prune` but for one control, and `retrain`."""
@@ -137,20 +136,10 @@ class Prusc(Method):
 
     # --- gates ------------------------------------------------------------------------------------
 
-    def learn_gates(self) -> list[nn.Parameter]:
-        """Put gates on all weights and leave nothing else to be trained; returns the logits."""
-        self.dense = self.weights()
-        for weight in self.dense:
-            weight.requires_grad_(False)
-        gates.attach(self, self.mask_logit)
-        return self.weights()
-
-    def fix_gates(self) -> None:
-        """Leave the masks as they are and train the weights again."""
-        for gate in gates.gates_of(self).values():
-            gate.logit.requires_grad_(False)
-        for weight in self.dense:
-            weight.requires_grad_(True)
+    def weights(self) -> list[nn.Parameter]:
+        """Those of the network: logits of gates are not among what analyses differentiate."""
+        logits = {id(gate.logit) for gate in gates.gates_of(self).values()}
+        return [weight for weight in super().weights() if id(weight) not in logits]
 
     def kept(self) -> dict[str, Tensor]:
         """Shares of the weights that are kept, of all and of each layer."""
@@ -205,8 +194,9 @@ class Prune(Phase):
 
     def setup(self, run: RunContext) -> None:
         """Gates on all weights; Adam on their logits, whatever optimiser the weights have."""
-        logits = self.method.learn_gates()
-        self.optimizer = torch.optim.Adam(logits, lr=self.method.prune_lr)
+        gates.attach(self.method, self.method.mask_logit)
+        self.logits = [gate.logit for gate in gates.gates_of(self.method).values()]
+        self.optimizer = torch.optim.Adam(self.logits, lr=self.method.prune_lr)
 
     def begin(self, run: RunContext) -> None:
         """Clusters and the de-biasing set; the gates are all open, so this sees the dense net."""
@@ -221,20 +211,21 @@ class Prune(Phase):
         """The mean loss, lambda_sparse sum pi, and lambda_con sum_i con_i, by one forward pass."""
         method = self.method
         z = method.backbone(batch.x)
+        losses = method.losses(method.head(z), batch.y)
+        sparse = torch.stack([pi.sum() for pi in self.logits])
         con = contrast(z, batch.y, self.clusters[batch.index], method.temperature)
-        logits = gates.gates_of(method).values()
         return {
-            "loss": method.losses(method.head(z), batch.y).mean(),
-            "loss_sparse": method.lambda_sparse
-            * torch.stack([g.logit.sum() for g in logits]).sum(),
+            "loss": losses.mean(),
+            "loss_sparse": method.lambda_sparse * sparse.sum(),
             "loss_con": method.lambda_con * con.sum(),
         }
 
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
-        """One step on the sum of the terms."""
+        """One step on the sum of the terms, which has a gradient for the logits alone."""
         terms = self.terms(batches[self.name])
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(torch.stack(list(terms.values())).sum())
+        loss = torch.stack(list(terms.values())).sum()
+        torch.autograd.backward(loss, inputs=self.logits)
         self.optimizer.step()
         return {name: term.detach() for name, term in terms.items()} | self.method.kept()
 
@@ -283,8 +274,9 @@ class Retrain(Supervised):
         self.method.check(run)
 
     def setup(self, run: RunContext) -> None:
-        """The optimiser is of the weights again."""
-        self.method.fix_gates()
+        """The gates stay as they are; the optimiser is of the weights again."""
+        for gate in gates.gates_of(self.method).values():
+            gate.logit.requires_grad_(False)
         super().setup(run)
 
     def begin(self, run: RunContext) -> None:
