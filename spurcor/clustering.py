@@ -1,8 +1,8 @@
-"""Clusters of a network's representation of TRAIN, what they hold, and a set that balances them."""
+"""Clusters of a network's representation of images, their files, and what they hold."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spurcor.backbone import Backbone
 from spurcor.console import tracked
-from spurcor.data import GroupedDataset, members_by
+from spurcor.data import GroupedDataset
 from spurcor.errors import UserError
 from spurcor.files import replacing, write_json
 from spurcor.kmeans import spherical_kmeans
@@ -20,7 +20,6 @@ from spurcor.seeding import derive_seed
 from spurcor.tables import Table
 from spurcor.transforms import Transform
 
-Sampling = Literal["balanced", "minority"]
 MARK = "# fingerprint of the split: "  # the first line of clusters.csv
 MOST_POINTS = 5000  # of the picture
 
@@ -39,43 +38,6 @@ def represent(backbone: Backbone, data: GroupedDataset, transform: Transform) ->
 def cluster(x: Tensor, num_clusters: int, seed: int) -> Tensor:
     """Clusters (N,) of a representation (N, D), on the CPU; the same for the seed of a run."""
     return spherical_kmeans(x, num_clusters, derive_seed("clusters", seed)).cpu()
-
-
-def contingency(y: Tensor, clusters: Tensor) -> Tensor:
-    """Samples (C, K) of each class in each cluster."""
-    num_clusters, num_classes = int(clusters.max()) + 1, int(y.max()) + 1
-    counts = torch.bincount(clusters * num_classes + y, minlength=num_clusters * num_classes)
-    return counts.view(num_clusters, num_classes)
-
-
-def debiasing_set(y: Tensor, clusters: Tensor, sampling: Sampling, seed: int) -> Tensor:
-    """Positions (M,), rising, of samples that clusters of two or more classes give.
-
-    `balanced`: of every class that a cluster has, as many as of its rarest. `minority`: the classes
-    that are fewer than the cluster's largest (all of them where none is). Then classes are thinned
-    out to equal totals. Empty where every cluster holds one class.
-    """
-    counts = contingency(y, clusters)
-    mixed = (counts > 0).sum(dim=1) > 1
-    rarest = torch.where(counts > 0, counts, len(y)).amin(dim=1)
-    largest = counts.amax(dim=1)
-    if sampling == "balanced":
-        quota = torch.where(counts > 0, rarest[:, None], 0)
-    else:
-        quota = torch.where((counts < largest[:, None]) | (rarest == largest)[:, None], counts, 0)
-    quota = torch.where(mixed[:, None], quota, 0).flatten()
-    generator = torch.Generator().manual_seed(derive_seed("de-biasing set", seed))
-    order = torch.randperm(len(y), generator=generator)
-    cell = clusters * counts.shape[1] + y
-    drawn = [m[: quota[cell[m[0]]]] for m in members_by(cell, order)]
-    chosen = torch.cat(drawn)
-    if not len(chosen):
-        return chosen
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order))
-    by_class = members_by(y[chosen], place[chosen].argsort())  # in the same random order
-    smallest = min(map(len, by_class))
-    return torch.cat([chosen[members[:smallest]] for members in by_class]).sort()[0]
 
 
 # --- files ----------------------------------------------------------------------------------------

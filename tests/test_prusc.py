@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from training import SMALLEST, read, rows_of, trainer_of
 
 from spurcor import checkpoint, clustering, gates, runs
-from spurcor.clustering import debiasing_set
 from spurcor.data import Split
+from spurcor.debiasing import DebiasingSet, contingency, debiasing_set
 from spurcor.errors import RunError, UserError
 from spurcor.methods import prusc
 from spurcor.methods.prusc import contrast
@@ -108,9 +108,9 @@ def drawn_counts(sampling, seed=0, counts=COUNTS):
     drawn = debiasing_set(y, cluster, sampling, seed)
     assert len(drawn.unique()) == len(drawn)
     assert torch.equal(drawn, drawn.sort()[0])
-    return clustering.contingency(
-        torch.cat([y[drawn], y]), torch.cat([cluster[drawn], cluster])
-    ) - (clustering.contingency(y, cluster))
+    return contingency(torch.cat([y[drawn], y]), torch.cat([cluster[drawn], cluster])) - (
+        contingency(y, cluster)
+    )
 
 
 def test_a_balanced_set_has_of_each_class_as_many_as_of_the_clusters_rarest():
@@ -343,16 +343,39 @@ def test_a_compiled_backbone_is_pruned_like_another(tmp_path, monkeypatch):
         torch.testing.assert_close(ends[1][name], value, msg=name)
 
 
-def test_a_layer_without_a_weight_is_told(tmp_path, caplog):
+@pytest.fixture
+def told(caplog):
+    """What spurcor warned of; its logger hands nothing on once a command has set it up."""
+    logger = logging.getLogger("spurcor")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def test_a_layer_without_a_weight_is_told(tmp_path, told):
     method, phase, _ = begun(tmp_path)
+    context = built(tmp_path)[1]
+    phase.end(context)
+    assert "is kept" not in told.text
     torch.nn.init.constant_(gates.gates_of(method)["backbone.hidden.1.weight"].logit, -1.0)
-    phase.end(built(tmp_path)[1])
-    with caplog.at_level(logging.WARNING, "spurcor"):
-        logging.getLogger("spurcor").addHandler(caplog.handler)
-        phase.end(built(tmp_path)[1])
-        logging.getLogger("spurcor").removeHandler(caplog.handler)
-    assert "no weight of hidden.1 is kept" in caplog.text
-    assert "hidden.0" not in caplog.text
+    phase.end(context)
+    assert "no weight of hidden.1 is kept" in told.text
+    assert "hidden.0" not in told.text
+
+
+def test_what_a_set_cannot_teach_is_told(tmp_path, told):
+    begun(tmp_path, "method.sampling=minority")
+    assert "no cluster of the de-biasing set holds two classes" in told.text
+    told.clear()
+    begun(tmp_path)
+    assert told.text == ""
+    split = read_train()
+    split.y = split.y + (torch.arange(len(split)) % 9 == 0) * 2  # two more classes, each apart
+    split.spec = dataclasses.replace(split.spec, classes=("small", "large", "third", "fourth"))
+    clusters = torch.where(split.y > 1, split.y, 0)
+    drawn = debiasing_set(split.y, clusters, "balanced", 0)
+    DebiasingSet(None, 3, "balanced")._warn(split, clusters, drawn)
+    assert "no sample of third, fourth: no cluster mixes it" in told.text
 
 
 # --- options --------------------------------------------------------------------------------------
@@ -384,6 +407,8 @@ def test_the_controls(tmp_path):
         built(tmp_path, "method.control=retrain_alone")
     with pytest.raises(UserError, match=r"method: temperature=0.0 must be positive"):
         built(tmp_path, "method.temperature=0")
+    with pytest.raises(UserError, match=r"lambda_con=-1.0 must not be negative"):
+        built(tmp_path, "method.lambda_con=-1")
 
 
 def test_retraining_on_val_leaves_no_figure_of_val(command_line, tmp_path):

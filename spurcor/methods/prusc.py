@@ -17,16 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spurcor import checkpoint, clustering, gates
+from spurcor import checkpoint, gates
 from spurcor.backbone import Backbone
 from spurcor.data import Batch, DataInfo, Split
-from spurcor.errors import RunError, UserError
+from spurcor.debiasing import DebiasingSet, Sampling
 from spurcor.files import write_json
 from spurcor.method import Method, Phase, RunContext, Supervised
 from spurcor.streams import Stream
 
 log = logging.getLogger(__name__)
-FOLDER = "clusters"  # of the run's directory
 
 
 class Prusc(Method):
@@ -46,7 +45,7 @@ class Prusc(Method):
         init: str | None = None,
         clusters: Path | None = None,
         num_clusters: int = 16,
-        sampling: clustering.Sampling = "balanced",
+        sampling: Sampling = "balanced",
         lambda_sparse: float = 1e-8,
         lambda_con: float = 0.1,
         temperature: float = 0.07,
@@ -58,18 +57,27 @@ class Prusc(Method):
     ) -> None:
         super().__init__(backbone, info)
         info.spec.require_groups("method=prusc")
-        for name in ("num_clusters", "temperature", "prune_lr", "retrain_lr", "prune_epochs"):
-            if (value := locals()[name]) <= 0:
+        for name, value in {
+            "num_clusters": num_clusters,
+            "prune_epochs": prune_epochs,
+            "temperature": temperature,
+            "prune_lr": prune_lr,
+            "retrain_lr": retrain_lr,
+        }.items():
+            if value <= 0:
                 raise ValueError(f"{name}={value} must be positive")
+        if min(lambda_sparse, lambda_con) < 0:
+            raise ValueError(
+                f"lambda_sparse={lambda_sparse} and lambda_con={lambda_con} must not be negative"
+            )
         if control == "retrain_alone" and retrain_on != "set":
             raise ValueError(
                 f"control=retrain_alone trains on the de-biasing set, not on retrain_on="
                 f"{retrain_on}; say retrain_on=set"
             )
         self.epochs, self.prune_epochs, self.retrain_epochs = epochs, prune_epochs, retrain_epochs
-        self.init, self.clusters, self.num_clusters = init, clusters, num_clusters
-        self.sampling, self.temperature = sampling, temperature
-        self.lambda_sparse = lambda_sparse
+        self.init, self.set = init, DebiasingSet(clusters, num_clusters, sampling)
+        self.lambda_sparse, self.temperature = lambda_sparse, temperature
         self.lambda_con = 0.0 if control == "no_contrast" else lambda_con
         self.mask_logit, self.prune_lr, self.retrain_lr = mask_logit, prune_lr, retrain_lr
         self.retrain_on, self.control = retrain_on, control
@@ -84,57 +92,6 @@ class Prusc(Method):
     def reduce(self, losses: Tensor, batch: Batch) -> Tensor:
         """L = 1/B sum_i l_i."""
         return losses.mean()
-
-    # --- the de-biasing set -----------------------------------------------------------------------
-
-    def check(self, run: RunContext) -> None:
-        """Clusters can be made of TRAIN, or those given fit it."""
-        train = run.splits[Split.TRAIN]
-        if self.clusters is not None:
-            try:
-                self.draw(clustering.read_clusters(self.clusters, train), run)
-            except RunError as error:
-                raise UserError(f"method.clusters={self.clusters}: {error}") from error
-        elif self.num_clusters > len(train):
-            raise UserError(
-                f"method.num_clusters={self.num_clusters} is more than the {len(train)} samples of"
-                " train; make it smaller"
-            )
-
-    def prepare(self, run: RunContext) -> None:
-        """Cluster TRAIN, draw the de-biasing set, and leave both in the run's directory."""
-        train = run.splits[Split.TRAIN]
-        x = clustering.represent(self.backbone, train, run.splits.transform)
-        if self.clusters is None:
-            clusters = clustering.cluster(x, self.num_clusters, run.seed)
-        else:
-            clusters = clustering.read_clusters(self.clusters, train)
-        folder = run.directory / FOLDER
-        clustering.describe(folder, x, train, clusters)
-        clustering.write_clusters(folder, train, clusters, self.draw(clusters, run))
-
-    def draw(self, clusters: Tensor, run: RunContext) -> Tensor:
-        """The de-biasing set (M,), which must not be empty."""
-        y = run.splits[Split.TRAIN].y.cpu()
-        drawn = clustering.debiasing_set(y, clusters, self.sampling, run.seed)
-        if not len(drawn):
-            count = len(clusters.bincount().nonzero())
-            raise RunError(
-                f"every one of the {count} clusters holds one class: nothing is there to balance;"
-                " try a smaller method.num_clusters, or fewer method.epochs: a network that has"
-                " learnt TRAIN by heart parts the classes everywhere"
-            )
-        return drawn
-
-    def set_stream(self, run: RunContext, role: str) -> tuple[Stream, Tensor]:
-        """Batches of the de-biasing set, and the cluster (M,) of each of its samples."""
-        train, folder = run.splits[Split.TRAIN], run.directory / FOLDER
-        drawn = clustering.read_drawn(folder)
-        clusters = clustering.read_clusters(folder / "clusters.csv", train)[drawn]
-        stream = run.stream(Split.TRAIN, role, dataset=train.subset(drawn))
-        return stream, clusters.to(train.y.device)
-
-    # --- gates ------------------------------------------------------------------------------------
 
     def weights(self) -> list[nn.Parameter]:
         """Those of the network: logits of gates are not among what analyses differentiate."""
@@ -189,8 +146,8 @@ class Prune(Phase):
         self.method, self.epochs = method, method.prune_epochs
 
     def check(self, run: RunContext) -> None:
-        """See `Prusc.check`."""
-        self.method.check(run)
+        """Clusters can be made, or those given fit."""
+        self.method.set.check(run)
 
     def setup(self, run: RunContext) -> None:
         """Gates on all weights; Adam on their logits, whatever optimiser the weights have."""
@@ -200,11 +157,11 @@ class Prune(Phase):
 
     def begin(self, run: RunContext) -> None:
         """Clusters and the de-biasing set; the gates are all open, so this sees the dense net."""
-        self.method.prepare(run)
+        self.method.set.make(self.method.backbone, run)
 
     def streams(self, run: RunContext) -> Mapping[str, Stream]:
         """The de-biasing set."""
-        stream, self.clusters = self.method.set_stream(run, self.name)
+        stream, self.clusters = self.method.set.stream(run, self.name)
         return {self.name: stream}
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
@@ -269,9 +226,9 @@ class Retrain(Supervised):
         super().__init__("retrain", method, epochs, method.reduce, split=split, lr=lr)
 
     def check(self, run: RunContext) -> None:
-        """See `Prusc.check`."""
+        """The split is there, and clusters can be made."""
         super().check(run)
-        self.method.check(run)
+        self.method.set.check(run)
 
     def setup(self, run: RunContext) -> None:
         """The gates stay as they are; the optimiser is of the weights again."""
@@ -282,12 +239,12 @@ class Retrain(Supervised):
     def begin(self, run: RunContext) -> None:
         """Clusters and the de-biasing set, where nothing was pruned on them."""
         if self.method.control == "retrain_alone":
-            self.method.prepare(run)
+            self.method.set.make(self.method.backbone, run)
 
     def streams(self, run: RunContext) -> Mapping[str, Stream]:
         """TRAIN, VAL or the de-biasing set, in an order of their own."""
         if self.method.retrain_on == "set":
-            return {"train": self.method.set_stream(run, self.name)[0]}
+            return {"train": self.method.set.stream(run, self.name)[0]}
         return {"train": run.stream(self.split, self.name)}
 
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:

@@ -1,0 +1,130 @@
+"""A set of training images whose classes are balanced within clusters of a representation."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spurcor import clustering
+from spurcor.backbone import Backbone
+from spurcor.data import GroupedDataset, Split, members_by
+from spurcor.errors import RunError, UserError
+from spurcor.method import RunContext
+from spurcor.seeding import derive_seed
+from spurcor.streams import Stream
+
+log = logging.getLogger(__name__)
+Sampling = Literal["balanced", "minority"]
+FOLDER = "clusters"  # of the run's directory
+
+
+@dataclass(frozen=True)
+class DebiasingSet:
+    """Drawn as `sampling` says from `num_clusters` clusters of TRAIN, or from those of a file.
+
+    It is made once and then read from the run's directory, by whichever phase trains on it.
+    """
+
+    clusters: Path | None
+    num_clusters: int
+    sampling: Sampling
+
+    def check(self, run: RunContext) -> None:
+        """Clusters can be made, or those given fit TRAIN and hold classes to balance."""
+        train = run.splits[Split.TRAIN]
+        if self.clusters is not None:
+            try:
+                self.draw(clustering.read_clusters(self.clusters, train), run)
+            except RunError as error:
+                raise UserError(f"method.clusters={self.clusters}: {error}") from error
+        elif self.num_clusters > len(train):
+            raise UserError(
+                f"method.num_clusters={self.num_clusters} is more than the {len(train)} samples of"
+                " train; make it smaller"
+            )
+
+    def make(self, backbone: Backbone, run: RunContext) -> None:
+        """Cluster the representation of a backbone in eval mode, describe it, draw the set."""
+        train, folder = run.splits[Split.TRAIN], run.directory / FOLDER
+        x = clustering.represent(backbone, train, run.splits.transform)
+        if self.clusters is None:
+            clusters = clustering.cluster(x, self.num_clusters, run.seed)
+        else:
+            clusters = clustering.read_clusters(self.clusters, train)
+        clustering.describe(folder, x, train, clusters)
+        drawn = self.draw(clusters, run)
+        self._warn(train, clusters, drawn)
+        clustering.write_clusters(folder, train, clusters, drawn)
+
+    def draw(self, clusters: Tensor, run: RunContext) -> Tensor:
+        """Positions (M,) of the set, which must not be empty."""
+        drawn = debiasing_set(run.splits[Split.TRAIN].y.cpu(), clusters, self.sampling, run.seed)
+        if not len(drawn):
+            count = len(clusters.bincount().nonzero())
+            raise RunError(
+                f"every one of the {count} clusters holds one class: nothing is there to balance;"
+                " try a smaller method.num_clusters, or fewer method.epochs: a network that has"
+                " learnt TRAIN by heart parts the classes everywhere"
+            )
+        return drawn
+
+    def _warn(self, train: GroupedDataset, clusters: Tensor, drawn: Tensor) -> None:
+        """Of what the set cannot teach."""
+        y = train.y.cpu()
+        absent = sorted(set(y.tolist()) - set(y[drawn].tolist()))
+        if absent:
+            names = ", ".join(train.spec.classes[k] for k in absent)
+            log.warning("the de-biasing set has no sample of %s: no cluster mixes it", names)
+        if int((contingency(y[drawn], clusters[drawn]) > 0).sum(dim=1).max()) < 2:
+            log.warning(
+                "no cluster of the de-biasing set holds two classes, so that the contrastive term"
+                " is 0; method.sampling=balanced keeps them together"
+            )
+
+    def stream(self, run: RunContext, role: str) -> tuple[Stream, Tensor]:
+        """Batches of the set that was made, and the cluster (M,) of each of its samples."""
+        train, folder = run.splits[Split.TRAIN], run.directory / FOLDER
+        drawn = clustering.read_drawn(folder)
+        clusters = clustering.read_clusters(folder / "clusters.csv", train)[drawn]
+        stream = run.stream(Split.TRAIN, role, dataset=train.subset(drawn))
+        return stream, clusters.to(train.y.device)
+
+
+def contingency(y: Tensor, clusters: Tensor) -> Tensor:
+    """Samples (C, K) of each class in each cluster."""
+    num_clusters, num_classes = int(clusters.max()) + 1, int(y.max()) + 1
+    counts = torch.bincount(clusters * num_classes + y, minlength=num_clusters * num_classes)
+    return counts.view(num_clusters, num_classes)
+
+
+def debiasing_set(y: Tensor, clusters: Tensor, sampling: Sampling, seed: int) -> Tensor:
+    """Positions (M,), rising, of samples that clusters of two or more classes give.
+
+    `balanced`: of every class that a cluster has, as many as of its rarest. `minority`: the classes
+    that are fewer than the cluster's largest (all of them where none is). Then classes are thinned
+    out to equal totals. Empty where every cluster holds one class.
+    """
+    counts = contingency(y, clusters)
+    mixed = (counts > 0).sum(dim=1) > 1
+    rarest = torch.where(counts > 0, counts, len(y)).amin(dim=1)
+    largest = counts.amax(dim=1)
+    if sampling == "balanced":
+        quota = torch.where(counts > 0, rarest[:, None], 0)
+    else:
+        quota = torch.where((counts < largest[:, None]) | (rarest == largest)[:, None], counts, 0)
+    quota = torch.where(mixed[:, None], quota, 0).flatten()
+    generator = torch.Generator().manual_seed(derive_seed("de-biasing set", seed))
+    order = torch.randperm(len(y), generator=generator)
+    cell = clusters * counts.shape[1] + y
+    drawn = [m[: quota[cell[m[0]]]] for m in members_by(cell, order)]
+    chosen = torch.cat(drawn)
+    if not len(chosen):
+        return chosen
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    by_class = members_by(y[chosen], place[chosen].argsort())  # in the same random order
+    smallest = min(map(len, by_class))
+    return torch.cat([chosen[members[:smallest]] for members in by_class]).sort()[0]
