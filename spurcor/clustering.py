@@ -59,19 +59,19 @@ def write_clusters(
         pd.DataFrame(columns).to_csv(file, index=False)
 
 
-def read_clusters(path: Path, data: GroupedDataset, key: str = "method.clusters") -> Tensor:
+def read_clusters(path: Path, data: GroupedDataset) -> Tensor:
     """Clusters (N,) of a split from clusters.csv, or from PruSC's own (`cluster_assign`).
 
     Every sample must be there once, with its class; where the file says which split it is of, it
     must be this one.
     """
-    mark, header = _head(path, key)
+    mark, header = _head(path)
     name = "cluster_assign" if "cluster_assign" in header else "cluster"
     table = Table.read(path, (), ("index", "label", name), comment="#")
     if mark not in (None, data.fingerprint):
         raise UserError(
-            f"{key}={path} is of other training data than this run's; cluster a run on the same"
-            " data set, or leave it out"
+            f"method.clusters={path} is of other training data than this run's; cluster a run on the"
+            " same data set, or leave it out"
         )
     index, label = table.whole("index"), table.whole("label")
     seen = torch.bincount(index[index < len(data)], minlength=len(data))
@@ -84,13 +84,14 @@ def read_clusters(path: Path, data: GroupedDataset, key: str = "method.clusters"
     ):
         if len(positions):
             raise UserError(
-                f"{key}={path} {what} {len(positions)} of the indices 0 to {len(data) - 1} of TRAIN"
-                f" (the first is {int(positions[0])}); cluster this data set anew"
+                f"method.clusters={path} {what} {len(positions)} of the indices 0 to"
+                f" {len(data) - 1} of TRAIN (the first is {int(positions[0])}); cluster this data"
+                " set anew"
             )
     if wrong := int((label != data.y.cpu()[index]).sum()):
         raise UserError(
-            f"{key}={path} has other classes than TRAIN for {wrong} of {len(data)} samples; it is"
-            " of another split"
+            f"method.clusters={path} has other classes than TRAIN for {wrong} of {len(data)}"
+            " samples; it is of another split"
         )
     clusters = torch.empty(len(data), dtype=torch.int64)
     clusters[index] = table.whole(name)
@@ -103,7 +104,7 @@ def read_drawn(folder: Path) -> Tensor:
     return table.whole("drawn").nonzero().squeeze(1)
 
 
-def _head(path: Path, key: str) -> tuple[str | None, list[str]]:
+def _head(path: Path) -> tuple[str | None, list[str]]:
     """The fingerprint in the first line, if it is one, and the header."""
     try:
         with path.open(encoding="utf-8") as file:
@@ -112,7 +113,7 @@ def _head(path: Path, key: str) -> tuple[str | None, list[str]]:
                 return first.removeprefix(MARK), file.readline().strip().split(",")
             return None, first.split(",")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{key}={path} cannot be read ({error})") from error
+        raise UserError(f"method.clusters={path} cannot be read ({error})") from error
 
 
 # --- what they hold -------------------------------------------------------------------------------
