@@ -70,8 +70,8 @@ def read_clusters(path: Path, data: GroupedDataset) -> Tensor:
     table = Table.read(path, (), ("index", "label", name), comment="#")
     if mark not in (None, data.fingerprint):
         raise UserError(
-            f"method.clusters={path} is of other training data than this run's; cluster a run on the"
-            " same data set, or leave it out"
+            f"method.clusters={path} is of other training data than this run's; cluster a run on"
+            " the same data set, or leave it out"
         )
     index, label = table.whole("index"), table.whole("label")
     seen = torch.bincount(index[index < len(data)], minlength=len(data))
