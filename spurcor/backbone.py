@@ -34,6 +34,7 @@ class Backbone(nn.Module, ABC):
     dims: dict[str, int]  # D of each layer, which is also its size by the default pooling
     autocast: torch.dtype | None = None  # these two are set from train.precision
     channels_last: bool = False  # and train.channels_last
+    fresh: tuple[str, ...] = ()  # beginnings of weights that a run without them need not have had
 
     @abstractmethod
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:

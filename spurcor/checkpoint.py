@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +19,9 @@ from torch.nn.utils import parametrize
 
 from spurcor.errors import UserError
 from spurcor.files import replacing
+
+if TYPE_CHECKING:
+    from spurcor.method import Method
 
 # What torch's weights_only unpickler raises on damaged or foreign files.
 UNREADABLE = (
@@ -61,16 +64,38 @@ def load_state(path: Path) -> dict[str, Tensor]:
         raise _foreign(path, error) from error
 
 
-def load_weights(module: nn.Module, path: Path, prefix: str = "") -> None:
-    """Load what `save_weights` wrote, or the part of it whose names begin with `prefix`.
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load what `save_weights` wrote.
 
     What was parametrized is a plain weight afterwards, since it is the plain one that was written.
     """
+    _fill(module, load_state(path), path)
+
+
+def load_trained(method: "Method", path: Path) -> None:
+    """Load backbone and head of another method.
+
+    What its backbone has no weights for, where that is allowed (`Backbone.fresh`), stays as it is,
+    and so does the head, which would have to learn what it means.
+    """
     state = load_state(path)
+    make_plain(method)
+    own = method.backbone.state_dict()
+    fresh = {n: v for n, v in own.items() if n.startswith(method.backbone.fresh)}
+    missing = {n: v for n, v in fresh.items() if f"backbone.{n}" not in state}
+    _fill(method.backbone, {**_part(state, "backbone."), **missing}, path)
+    if not missing:
+        _fill(method.head, _part(state, "head."), path)
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
+
+
+def _fill(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     make_plain(module)
     try:
-        part = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
-        module.load_state_dict(part)
+        module.load_state_dict(state)
     except RuntimeError as error:
         raise _foreign(path, error) from error
 

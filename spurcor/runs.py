@@ -175,9 +175,7 @@ def build(config: TrainConfig) -> tuple[Splits, Method]:
 def start_from(directory: Path, splits: Splits, method: Method) -> None:
     """Give a method the last backbone and head of a finished run, trained on the same splits."""
     refuse_leak(read_json(directory / "result.json")["run"]["splits"], splits)
-    path = directory / "last.safetensors"
-    for name in ("backbone", "head"):
-        checkpoint.load_weights(getattr(method, name), path, f"{name}.")
+    checkpoint.load_trained(method, directory / "last.safetensors")
 
 
 # --- carrying out ---------------------------------------------------------------------------------

@@ -23,10 +23,11 @@ ANALYSES.remove("none")
 BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
 SWEEPS = {
     "biased_mnist/masktune": 24,
+    "celeba/masktune": 3,
     "celeba/prusc": 36,
     "celeba_scale/scale_tuning": 90,
-    "colored_mnist/gradient_flow": 18,
     "cifar10/selective": 6,
+    "colored_mnist/gradient_flow": 18,
     "colored_mnist/prusc": 21,
     "digits/main": 25,
     "digits/prusc": 21,
@@ -40,6 +41,7 @@ SWEEPS = {
     "isic/prusc": 36,
     "mnist_cues/dfr": 6,
     "waterbirds/gradient_flow": 9,
+    "waterbirds/masktune": 3,
     "waterbirds/prusc": 36,
 }
 

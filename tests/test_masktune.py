@@ -14,10 +14,13 @@ from torch import nn
 from training import read, rows_of, trainer_of, without_time
 
 from spurcor import runs
+from spurcor.analysis.selective import Selective, Stored
 from spurcor.backbone import Backbone
-from spurcor.checkpoint import load_weights
+from spurcor.checkpoint import load_state, load_weights
+from spurcor.console import Terminal
 from spurcor.data import DataInfo, GroupedDataset, GroupSpec
 from spurcor.errors import UserError
+from spurcor.files import read_json
 from spurcor.masks import MaskedImages, Masks, holes, masked, masked_view, outliers
 from spurcor.methods import masktune
 from spurcor.methods.erm import Erm
@@ -428,6 +431,73 @@ def test_attention_masks_train_on_vgg(tmp_path):
     assert not (tmp_path / "masks").exists()
     assert len(batches["finetune"]) == 4
     assert [row["phase"] for row in rows_of(tmp_path)] == ["erm", "erm", "finetune"]
+
+
+# --- from a finished run --------------------------------------------------------------------------
+
+
+def finished(outputs, *overrides):
+    cfg = read(*SMALL, "tracker=none", "dfr=none", f"paths.outputs={outputs}", *overrides)
+    assert runs.execute(cfg, Terminal(quiet=True)).status == "done"
+    return cfg
+
+
+def test_a_finished_run_takes_the_place_of_erm(tmp_path):
+    """Masks are of its selected weights, training goes on from its last ones."""
+    erm = finished(tmp_path, "method=erm", "method.epochs=4", "optimizer.lr=0.02")
+    options = (f"method.init={erm.identity}", "method.finetune_lr=0")
+    tuned = finished(tmp_path, *options)
+    assert {row["phase"] for row in rows_of(tuned.directory)} == {"finetune"}
+    weights = [load_state(cfg.directory / "last.safetensors") for cfg in (erm, tuned)]
+    for name, _ in runs.build(erm)[1].named_parameters():
+        assert torch.equal(weights[0][name], weights[1][name]), name
+    splits, method = runs.build(erm)
+    load_weights(method.eval(), erm.directory / "model.safetensors")
+    x = splits.transform(splits["train"].fetch(torch.arange(64)).x)
+    masks = Masks.load(tuned.directory / "masks" / "finetune.npy", 8, 8)
+    expected = outliers(heat_maps(method, x, "block2"), 2.0)
+    assert (masks.take(torch.arange(64)) != expected).float().mean() < 0.001  # other batch sizes
+    assert expected.any()
+
+
+def test_the_gate_of_resnet50_attention_starts_anew_on_a_trained_resnet(tmp_path, small_root):
+    """Two networks on several labels, as published, with their selective answers."""
+    common = ("dataset=celeba_attributes", f"paths.data={small_root}", "backbone.pretrained=none")
+    small = ("dataset.subset_size=8", "train.batch_size=4", "+dataset.transform.size=64")
+    options = (*common, *small, f"paths.outputs={tmp_path}", "tracker=none")
+    before = read("method=erm", *options, "backbone=resnet50", "method.epochs=1")
+    assert runs.execute(before, Terminal(quiet=True)).status == "done"
+    cfg = read("method=masktune", *options, f"method.init={before.identity}")
+    assert cfg.choices["backbone"] == "resnet50_attention"
+    splits, method = runs.build(cfg)
+    own = {name: value.clone() for name, value in method.state_dict().items()}
+    runs.start_from(cfg.init, splits, method)
+    trained = load_state(before.directory / "last.safetensors")
+    for name, value in method.state_dict().items():
+        source = own if name.startswith(("backbone.attention.", "head.")) else trained
+        assert torch.equal(value, source[name]), name
+    x = splits.transform(splits["val"].fetch(torch.arange(2)).x)
+    maps = method.eval().backbone.activations(x, ["layer4", "attention", "pool"])
+    gate = method.backbone.attention.mask
+    mask = 1 / (1 + (-gate(maps["layer4"]).double()).exp())
+    assert torch.allclose(maps["attention"].double(), maps["layer4"].double() * mask, atol=1e-5)
+    assert torch.allclose(maps["pool"], maps["attention"].mean((2, 3)), atol=1e-5)
+    outcome = runs.execute(cfg, Terminal(quiet=True))
+    assert outcome.status == "done"
+    after = load_state(cfg.directory / "last.safetensors")
+    for name in ("backbone.attention.mask.weight", "backbone.attention.mask.bias", "head.weight"):
+        assert not torch.equal(after[name], own[name]), name
+    assert set(outcome.result["test"]["labels"]["Bald"]) == {"precision", "recall", "f1"}
+    networks = _networks([before.directory, cfg.directory])
+    report = Selective().compare(networks, tmp_path)["rules"]["agreement"]["test"]
+    assert 0 <= report["coverage"] <= report["agreement"] <= 1
+
+
+def _networks(directories):
+    spec = GroupSpec(
+        tuple(read_json(directories[0] / "result.json")["test"]["classes"]), (), task="multilabel"
+    )
+    return [Stored.load(path.parent.parent.name, spec, path) for path in directories]
 
 
 # --- resume and refusals --------------------------------------------------------------------------

@@ -3,27 +3,43 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from spurcor.backbone import Backbone, follow
 from spurcor.data import DataInfo
 from spurcor.pretrained import fill, state_of
 
+WIDTHS = (64, 128, 256, 512)  # of the stages; a fourth of what ResNet-50 puts out
+
+
+class Gate(nn.Module):
+    """A mask M (B, 1, H, W) from a map, and the map with every position weighed by it."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mask = nn.Conv2d(dim, 1, 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """F M, M = sigmoid(w F + b)."""
+        return z * torch.sigmoid(self.mask(z))
+
 
 class ResNet(Backbone):
     """Stages layer1 ... layer4 and the pooled output of torchvision's ResNet.
 
-    `pretrained`: `imagenet`, `none`, or a file with a torchvision state dict. Weights that cannot
-    be had are an error, never silently random.
+    With `attention` the map F of layer4 goes on as F M, M = sigmoid(w F + b) of one channel: the
+    learned gate of masktune_models' AttentionMaskingResNet50. It and the head start anew where the
+    other weights come from a run without it. `pretrained`: `imagenet`, `none`, or a file with a
+    torchvision state dict. Weights that cannot be had are an error, never silently random.
     """
-
-    layers = ("layer1", "layer2", "layer3", "layer4", "pool")
 
     def __init__(
         self,
         info: DataInfo,
         depth: Literal[18, 50] = 18,
         pretrained: str = "none",
+        attention: bool = False,
     ) -> None:
         super().__init__()
         if info.shape[0] != 3:
@@ -44,8 +60,14 @@ class ResNet(Backbone):
         self.layer1, self.layer2 = network.layer1, network.layer2
         self.layer3, self.layer4 = network.layer3, network.layer4
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        widths = [w * (1 if depth == 18 else 4) for w in (64, 128, 256, 512)]
-        self.dims = dict(zip(self.layers, [*widths, widths[-1]], strict=True))
+        widths = {f"layer{i + 1}": w * (1 if depth == 18 else 4) for i, w in enumerate(WIDTHS)}
+        last = widths["layer4"]
+        if attention:
+            self.attention = Gate(last)
+            self.fresh = ("attention.",)
+            widths["attention"] = last
+        self.dims = {**widths, "pool": last}
+        self.layers = tuple(self.dims)
         self.kinds = {name: "vector" if name == "pool" else "map" for name in self.layers}
 
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -31,7 +32,8 @@ class MaskTune(Method):
     the more channels of the layer are above their `quantile` there; `random`, a hole of the area
     of the saliency mask; `none`, just one more epoch. `iterations` masks anew after each
     fine-tuning and fine-tunes on, with `accumulative` hiding what was hidden before, too. The rate
-    is ERM's last one, with its momentum, or `finetune_lr` with none.
+    is ERM's last one, with its momentum, or `finetune_lr` with none. `init`: a finished run in the
+    place of ERM; its momentum is not known, and the rate is `finetune_lr` or the optimiser's.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class MaskTune(Method):
         iterations: int = 1,
         accumulative: bool = False,
         finetune_lr: float | None = None,
+        init: str | None = None,
     ) -> None:
         super().__init__(backbone, info)
         if iterations < 1:
@@ -58,12 +61,15 @@ class MaskTune(Method):
         self.deviations, self.quantile, self.iterations = deviations, quantile, iterations
         self.accumulative, self.finetune_lr = accumulative, finetune_lr
         self.height, self.width = info.shape[1:]
+        self.init = None if init is None else Path(init)
 
     def phases(self) -> Sequence[Phase]:
         """`erm`, then `finetune`, `finetune2`, ..."""
         erm = Supervised("erm", self, self.epochs, self.reduce, selection=KEPT)
-        names = ["erm", "finetune", *(f"finetune{i + 2}" for i in range(self.iterations - 1))]
-        return [erm, *(Finetune(self, names[:i]) for i in range(2, len(names) + 1))]
+        names = ["finetune", *(f"finetune{i + 2}" for i in range(self.iterations - 1))]
+        before = ["erm", *names]
+        finetune = [Finetune(self, *pair) for pair in zip(names, before, strict=False)]
+        return [erm, *finetune] if self.init is None else finetune
 
     def reduce(self, losses: Tensor, batch: Batch) -> Tensor:
         """L = 1/B sum_i l_i."""
@@ -94,11 +100,11 @@ class Finetune(Phase):
 
     epochs, selection = 1, KEPT
 
-    def __init__(self, method: MaskTune, names: Sequence[str]) -> None:
-        """`names` of the phases up to this one."""
-        *self.earlier, self.name = names
-        self.method = method
-        self.update = Supervised(self.name, method, self.epochs, method.reduce)
+    def __init__(self, method: MaskTune, name: str, before: str) -> None:
+        """`before`: the phase that it goes on from."""
+        self.method, self.name, self.before = method, name, before
+        rate = method.finetune_lr
+        self.update = Supervised(name, method, self.epochs, method.reduce, lr=rate)
 
     def check(self, run: RunContext) -> None:
         """Where masks lie on the training images must be known."""
@@ -111,18 +117,18 @@ class Finetune(Phase):
 
     def begin(self, run: RunContext) -> None:
         """The optimiser goes on; the masks of all of TRAIN are made."""
-        method, before = self.method, run.kept(self.earlier[-1])
-        if method.finetune_lr is None:
+        method = self.method
+        from_run = method.init is not None and self.before == "erm"
+        before = method.init if from_run else run.kept(self.before)
+        assert before is not None
+        if method.finetune_lr is None and not from_run:
             state = checkpoint.load(before / "state.pt")
             self.update.optimizer.load_state_dict(state["optimizer"])
-        else:
-            for group in self.update.optimizer.param_groups:
-                group["lr"] = method.finetune_lr
         if method.mask not in ("saliency", "random"):
             return
         last = checkpoint.snapshot(method)
-        if len(self.earlier) == 1:  # later masks are those of the network just fine-tuned
-            checkpoint.load_weights(method, before / "model.safetensors")
+        if self.before == "erm":  # later masks are those of the network just fine-tuned
+            checkpoint.load_trained(method, before / "model.safetensors")
         self._mask(run)
         method.load_state_dict(last)
 
@@ -130,8 +136,8 @@ class Finetune(Phase):
         """Masks from un-augmented images, batch by batch."""
         method, split, transform = self.method, run.splits[Split.TRAIN], run.splits.transform
         earlier = None
-        if method.accumulative and len(self.earlier) > 1:
-            earlier = self._masks(run, self.earlier[-1])
+        if method.accumulative and self.before != "erm":
+            earlier = self._masks(run, self.before)
             split = masked_view(split, earlier)
         masks = Masks.empty(len(split), method.height, method.width)
         generator = torch.Generator().manual_seed(derive_seed("masks", run.seed, self.name))
