@@ -119,8 +119,10 @@ def _head(path: Path) -> tuple[str | None, list[str]]:
 # --- what they hold -------------------------------------------------------------------------------
 
 
-def describe(folder: Path, x: Tensor, data: GroupedDataset, clusters: Tensor) -> dict[str, Any]:
-    """table.csv, clusters.json and clusters.png; returns what is in clusters.json."""
+def describe(
+    folder: Path, picture: Path, x: Tensor, data: GroupedDataset, clusters: Tensor
+) -> dict[str, Any]:
+    """table.csv, clusters.json and a picture; returns what is in clusters.json."""
     import pandas as pd
 
     spec = data.spec
@@ -144,7 +146,7 @@ def describe(folder: Path, x: Tensor, data: GroupedDataset, clusters: Tensor) ->
     draw_scatter(
         principal(x[shown.to(x.device)].cpu()),
         {name: values[shown.numpy()] for name, values in colours.items()},
-        folder / "clusters.png",
+        picture,
     )
     return found
 

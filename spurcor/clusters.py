@@ -58,7 +58,7 @@ def main(cfg: DictConfig) -> int:
     clusters = clustering.cluster(x, config.num_clusters, seed)
     folder = directory / f"clusters-{config.num_clusters}-seed{seed}"
     clustering.write_clusters(folder, train, clusters)
-    found = clustering.describe(folder, x, train, clusters)
+    found = clustering.describe(folder, folder / "clusters.png", x, train, clusters)
     terminal = Terminal()
     terminal.console.print(_table(found))
     for path in sorted(folder.iterdir()):

@@ -54,7 +54,8 @@ class DebiasingSet:
             clusters = clustering.cluster(x, self.num_clusters, run.seed)
         else:
             clusters = clustering.read_clusters(self.clusters, train)
-        clustering.describe(folder, x, train, clusters)
+        picture = run.directory / "plots" / "clusters.png"  # where trackers look
+        clustering.describe(folder, picture, x, train, clusters)
         drawn = self.draw(clusters, run)
         self._warn(train, clusters, drawn)
         clustering.write_clusters(folder, train, clusters, drawn)

@@ -448,6 +448,7 @@ def test_a_run_that_starts_from_another_ends_like_one_that_trained_itself(comman
     )
     names = [phase["name"] for phase in json.loads((first / "phases.json").read_text())["phases"]]
     assert names == ["prune", "retrain"]
+    assert (first / "plots" / "clusters.png").read_bytes().startswith(b"\x89PNG")
     for name in ("last.safetensors", "gates.safetensors"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     assert (first / "clusters/clusters.csv").read_text() == (
@@ -505,7 +506,7 @@ def test_the_table_of_clusters_by_hand(tmp_path):
     split = read_train()
     clusters = torch.where(split.y == 1, 2, torch.where(split.a == 1, 1, 0))
     x = torch.randn(len(split), 4, generator=torch.Generator().manual_seed(0))
-    found = clustering.describe(tmp_path, x, split, clusters)
+    found = clustering.describe(tmp_path, tmp_path / "c.png", x, split, clusters)
     lines = (tmp_path / "table.csv").read_text().splitlines()
     assert lines[0] == "cluster,size,class small,class large,attribute red,attribute green"
     counts = split.group_counts.tolist()  # small/red, small/green, large/red, large/green
