@@ -26,7 +26,7 @@ SWEEPS = {
     "celeba/masktune": 3,
     "celeba/prusc": 36,
     "celeba_scale/scale_tuning": 90,
-    "cifar10/selective": 6,
+    "cifar10/selective": 9,
     "colored_mnist/gradient_flow": 18,
     "colored_mnist/prusc": 21,
     "digits/main": 25,
