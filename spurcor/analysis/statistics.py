@@ -7,6 +7,7 @@ a pass leaves; its vectors stay on the device. G groups, P weights, V vectors.
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +106,10 @@ def collect(
             gradients=known.gradients or request.gradients,
             jacobians=known.jacobians or request.jacobians,
         )
-    return {key: collect_one(request, method, splits) for key, request in merged.items()}
+    # Compiled layers are out of our sight, and allow one backward pass only.
+    compiled = any(module._compiled_call_impl is not None for module in method.modules())
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+        return {key: collect_one(request, method, splits) for key, request in merged.items()}
 
 
 def collect_one(request: Request, method: Method, splits: Splits) -> GroupStatistics:
@@ -126,7 +130,8 @@ def collect_one(request: Request, method: Method, splits: Splits) -> GroupStatis
         losses, outputs = [], []
         for chunk in torch.split(indices, request.chunk_size):
             batch = data.fetch(chunk)
-            with torch.set_grad_enabled(num_vectors > 0), _Linears() as linears:
+            linears = _Linears()
+            with torch.set_grad_enabled(num_vectors > 0), linears:
                 logits = method.predict(splits.transform(batch.x))
                 loss, f = method.losses(logits, batch.y), logits[:, -1] - logits[:, 0]
             wanted = [loss] * request.gradients + [f] * request.jacobians
