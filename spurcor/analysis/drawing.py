@@ -13,7 +13,7 @@ from spurcor.files import replacing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LONG = 50  # epochs from which on the first ones need room of their own
+LONG = 500  # epochs from which on the first ones need room of their own
 Points = tuple[Sequence[float], Sequence[float]]
 
 
