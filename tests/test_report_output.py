@@ -213,7 +213,8 @@ def test_quantities_of_analyses_are_lines_and_their_settings_panels():
     ]  # fmt: skip
     _, found = cells(made, ["method"], ["dataset.rho"], "last")
     drawing = drawings.quantities(found, "dataset.rho", measured(names, made))
-    assert drawing.y == "gaps b/y-b/x/train"
+    assert drawing.title == "gaps b/y-b/x/train over dataset.rho"
+    assert drawing.y == "gaps"
     assert [panel.title for panel in drawing.panels] == ["erm", "iw"]
     for panel in drawing.panels:
         assert [(one.label, one.x, one.y) for one in panel.series] == [

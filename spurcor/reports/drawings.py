@@ -143,7 +143,8 @@ def quantities(found: Cells, x: str, metrics: Sequence[Metric]) -> Drawing:
         if values and _text(line) in names
     ]
     title = f"{shared} over {x}"
-    return Drawing("curve", title, x, shared, panels, [BARS, *note], per_row=3, same_y=False)
+    what = metrics[0].name.partition("/")[0]
+    return Drawing("curve", title, x, what, panels, [BARS, *note], per_row=3, same_y=False)
 
 
 def _apart(names: Sequence[str]) -> tuple[list[str], str]:

@@ -96,8 +96,9 @@ def draw(drawing: dict[str, Any]) -> "Figure":
     rows = -(-len(panels) // columns)
     titles = [textwrap.fill(panel["title"], 34 if columns > 1 else 60) for panel in panels]
     panel_width, panel_height = (2.1 if columns > 1 else 3.6), 2.0
-    gap_x = 0.15 if drawing["same_y"] else 0.45
-    left, right = 0.6, 0.12
+    # Axes that differ have numbers of their own, which may be long.
+    gap_x, left = (0.15, 0.6) if drawing["same_y"] else (0.65, 0.8)
+    right = 0.12
     top = 0.27 + 0.15 * max(title.count("\n") for title in titles)
     gap_y = 0.5 + top
     width = left + right + columns * panel_width + (columns - 1) * gap_x
