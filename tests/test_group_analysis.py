@@ -278,13 +278,15 @@ def test_at_the_start_of_a_network_that_says_nothing_all_is_static():
 def test_one_backward_pass_over_linear_layers_gives_what_two_give(loss, monkeypatch):
     splits, method = setting("backbone.skip=true", "backbone.depth=3", loss=loss, train=2)
     served = []
-    add = statistics._add_products
+    add = statistics._Vectors.add_products
     monkeypatch.setattr(
-        statistics, "_add_products", lambda *arguments: served.append(1) or add(*arguments)
+        statistics._Vectors,
+        "add_products",
+        lambda *arguments: served.append(1) or add(*arguments),
     )
     one = gram_of(splits, method)
     assert len(served) == sum(-(-int(n) // 64) for n in splits["train"].group_counts)
-    monkeypatch.setattr(statistics._Linears, "of", lambda self, weights: None)
+    monkeypatch.setattr(statistics._Linears, "of", lambda self, weights: [])
     two = gram_of(splits, method)
     assert torch.allclose(one.gram, two.gram, rtol=1e-10)
 
@@ -304,6 +306,20 @@ def test_networks_of_other_layers_have_their_own_gradients():
 def test_a_weight_that_is_used_twice_is_not_a_layer_of_its_own():
     splits, method = setting("backbone.depth=3", train=1)
     method.backbone.hidden[2].weight = method.backbone.hidden[1].weight
+    gradients, m, _ = direct(splits, method)
+    s, vectors = gram_of(splits, method), torch.cat([gradients, m])
+    assert torch.allclose(s.gram, vectors @ vectors.T, rtol=1e-8)
+
+
+def test_a_weight_that_is_used_elsewhere_too_is_not_that_of_a_layer_alone():
+    splits, method = setting(train=1)
+    last = method.backbone.layers[-1]
+
+    def forward(x):
+        z = method.backbone.activations(x, [last])[last]
+        return z * method.backbone.hidden[0].weight.square().mean()
+
+    method.backbone.forward = forward
     gradients, m, _ = direct(splits, method)
     s, vectors = gram_of(splits, method), torch.cat([gradients, m])
     assert torch.allclose(s.gram, vectors @ vectors.T, rtol=1e-8)

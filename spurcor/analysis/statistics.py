@@ -6,7 +6,7 @@ a pass leaves; its vectors stay on the device. G groups, P weights, V vectors.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from spurcor.data import GroupedDataset, GroupSpec, Splits, members_by
 from spurcor.method import Method
 from spurcor.seeding import derive_seed
 
-BLOCK = 1 << 20  # weights whose products are added up at once, in float64
+BLOCK = 1 << 16  # weights whose products are added up at once, in float64
 VANISHING = 1e-9  # norms below have no direction
 Samples = tuple[str, int | None, int]
 
@@ -119,31 +119,21 @@ def collect_one(request: Request, method: Method, splits: Splits) -> GroupStatis
     serves both. Memory: a vector of P weights per group and kind, one more, and a chunk.
     """
     data = splits[request.split]
-    num_groups = data.spec.num_groups
-    weights = method.weights()
-    kinds = torch.tensor([request.gradients, request.jacobians])
-    num_vectors = num_groups * int(kinds.sum())
-    vectors = [w.new_zeros(num_vectors, w.numel()) for w in weights] if num_vectors else []
-    table = torch.full((3, num_groups), torch.nan, dtype=torch.float64)
-    members = _members(data, request)
-    for g, indices in members.items():
+    count = data.group_counts.cpu()
+    vectors = _Vectors(request, method.weights(), len(count))
+    table = torch.full((3, len(count)), torch.nan, dtype=torch.float64)
+    for g, indices in _members(data, request).items():
         losses, outputs = [], []
         for chunk in torch.split(indices, request.chunk_size):
             batch = data.fetch(chunk)
-            linears = _Linears()
-            with torch.set_grad_enabled(num_vectors > 0), linears:
+            with torch.set_grad_enabled(vectors.wanted), _Linears() as linears:
                 logits = method.predict(splits.transform(batch.x))
                 loss, f = method.losses(logits, batch.y), logits[:, -1] - logits[:, 0]
-            wanted = [loss] * request.gradients + [f] * request.jacobians
-            if len(wanted) == 2 and (layers := linears.of(weights)) is not None:
-                slopes = {g: _slope(method, logits, batch.y), num_groups + g: torch.ones_like(f)}
-                factors = {row: slope.detach() / len(indices) for row, slope in slopes.items()}
-                _add_products(f, layers, weights, vectors, factors)
-                wanted = []
-            for k, values in enumerate(wanted):
-                mean = values.sum() / len(indices)
-                keep = k + 1 < len(wanted)
-                _add_gradient(mean, weights, vectors, k * num_groups + g, keep=keep)
+            if layers := vectors.served_by(linears):
+                slope = _slope(method, logits, batch.y)
+                vectors.add_products(g, f, slope, layers, len(indices))
+            else:
+                vectors.add_gradients(g, loss, f, len(indices))
             losses.append(loss.detach())
             outputs.append(f.detach())
         f = torch.cat(outputs).double()
@@ -151,14 +141,9 @@ def collect_one(request: Request, method: Method, splits: Splits) -> GroupStatis
         table[:, g] = found.cpu()
     if data.spec.num_classes != 2:
         table[1:] = torch.nan
-    gram = torch.zeros(2 * num_groups, 2 * num_groups, dtype=torch.float64)
-    if num_vectors:
-        rows = torch.arange(2 * num_groups).view(2, num_groups)[kinds].flatten()
-        gram[rows[:, None], rows] = _products(vectors).cpu()
-    present = kinds[:, None] & (data.group_counts.cpu() > 0)
-    count = data.group_counts.cpu()
     loss, mean, std = table.unbind()
-    return GroupStatistics(data.spec, method.loss, count, loss, mean, std, gram, present.flatten())
+    present = (vectors.kinds[:, None] & (count > 0)).flatten()
+    return GroupStatistics(data.spec, method.loss, count, loss, mean, std, vectors.gram(), present)
 
 
 def _members(data: GroupedDataset, request: Request) -> dict[int, Tensor]:
@@ -172,16 +157,6 @@ def _members(data: GroupedDataset, request: Request) -> dict[int, Tensor]:
     return {int(g[members[0]]): members for members in groups}
 
 
-def _add_gradient(
-    value: Tensor, weights: Sequence[Tensor], vectors: Sequence[Tensor], row: int, *, keep: bool
-) -> None:
-    """Add the gradient of a number to one row of each (V, n)."""
-    found = torch.autograd.grad(value, weights, retain_graph=keep, allow_unused=True)
-    for vector, gradient in zip(vectors, found, strict=True):
-        if gradient is not None:
-            vector[row] += gradient.flatten()
-
-
 @dataclass(frozen=True)
 class _Linear:
     """A product u = z W^T + b of the forward pass: z (B, n), u (B, m)."""
@@ -193,23 +168,27 @@ class _Linear:
 
 
 class _Linears(TorchFunctionMode):
-    """Notes the linear layers that a forward pass goes through."""
+    """Notes the linear layers that a forward pass goes through, and what else weights are in."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[_Linear] = []
+        self.elsewhere: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Carry out what is asked, whatever it is."""
         result = func(*args, **(kwargs or {}))
-        if func is F.linear:
-            z, weight, bias = (*args, None)[:3] if not kwargs else (None, None, None)
-            if z is not None:
-                self.found.append(_Linear(z, weight, bias, result))
+        if func is F.linear and not kwargs:
+            z, weight, bias = (*args, None)[:3]
+            self.found.append(_Linear(z, weight, bias, result))
+        elif isinstance(result, Tensor) and result.requires_grad:
+            given = [*args, *(kwargs or {}).values()]
+            inner = [item for value in given if isinstance(value, list | tuple) for item in value]
+            self.elsewhere |= {id(value) for value in (*given, *inner)}
         return result
 
-    def of(self, weights: Sequence[Tensor]) -> list[_Linear] | None:
-        """The layers with these weights; None where they, once each and as they are, are not all.
+    def of(self, weights: Sequence[Tensor]) -> list[_Linear]:
+        """The layers with these weights; none where they, once each and as they are, are not all.
 
         Under autocast, and where layers see more than one vector per sample, they are not.
         """
@@ -217,7 +196,7 @@ class _Linears(TorchFunctionMode):
         layers = [x for x in self.found if id(x.weight) in own or id(x.bias) in own]
         used = [id(w) for x in layers for w in (x.weight, x.bias) if id(w) in own]
         plain = all(x.z.dim() == 2 and x.z.dtype == x.u.dtype == x.weight.dtype for x in layers)
-        return layers if plain and sorted(used) == sorted(own) else None
+        return layers if plain and sorted(used) == sorted(own) and not own & self.elsewhere else []
 
 
 def _slope(method: Method, logits: Tensor, y: Tensor) -> Tensor:
@@ -228,35 +207,60 @@ def _slope(method: Method, logits: Tensor, y: Tensor) -> Tensor:
     return found[:, 1]
 
 
-def _add_products(
-    f: Tensor,
-    layers: Sequence[_Linear],
-    weights: Sequence[Tensor],
-    vectors: Sequence[Tensor],
-    factors: Mapping[int, Tensor],
-) -> None:
-    """Add sum_i factor_i d f_i / d theta to each row that has factors, by one backward pass.
+class _Vectors:
+    """[grad_1 ... grad_G] and [m_1 ... m_G], those that are asked for, in parts (V, n) per weight.
 
-    With delta_i = d f_i / d u_i of a layer, the sum is (factor delta)^T z for its weight.
+    What is added is of one chunk of group g, which has `num` samples in all.
     """
-    place = {id(weight): vector for weight, vector in zip(weights, vectors, strict=True)}
-    with torch.enable_grad():
-        total = f.sum()
-    deltas = torch.autograd.grad(total, [layer.u for layer in layers])
-    for layer, delta in zip(layers, deltas, strict=True):
-        for row, factor in factors.items():
-            scaled = delta * factor[:, None]
-            if (vector := place.get(id(layer.weight))) is not None:
-                vector[row].view_as(layer.weight).addmm_(scaled.T, layer.z.detach())
-            if (vector := place.get(id(layer.bias))) is not None:
-                vector[row] += scaled.sum(0)
 
+    def __init__(self, request: Request, weights: Sequence[Tensor], num_groups: int) -> None:
+        self.kinds = torch.tensor([request.gradients, request.jacobians])
+        self.weights, self.num_groups = weights, num_groups
+        rows = num_groups * int(self.kinds.sum())
+        self.wanted = rows > 0
+        self.parts = [w.new_zeros(rows, w.numel()) for w in weights] if rows else []
 
-def _products(vectors: Sequence[Tensor]) -> Tensor:
-    """(V, V) float64 products of vectors that are given in parts (V, n)."""
-    gram = vectors[0].new_zeros(len(vectors[0]), len(vectors[0]), dtype=torch.float64)
-    for part in vectors:
-        for block in torch.split(part, BLOCK, dim=1):
-            exact = block.double()
-            gram += exact @ exact.T
-    return gram
+    def served_by(self, linears: _Linears) -> list[_Linear]:
+        """The layers by which one backward pass gives both kinds; none where it does not."""
+        return linears.of(self.weights) if bool(self.kinds.all()) else []
+
+    def add_gradients(self, g: int, loss: Tensor, f: Tensor, num: int) -> None:
+        """The means of losses (B,) and outputs (B,), differentiated one after the other."""
+        values = [v for v, wanted in zip((loss, f), self.kinds, strict=True) if wanted]
+        for k, value in enumerate(values):
+            found = torch.autograd.grad(
+                value.sum() / num,
+                self.weights,
+                retain_graph=k + 1 < len(values),
+                allow_unused=True,
+            )
+            for part, gradient in zip(self.parts, found, strict=True):
+                if gradient is not None:
+                    part[k * self.num_groups + g] += gradient.flatten()
+
+    def add_products(
+        self, g: int, f: Tensor, slope: Tensor, layers: Sequence[_Linear], num: int
+    ) -> None:
+        """The same by s = dl/df (B,) and delta = df/du of each layer: (s delta)^T z, delta^T z."""
+        place = {id(w): part for w, part in zip(self.weights, self.parts, strict=True)}
+        with torch.enable_grad():
+            total = f.sum()
+        deltas = torch.autograd.grad(total, [layer.u for layer in layers])
+        for layer, delta in zip(layers, deltas, strict=True):
+            delta = delta / num
+            for row, scaled in ((g, delta * slope[:, None]), (self.num_groups + g, delta)):
+                if (part := place.get(id(layer.weight))) is not None:
+                    part[row].view_as(layer.weight).addmm_(scaled.T, layer.z.detach())
+                if (part := place.get(id(layer.bias))) is not None:
+                    part[row] += scaled.sum(0)
+
+    def gram(self) -> Tensor:
+        """(2G, 2G) float64 products on the CPU; 0 where a kind is not asked for."""
+        gram = torch.zeros(2 * self.num_groups, 2 * self.num_groups, dtype=torch.float64)
+        if self.wanted:
+            rows = torch.arange(2 * self.num_groups).view(2, -1)[self.kinds].flatten()
+            blocks = (block for part in self.parts for block in torch.split(part, BLOCK, dim=1))
+            for block in blocks:
+                exact = block.double()
+                gram[rows[:, None], rows] += (exact @ exact.T).cpu()
+        return gram
