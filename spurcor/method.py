@@ -116,6 +116,11 @@ class Method(nn.Module, ABC):
     def phases(self) -> Sequence[Phase]:
         """The phases in order; pure construction, also on resume."""
 
+    @property
+    def consumed(self) -> tuple[str, ...]:
+        """Evaluated splits that a phase trains on: nothing is fitted, selected or said by them."""
+        return tuple(dict.fromkeys(name for phase in self.phases() for name in phase.consumed))
+
     def predict(self, x: Tensor) -> Tensor:
         """Logits (B, K)."""
         return self.head(self.backbone(x))  # type: ignore[no-any-return]

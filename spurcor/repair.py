@@ -82,13 +82,15 @@ def _make(folder: Path, seed: int, node: Node, splits: Splits, method: Method) -
         weight = torch.from_numpy(fit.linear.weight).to(splits.device)
         bias = torch.from_numpy(fit.linear.bias).to(splits.device)
         reports = results.predict_all(
-            lambda x: features(x).double() @ weight.T + bias, splits, folder / "predictions.npz"
+            lambda x: features(x).double() @ weight.T + bias,
+            splits.without(method.consumed),
+            folder / "predictions.npz",
         )
     checkpoint.save_weights(
         folder / "weights.safetensors", {"weight": weight.cpu(), "bias": bias.cpu()}
     )
     draw_tuning(folder / "plots" / "tuning.png", fit, splits.info.spec)
-    fitted_on_val = dfr.split is Split.VAL
+    unseen = dfr.split is not Split.VAL and reports["val"] is not None
     return {
         "options": plain(node.arguments),
         "layer": layer,
@@ -96,8 +98,8 @@ def _make(folder: Path, seed: int, node: Node, splits: Splits, method: Method) -
         "class_weight": None if fit.class_weight is None else list(fit.class_weight),
         "tuning": list(fit.tuning),
         **reports,
-        "val": None if fitted_on_val else reports["val"],
-        "val_is": "none" if fitted_on_val else "held_out",
+        "val": reports["val"] if unseen else None,
+        "val_is": "held_out" if unseen else "none",
     }
 
 

@@ -174,7 +174,13 @@ def build(config: TrainConfig) -> tuple[Splits, Method]:
 
 def start_from(directory: Path, splits: Splits, method: Method) -> None:
     """Give a method the last backbone and head of a finished run, trained on the same splits."""
-    refuse_leak(read_json(directory / "result.json")["run"]["splits"], splits)
+    result = read_json(directory / "result.json")
+    refuse_leak(result["run"]["splits"], splits)
+    if result["val"] is None:
+        raise UserError(
+            f"method.init={directory} has no figure of val: it was trained on val, which could"
+            " then select nothing, or on nothing; start from another run"
+        )
     checkpoint.load_trained(method, directory / "last.safetensors")
 
 
@@ -281,6 +287,11 @@ def _refuse_impossible(node: Node, splits: Splits, method: Method) -> None:
     spec.require_groups("Deep Feature Reweighting (dfr=none leaves it out)")
     for name in dfr.reads:
         splits[name]
+        if name in method.consumed:
+            raise UserError(
+                f"dfr: it reads {name}, which the network is trained on; choose a dfr that reads"
+                " other splits, or dfr=none"
+            )
     dfr.check({name: split.group_counts.cpu() for name, split in splits.data.items()}, spec)
     method.backbone.layer(dfr.layer)
     method.backbone.size(dfr.layer, dfr.pooling)
@@ -422,7 +433,7 @@ def _finish(config: TrainConfig, splits: Splits, method: Method, trainer: Traine
     reports: dict[str, Any] = {"val": None, "test": None, "tests": {}}  # of what was not trained
     with untouched(method):
         if progress.selected is not None:
-            reported = splits.without(method.phases()[-1].consumed)
+            reported = splits.without(method.consumed)
             reports = results.predict_all(method.predict, reported, directory / "predictions.npz")
         for folder, part in trainer.analyses.finish(directory, config, method, splits).items():
             write_json(directory / "analysis" / folder / "result.json", part)

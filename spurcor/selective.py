@@ -72,11 +72,13 @@ def _networks(results: Sequence[Mapping[str, Any]], directories: Sequence[Path])
     from spurcor.analysis.selective import Stored
     from spurcor.data import GroupSpec
 
+    for result, directory in zip(results, directories, strict=True):
+        if result["val"] is None or "classes" not in (result["test"] or ()):
+            raise UserError(
+                f"runs: {directory} lacks predictions of val, of test, or by class; name a run that"
+                " trains, and not on val, made with this version"
+            )
     test = results[0]["test"]
-    if test is None or "classes" not in test:
-        raise UserError(
-            f"runs: {directories[0]} holds no predictions by class; train it with this version"
-        )
     classes, groups = tuple(test["classes"]), list(test["groups"])
     if "labels" in test:
         spec = GroupSpec(classes, (), task="multilabel")

@@ -32,7 +32,7 @@ def finished(tmp_path, seed=0, *options):
         "seed": seed,
         "splits": trainer.context.splits.fingerprints,
     }
-    (config.directory / "result.json").write_text(json.dumps({"run": run}))
+    (config.directory / "result.json").write_text(json.dumps({"run": run, "val": {}}))
     checkpoint.save_weights(config.directory / "last.safetensors", checkpoint.snapshot(method))
     (config.directory / "done").touch()
     return config, method

@@ -433,6 +433,28 @@ def test_retraining_on_val_leaves_no_figure_of_val(command_line, tmp_path):
     assert "retrain trains on val" in ended.err
 
 
+def test_nothing_is_fitted_or_selected_on_a_split_that_was_trained_on(command_line, tmp_path):
+    outputs = (f"paths.outputs={tmp_path}", "tracker=none")
+    on_val = (*SMALL, "method.retrain_on=val", *outputs)
+    assert command_line.run("train", *on_val, "dfr=target").code == 0
+    (run,) = tmp_path.glob("runs/digits/prusc/*/seed0")
+    (part,) = json.loads((run / "result.json").read_text())["dfr"].values()
+    assert (part["val"], part["val_is"]) == (None, "none")
+    assert part["test"]["worst"] is not None
+    here = [one for one in SMALL if not one.startswith("method=")]
+    for command, message in (
+        (("train", *on_val, "dfr=val"), "dfr: it reads val, which the network is trained on"),
+        (("train", *on_val, "dfr=train"), "dfr: it reads val, which the network is trained on"),
+        (("retrain", f"run={run}", "dfr=val", *outputs), "dfr: it reads val, which the network"),
+        (("train", *on_val, "dfr=none", "analysis=selective"), "val, which then calibrates"),
+        (("train", *here, "method=prusc", f"method.init={run}", *outputs), "no figure of val"),
+        (("selective", f"runs=[{run},{run}]", outputs[0]), "lacks predictions of val"),
+    ):
+        ended = command_line.run(*command)
+        assert ended.code == 2, (command, ended.err)
+        assert message in ended.err
+
+
 def test_a_run_that_starts_from_another_ends_like_one_that_trained_itself(command_line, tmp_path):
     base = [one for one in SMALL if not one.startswith("method")]
     base += [f"paths.outputs={tmp_path}", "tracker=none", "dfr=target"]

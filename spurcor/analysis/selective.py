@@ -163,6 +163,8 @@ class Selective(Analysis):
         phases = method.phases()
         if not phases:
             raise ValueError("nothing is trained, so there are no predictions to accept")
+        if Split.VAL in method.consumed:
+            raise ValueError("the network is trained on val, which then calibrates nothing")
         spec = splits.info.spec
         if spec.task == "multilabel" and not any(phase.selection for phase in phases[:-1]):
             raise ValueError(
