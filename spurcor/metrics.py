@@ -137,17 +137,16 @@ def label_scores(logits: Tensor, y: Tensor, spec: GroupSpec) -> dict[str, dict[s
     """Precision, recall and F1 of each label of logits (N, L), y (N, L); None where undefined."""
     from sklearn.metrics import precision_recall_fscore_support
 
-    predicted = (logits > 0).cpu().numpy()
-    scores = precision_recall_fscore_support(
-        y.bool().cpu().numpy(), predicted, average=None, zero_division=math.nan
-    )
+    predicted, true = ((logits > 0).cpu().numpy(), y.bool().cpu().numpy())
     names = ("precision", "recall", "f1")
-    return {
-        label: {
-            name: none_if_undefined(float(of[i])) for name, of in zip(names, scores, strict=False)
-        }
-        for i, label in enumerate(spec.classes)
-    }
+    found = {}
+    for i, label in enumerate(spec.classes):
+        scores = precision_recall_fscore_support(
+            true[:, i], predicted[:, i], average="binary", zero_division=math.nan
+        )
+        pairs = zip(names, scores, strict=False)  # the last is a count of samples
+        found[label] = {name: none_if_undefined(float(score)) for name, score in pairs}
+    return found
 
 
 @torch.no_grad()

@@ -134,6 +134,8 @@ def test_precision_recall_and_f1_of_each_label_by_hand():
     assert found["bald"] == pytest.approx({"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3})
     assert found["young"] == pytest.approx({"precision": 2 / 3, "recall": 1.0, "f1": 0.8})
     assert found["hat"] == {"precision": 0.0, "recall": None, "f1": 0.0}
+    one = GroupSpec(("bald",), (), task="multilabel")  # which is not the class of those without it
+    assert label_scores(logits[:, :1], y[:, :1], one) == {"bald": found["bald"]}
 
 
 @pytest.mark.parametrize(
