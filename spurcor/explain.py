@@ -62,9 +62,11 @@ def draw(run: "FinishedRun", config: ExplainConfig) -> Path:
         heat = heat_maps(run.method, run.splits.transform(x), layer, config.saliency)
         pairs = zip(x / 255, heat, strict=True)
         rows[name] = [panel.cpu() for pair in pairs for panel in pair]
-    outputs, kind = config.paths.outputs.expanduser().absolute(), "-mistakes" * config.mistakes
+    kind = "-mistakes" * config.mistakes
     place = f"{run.directory.parent.name}-{run.directory.name}"
-    path = outputs / "explain" / place / f"{config.split}{kind}-{config.saliency}.png"
+    what = [f"{config.split}{kind}", *(rows if config.group else ()), layer, config.saliency]
+    file = "-".join(what).replace("/", "_")
+    path = config.paths.outputs / "explain" / place / f"{file}.png"
     draw_panels(rows, f"{run!r}\n{config.saliency} of {layer}, {config.split}{kind}", path)
     return path
 
@@ -87,11 +89,13 @@ def _chosen(run: "FinishedRun", config: ExplainConfig) -> "dict[str, Tensor]":
         if name not in names:
             raise UserError(f"group={name} is no group; there are {', '.join(names)}")
     found = {names[int(g[members[0]])]: members for members in members_by(g, kept)}
-    wanted = {name: found[name] for name in asked or found if name in found}
-    if not wanted:
-        what = "no mistake" if config.mistakes else "no image"
-        raise UserError(f"group={config.group}: {config.split} has {what} there")
-    return wanted
+    what = "no mistake" if config.mistakes else "no image"
+    for name in asked or ():
+        if name not in found:
+            raise UserError(f"group={name}: {config.split} has {what} there")
+    if not found:
+        raise UserError(f"split={config.split} has {what} to show")
+    return {name: found[name] for name in asked or found}
 
 
 if __name__ == "__main__":

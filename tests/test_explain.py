@@ -62,6 +62,9 @@ def test_a_picture_is_drawn_beside_no_run(outputs, command_line):
     assert ended.code == 0, ended.err
     (picture,) = (outputs / "explain").rglob("*.png")
     assert str(picture) in ended.out
+    assert picture.name == "test-small_green-block2-grad_cam.png"
+    draw(run, config(outputs, group="large/red"))
+    assert len(list((outputs / "explain").rglob("*.png"))) == 2
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert sorted(run.directory.rglob("*")) == before
 
@@ -70,6 +73,11 @@ def test_what_cannot_be_shown_is_refused(outputs):
     run = opened(outputs)
     with pytest.raises(UserError, match="group=small is no group; there are small/red"):
         draw(run, config(outputs, group="small"))
+    run.__dict__["mistakes"] = lambda split: torch.tensor([0])  # of one group
+    first, other = (run.splits["test"].spec.names[i] for i in (int(run.splits["test"].g[0]), -1))
+    assert first != other
+    with pytest.raises(UserError, match=f"group={other}: test has no mistake there"):
+        draw(run, config(outputs, group=(first, other), mistakes=True))
     with pytest.raises(UserError, match="this data set has no nothing split"):
         draw(run, config(outputs, split="nothing"))
     with pytest.raises(UserError, match="layer=hidden has no positions"):
