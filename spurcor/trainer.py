@@ -160,7 +160,9 @@ class Trainer:
         with untouched(method):
             path = folder / "predictions.npz"
             reports = results.predict_all(method.predict, self.context.splits, path)
-        write_json(folder / "result.json", {"selected": selected, **reports})
+        # Figures are of where the phase ended, which is what the next one goes on from.
+        part = {"selected": selected, "weights": "last", **reports}
+        write_json(folder / "result.json", part)
         self.progress.selected, self._best = None, None
 
     # --- steps ------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """MaskTune's maps, masks and phases against plain references."""
 
+import contextlib
+import dataclasses
 import itertools
 import json
 import math
@@ -248,6 +250,18 @@ def test_where_the_crop_of_a_reduced_photograph_lies_is_not_guessed():
         transform.window(sizes)
 
 
+def test_only_what_lies_on_stored_images_asks_where_their_crops_lie(tmp_path):
+    unknown = Photo(resize=None, crop=8, augment=True, short=8)
+    for mask, needs in (("saliency", True), ("random", True), ("none", False)):
+        cfg = read(*SMALL, f"method.mask={mask}")
+        splits, method = runs.build(cfg)
+        splits = dataclasses.replace(splits, transform=unknown)
+        context = runs.context_of(cfg, splits, tmp_path)
+        refusal = pytest.raises(UserError) if needs else contextlib.nullcontext()
+        with refusal:
+            method.phases()[1].check(context)
+
+
 def test_masked_images_in_memory_and_as_they_are_evaluated():
     torch.manual_seed(0)
     images = torch.randint(1, 256, (9, 3, 5, 7), dtype=torch.uint8)
@@ -320,6 +334,7 @@ def test_it_starts_where_erm_ended_and_masks_are_of_the_best_weights(tmp_path):
     averages = [row["val/average"] for row in rows if row["phase"] == "erm"]
     best = averages.index(max(averages)) + 1
     assert before["selected"] == {"criterion": "val/average", "phase": "erm", "epoch": best}
+    assert before["weights"] == "last"
     assert before["test"]["average"] == pytest.approx(rows[3]["test/average"])
     assert set(before["test"]["classes"]) == {"small", "large"}
     _, other = trainer_of(read(*SMALL, *options), tmp_path)
@@ -400,13 +415,15 @@ def test_iterations_mask_anew_and_accumulate(tmp_path):
 # --- attention ------------------------------------------------------------------------------------
 
 
-def test_attention_by_loops():
+def test_attention_by_loops(monkeypatch):
     cfg = read(*SMALL, "method.mask=attention", "method.layer=block2", "method.quantile=0.6")
     splits, method = runs.build(cfg)
     method.train()
     x = splits.transform(splits["train"].fetch(torch.arange(3)).x)
     before = {name: value.clone() for name, value in method.state_dict().items()}
     found = method.attenuated(x)
+    monkeypatch.setattr(masktune, "ENLARGED", 1)  # channel by channel
+    assert torch.equal(method.attenuated(x), found)
     assert method.training
     for name, value in before.items():
         assert torch.equal(value, method.state_dict()[name]), name

@@ -22,6 +22,7 @@ from spurcor.streams import Stream
 
 KEPT = "val/average"  # what the weights are chosen by that the masks are made with
 MOST_GROUPS, SAMPLES = 16, 3  # in the picture
+ENLARGED = 1 << 24  # numbers of a map's channels that are enlarged at once
 
 
 class MaskTune(Method):
@@ -91,8 +92,11 @@ class MaskTune(Method):
         A = (A - A.min()) / (A.max() - A.min()).clamp(min=torch.finfo(A.dtype).tiny)  # noqa: N806
         rank = round(self.quantile * (A.numel() - 1)) + 1
         threshold = A.flatten().kthvalue(rank).values
-        enlarged = F.interpolate(A, x.shape[2:], mode="bilinear", align_corners=False)
-        return x * (1 - (enlarged > threshold).float().mean(1, keepdim=True) / 2)
+        above = torch.zeros_like(x[:, :1])
+        for some in torch.split(A, max(1, ENLARGED // above.numel()), dim=1):
+            enlarged = F.interpolate(some, x.shape[2:], mode="bilinear", align_corners=False)
+            above += (enlarged > threshold).sum(1, keepdim=True)
+        return x * (1 - above / A.shape[1] / 2)
 
 
 class Finetune(Phase):
@@ -103,13 +107,15 @@ class Finetune(Phase):
     def __init__(self, method: MaskTune, name: str, before: str) -> None:
         """`before`: the phase that it goes on from."""
         self.method, self.name, self.before = method, name, before
+        self.masks = method.mask in ("saliency", "random")
         rate = method.finetune_lr
         self.update = Supervised(name, method, self.epochs, method.reduce, lr=rate)
 
     def check(self, run: RunContext) -> None:
         """Where masks lie on the training images must be known."""
         train = run.splits[Split.TRAIN]
-        run.splits.transform.window(train.train_images.sizes(train.train_rows))
+        if self.masks:
+            run.splits.transform.window(train.train_images.sizes(train.train_rows))
 
     def setup(self, run: RunContext) -> None:
         """The optimiser of ERM; what it has gathered comes in `begin`."""
@@ -124,7 +130,7 @@ class Finetune(Phase):
         if method.finetune_lr is None and not from_run:
             state = checkpoint.load(before / "state.pt")
             self.update.optimizer.load_state_dict(state["optimizer"])
-        if method.mask not in ("saliency", "random"):
+        if not self.masks:
             return
         last = checkpoint.snapshot(method)
         if self.before == "erm":  # later masks are those of the network just fine-tuned
@@ -161,7 +167,8 @@ class Finetune(Phase):
         for members in members_by(split.g.cpu())[:MOST_GROUPS]:
             x, hidden = (s.fetch(members[:SAMPLES]).x for s in (split, masked_view(split, masks)))
             panels = zip(x / 255, self._heat(run.splits.transform(x)), hidden / 255, strict=True)
-            name = split.spec.names[int(split.g[members[0]])]
+            labels = split.spec.task == "multilabel"  # which make no groups
+            name = str(Split.TRAIN) if labels else split.spec.names[int(split.g[members[0]])]
             rows[name] = [panel.cpu() for sample in panels for panel in sample]
         file = self.name.replace("finetune", "masks")
         title = f"{self.name}: image, {self.method.saliency}, masked"
@@ -174,7 +181,7 @@ class Finetune(Phase):
     def streams(self, run: RunContext) -> Mapping[str, Stream]:
         """TRAIN, each image once, its pixels masked where they are stored."""
         split = run.splits[Split.TRAIN]
-        if self.method.mask in ("saliency", "random"):
+        if self.masks:
             split = masked(split, self._masks(run, self.name), run.splits.transform)
         return {"train": run.stream(Split.TRAIN, role=self.name, dataset=split)}
 
