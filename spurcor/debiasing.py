@@ -57,24 +57,33 @@ class DebiasingSet:
         picture = run.directory / "plots" / "clusters.png"  # where trackers look
         clustering.describe(folder, picture, x, train, clusters)
         drawn = self.draw(clusters, run)
-        self._warn(train, clusters, drawn)
+        self._warn(train, clusters, drawn, run.batch_size)
         clustering.write_clusters(folder, train, clusters, drawn)
 
     def draw(self, clusters: Tensor, run: RunContext) -> Tensor:
         """Positions (M,) of the set, which must not be empty."""
         drawn = debiasing_set(run.splits[Split.TRAIN].y.cpu(), clusters, self.sampling, run.seed)
         if not len(drawn):
-            count = len(clusters.bincount().nonzero())
             raise RunError(
-                f"every one of the {count} clusters holds one class: nothing is there to balance;"
-                " try a smaller method.num_clusters, or fewer method.epochs: a network that has"
-                " learnt TRAIN by heart parts the classes everywhere"
+                f"every one of the {len(clusters.unique())} clusters holds one class: nothing is"
+                " there to balance; try a smaller method.num_clusters, or fewer method.epochs: a"
+                " network that has learnt TRAIN by heart parts the classes everywhere"
             )
         return drawn
 
-    def _warn(self, train: GroupedDataset, clusters: Tensor, drawn: Tensor) -> None:
+    def _warn(
+        self, train: GroupedDataset, clusters: Tensor, drawn: Tensor, batch_size: int | None
+    ) -> None:
         """Of what the set cannot teach."""
         y = train.y.cpu()
+        log.info("the de-biasing set has %d of the %d images", len(drawn), len(y))
+        if len(drawn) < (batch_size or 0):
+            log.warning(
+                "the de-biasing set has %d images, fewer than a batch of %d: clusters mix hardly"
+                " any classes; try a smaller method.num_clusters, or fewer method.epochs",
+                len(drawn),
+                batch_size,
+            )
         absent = sorted(set(y.tolist()) - set(y[drawn].tolist()))
         if absent:
             names = ", ".join(train.spec.classes[k] for k in absent)
@@ -95,10 +104,11 @@ class DebiasingSet:
 
 
 def contingency(y: Tensor, clusters: Tensor) -> Tensor:
-    """Samples (C, K) of each class in each cluster."""
-    num_clusters, num_classes = int(clusters.max()) + 1, int(y.max()) + 1
-    counts = torch.bincount(clusters * num_classes + y, minlength=num_clusters * num_classes)
-    return counts.view(num_clusters, num_classes)
+    """Samples (C, K) of each class in each cluster that has any."""
+    names, clusters = clusters.unique(return_inverse=True)
+    num_classes = int(y.max()) + 1
+    counts = torch.bincount(clusters * num_classes + y, minlength=len(names) * num_classes)
+    return counts.view(len(names), num_classes)
 
 
 def debiasing_set(y: Tensor, clusters: Tensor, sampling: Sampling, seed: int) -> Tensor:
@@ -108,6 +118,7 @@ def debiasing_set(y: Tensor, clusters: Tensor, sampling: Sampling, seed: int) ->
     that are fewer than the cluster's largest (all of them where none is). Then classes are thinned
     out to equal totals. Empty where every cluster holds one class.
     """
+    clusters = clusters.unique(return_inverse=True)[1]  # a file may number them as it likes
     counts = contingency(y, clusters)
     mixed = (counts > 0).sum(dim=1) > 1
     rarest = torch.where(counts > 0, counts, len(y)).amin(dim=1)

@@ -132,6 +132,15 @@ def test_a_minority_set_has_what_is_not_the_clusters_largest_class():
     assert found[0, 0] == found[1, 0] == 0
 
 
+@pytest.mark.parametrize("sampling", ["balanced", "minority"])
+def test_clusters_may_have_any_numbers(sampling):
+    torch.manual_seed(3)
+    y, clusters = torch.randint(0, 3, (60,)), torch.randint(0, 4, (60,))
+    named = torch.tensor([5, 7, 10**13, 10**14])[clusters]
+    expected = debiasing_set(y, clusters, sampling, 0)
+    assert torch.equal(debiasing_set(y, named, sampling, 0), expected)
+
+
 def test_a_set_is_a_function_of_the_seed():
     y, cluster = laid_out()
     sets = [debiasing_set(y, cluster, "balanced", seed).tolist() for seed in (0, 0, 1)]
@@ -374,8 +383,11 @@ def test_what_a_set_cannot_teach_is_told(tmp_path, told):
     split.spec = dataclasses.replace(split.spec, classes=("small", "large", "third", "fourth"))
     clusters = torch.where(split.y > 1, split.y, 0)
     drawn = debiasing_set(split.y, clusters, "balanced", 0)
-    DebiasingSet(None, 3, "balanced")._warn(split, clusters, drawn)
+    DebiasingSet(None, 3, "balanced")._warn(split, clusters, drawn, len(drawn))
     assert "no sample of third, fourth: no cluster mixes it" in told.text
+    assert "fewer than a batch" not in told.text
+    DebiasingSet(None, 3, "balanced")._warn(split, clusters, drawn, len(drawn) + 1)
+    assert f"has {len(drawn)} images, fewer than a batch of {len(drawn) + 1}" in told.text
 
 
 # --- options --------------------------------------------------------------------------------------

@@ -243,10 +243,11 @@ class Retrain(Supervised):
 
     def streams(self, run: RunContext) -> Mapping[str, Stream]:
         """TRAIN, VAL or the de-biasing set, in an order of their own."""
+        self.shares = self.method.kept()
         if self.method.retrain_on == "set":
             return {"train": self.method.set.stream(run, self.name)[0]}
         return {"train": run.stream(self.split, self.name)}
 
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         """An ordinary step on the masked network."""
-        return super().step(batches) | self.method.kept()
+        return super().step(batches) | self.shares
