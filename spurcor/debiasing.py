@@ -65,7 +65,7 @@ class DebiasingSet:
         drawn = debiasing_set(run.splits[Split.TRAIN].y.cpu(), clusters, self.sampling, run.seed)
         if not len(drawn):
             raise RunError(
-                f"every one of the {len(clusters.unique())} clusters holds one class: nothing is"
+                f"every one of the {len(torch.unique(clusters))} clusters holds one class: nothing is"
                 " there to balance; try a smaller method.num_clusters, or fewer method.epochs: a"
                 " network that has learnt TRAIN by heart parts the classes everywhere"
             )
@@ -105,7 +105,7 @@ class DebiasingSet:
 
 def contingency(y: Tensor, clusters: Tensor) -> Tensor:
     """Samples (C, K) of each class in each cluster that has any."""
-    names, clusters = clusters.unique(return_inverse=True)
+    names, clusters = torch.unique(clusters, return_inverse=True)
     num_classes = int(y.max()) + 1
     counts = torch.bincount(clusters * num_classes + y, minlength=len(names) * num_classes)
     return counts.view(len(names), num_classes)
@@ -118,7 +118,7 @@ def debiasing_set(y: Tensor, clusters: Tensor, sampling: Sampling, seed: int) ->
     that are fewer than the cluster's largest (all of them where none is). Then classes are thinned
     out to equal totals. Empty where every cluster holds one class.
     """
-    clusters = clusters.unique(return_inverse=True)[1]  # a file may number them as it likes
+    clusters = torch.unique(clusters, return_inverse=True)[1]  # a file may number them as it likes
     counts = contingency(y, clusters)
     mixed = (counts > 0).sum(dim=1) > 1
     rarest = torch.where(counts > 0, counts, len(y)).amin(dim=1)
