@@ -65,8 +65,8 @@ class DebiasingSet:
         drawn = debiasing_set(run.splits[Split.TRAIN].y.cpu(), clusters, self.sampling, run.seed)
         if not len(drawn):
             raise RunError(
-                f"every one of the {len(torch.unique(clusters))} clusters holds one class: nothing is"
-                " there to balance; try a smaller method.num_clusters, or fewer method.epochs: a"
+                f"every one of the {len(torch.unique(clusters))} clusters holds one class: nothing"
+                " is there to balance; try a smaller method.num_clusters, or fewer method.epochs: a"
                 " network that has learnt TRAIN by heart parts the classes everywhere"
             )
         return drawn
