@@ -170,6 +170,7 @@ class Supervised(Phase):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr
         self.schedule = run.schedule(self.optimizer, self.epochs)
+        self.ended = False  # an epoch, whose rate stays until the next one begins, if it does
 
     def streams(self, run: RunContext) -> Mapping[str, Stream]:
         """The one split, shuffled or sampled."""
@@ -177,6 +178,9 @@ class Supervised(Phase):
 
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         """One step of the optimiser on the reduced loss; logs the plain mean loss."""
+        if self.ended:
+            self.schedule.step()
+            self.ended = False
         batch = batches["train"]
         losses = self.method.losses(self.method.predict(batch.x), batch.y)
         self.optimizer.zero_grad(set_to_none=True)
@@ -185,18 +189,19 @@ class Supervised(Phase):
         return {"loss": losses.detach().mean()}
 
     def end_epoch(self) -> None:
-        """Step the schedule; the last epoch's rate stays, for a phase that goes on with it."""
-        if self.schedule.last_epoch + 1 < self.epochs:
-            self.schedule.step()
+        """The schedule goes on with the next epoch: a later phase may want this one's rate."""
+        self.ended = True
 
     def state_dict(self) -> dict[str, Any]:
         """Optimiser and schedule."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "ended": self.ended,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Optimiser and schedule."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.ended = state["ended"]

@@ -369,6 +369,16 @@ def test_the_rate_is_the_one_of_erms_last_epoch_and_momentum_goes_on(schedule, t
         assert torch.equal(state[key]["momentum_buffer"], value["momentum_buffer"])
 
 
+def test_a_phase_that_stops_early_leaves_the_rate_of_its_last_epoch(tmp_path):
+    options = ["method.epochs=6", "optimizer=sgd", "optimizer.lr=1e-30", "schedule=step"]
+    options += ["schedule.step_size=1", "train.early_stopping={patience: 1}"]
+    _, _, (_, finetune), _ = fitted(tmp_path, *options)
+    epoch = max(row["epoch"] for row in rows_of(tmp_path) if row["phase"] == "erm")
+    assert 1 < epoch < 6  # at such a rate the weights stand still
+    (group,) = finetune.update.optimizer.param_groups
+    assert group["lr"] == pytest.approx(1e-30 * 0.5 ** (epoch - 1), rel=1e-6, abs=0)
+
+
 def test_random_masks_have_the_area_of_the_saliency_masks(tmp_path):
     areas = {}
     for mask in ("saliency", "random"):

@@ -351,9 +351,9 @@ def learning_rates(optimizer, schedule, epochs):
     feed = phase.streams(context)["train"].start(0)
     rates = []
     for _ in range(epochs):
+        phase.step({"train": next(feed)})
         (group,) = phase.optimizer.param_groups
         rates.append(float(group["lr"]))
-        phase.step({"train": next(feed)})
         phase.end_epoch()
     return rates
 
