@@ -12,11 +12,12 @@ import statistics
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
+from functools import partial
 
 import psutil
 import torch
+from timing import timed
 from torch import Tensor
 
 from spurcor.analysis.statistics import Request, collect_one
@@ -85,17 +86,6 @@ SIDES: dict[str, Callable[[Splits, Erm], object]] = {
 }
 
 
-def timed(side: str, splits: Splits, method: Erm) -> float:
-    """Seconds of one call."""
-    if splits.device.type == "cuda":
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    SIDES[side](splits, method)
-    if splits.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
-
-
 def peak(side: str, samples: int, width: int, device: torch.device) -> float:
     """MB that a call adds at its most to what is there without it."""
     splits, method = make(samples, width, device)
@@ -140,7 +130,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
     for pair in range(arguments.pairs + 1):  # the first warms up
         for side in SIDES:
-            wall = timed(side, splits, method)
+            wall = timed(partial(SIDES[side], splits, method), splits.device)
             if pair:
                 seconds[side].append(wall)
     for other in ("loop", "training"):
@@ -157,7 +147,7 @@ def main() -> None:
     for samples, width in sizes_to_try:
         splits, method = make(samples, width, device)
         num_weights = sum(weight.numel() for weight in method.weights())
-        wall = statistics.median(timed("ours", splits, method) for _ in range(3))
+        wall = statistics.median(timed(partial(ours, splits, method), device) for _ in range(3))
         peaks = []
         for side in ("ours", "loop"):
             command = [sys.executable, __file__, "--device", arguments.device]

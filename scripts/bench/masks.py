@@ -7,10 +7,10 @@ the median of 12 pairs. The array of bits is all that grows with the number of i
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from timing import timed
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -54,17 +54,6 @@ def masking(method: Method, batches: list[Tensor], layer: str, size: int) -> Cal
                 )
 
     return run
-
-
-def timed(run: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one call."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
 
 
 def main() -> None:

@@ -9,11 +9,11 @@ that it takes beyond them.
 import argparse
 import resource
 import statistics
-import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
+from timing import timed
 from torch.nn import functional as F
 
 from spurcor.backbones.resnet import ResNet
@@ -56,17 +56,6 @@ def erm(device: torch.device) -> Callable[[], object]:
         optimizer.step()
 
     return step
-
-
-def timed(step: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
 
 
 def cluster(device: torch.device) -> None:

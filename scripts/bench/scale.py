@@ -7,11 +7,11 @@ the CPU, which waits for the device at every layer. Interleaved; the median of 3
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
+from timing import timed
 from torch.nn import functional as F
 
 from spurcor.backbones.resnet import ResNet
@@ -79,17 +79,6 @@ def with_a_loop(phase: TwoStreams, batches: dict[str, Batch]) -> Callable[[], No
 
 def _ignore(_: object) -> None:
     pass
-
-
-def timed(step: Callable[[], None], device: torch.device) -> float:
-    """Seconds of one call."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    begin = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - begin
 
 
 def main() -> None:
