@@ -144,6 +144,19 @@ def test_what_training_draws_is_the_same_after_a_resume(tmp_path):
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
+def test_what_a_phase_draws_does_not_depend_on_what_was_drawn_before(tmp_path):
+    ends = []
+    for drawn in (0, 7):
+        folder = tmp_path / str(drawn)
+        folder.mkdir()
+        trainer, method = trainer_of(read("backbone=mlp", "method.epochs=1"), folder)
+        torch.rand(drawn)
+        trainer.fit(noisy(method))
+        ends.append(method.state_dict())
+    for name, value in ends[0].items():
+        assert torch.equal(value, ends[1][name]), name
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_learns_the_tiny_set(method, tmp_path):
     own = {
