@@ -92,8 +92,25 @@ def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
 
 
+def load_under(module: nn.Module, path: Path) -> None:
+    """Load what `save_weights` wrote, below the parametrizations that the module has and keeps.
+
+    They must leave alone what they made: a fixed mask does, one that changed since does not.
+    """
+    state, own = load_state(path), module.state_dict()
+    kept = {n: v for n, v in own.items() if plain_name(n) != n and not n.endswith(".original")}
+    place = {plain_name(name): name for name in own}
+    _load(module, {**kept, **{place.get(n, n): v for n, v in state.items()}}, path)
+    if any(not torch.equal(value, state[name]) for name, value in snapshot(module).items()):
+        raise UserError(f"{path} was written under other masks than those that are in force now")
+
+
 def _fill(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     make_plain(module)
+    _load(module, state, path)
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

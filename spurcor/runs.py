@@ -255,7 +255,7 @@ def execute(
                             return outcome
                     if config.dfr is not None:
                         repair(directory, config, config.dfr, splits, method, trackers)
-                    analyze_stored(directory, config, splits, method, trackers)
+                    analyze_stored(config, context, method, trackers)
                 except (UserError, Held):
                     raise
                 except Exception as error:
@@ -359,7 +359,7 @@ def analyze(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome
         with ExitStack() as stack:
             stack.enter_context(logged(directory / "train.log"))
             trackers = Trackers.open(config, stack)
-            analyze_stored(directory, config, splits, method, trackers)
+            analyze_stored(config, context_of(config, splits, directory), method, trackers)
     except Held as held:
         return _held(directory / "analysis", held, terminal)
     return _report(config, directory, terminal, "analysed")

@@ -252,7 +252,8 @@ def test_trackers_show_pictures_and_numbers(tmp_path):
     cfg = asking(tmp_path, noise=noise(), end=END)
     splits, method = runs.build(cfg)
     shown = Shown()
-    analyze_stored(cfg.directory, cfg, splits, method, Trackers([shown]))
+    context = runs.context_of(cfg, splits, cfg.directory)
+    analyze_stored(cfg, context, method, Trackers([shown]))
     assert ("noise.png", f"plots/{folder_of(cfg, 'noise').name}") in shown.files
     result = read_json(cfg.directory / "result.json")
     assert shown.numbers["selected/end/right/test"] == pytest.approx(result["test"]["average"])

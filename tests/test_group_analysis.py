@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from training import read, rows_of
 
-from spurcor import runs
+from spurcor import checkpoint, gates, runs
 from spurcor.analysis import statistics
 from spurcor.analysis.gap_dynamics import GapDynamics, term_weights
 from spurcor.analysis.gradient_basis import GradientBasis
@@ -488,6 +488,40 @@ def test_stored_weights_give_the_numbers_of_training(tmp_path):
         if n.startswith("gradient_basis")
     )  # fmt: skip
     assert part["last"]["values"]["norm_inv/train"] == last["gradient_basis/norm_inv/train"]
+
+
+def test_stored_weights_are_differentiated_under_the_masks_that_they_were_trained_under(tmp_path):
+    options = (
+        "method=prusc", "method.epochs=2", "method.prune_epochs=1", "method.retrain_epochs=2",
+        "method.prune_lr=2", "method.lambda_sparse=0", "method.num_clusters=16",
+        "dataset.strength=0.7", "train.keep_epochs=[1]", "train.batch_size=100",
+    )  # fmt: skip
+    during = execute(tmp_path, *options, "analysis=[gap_dynamics,jacobian_norm]")
+    assert read_json(during.directory / "gates.json")["kept"] < 0.99
+    after = execute(tmp_path / "again", *options)
+    execute(tmp_path / "again", *options, "analysis=[gap_dynamics,jacobian_norm]")
+    for name in during.analysis:
+        first, second = stored(during, name), stored(after, name)
+        assert second["epoch"].tolist() == [1, 2]
+        assert first["phase"][-2:].tolist() == ["retrain", "retrain"]
+        for key, values in second.items():
+            np.testing.assert_array_equal(values, first[key][-2:], err_msg=key)
+
+
+def test_weights_that_other_masks_left_are_refused(tmp_path):
+    net = torch.nn.Linear(3, 2)
+    gates.attach(net, "raw")
+    (gate,) = gates.gates_of(net).values()
+    torch.nn.init.constant_(gate.logit[0], -1.0)
+    net.eval()
+    checkpoint.save_weights(tmp_path / "w.safetensors", checkpoint.snapshot(net))
+    before = net.weight.detach().clone()
+    torch.nn.init.zeros_(net.parametrizations.weight.original)
+    checkpoint.load_under(net, tmp_path / "w.safetensors")
+    assert torch.equal(net.weight, before)
+    torch.nn.init.constant_(gate.logit[1], -1.0)
+    with pytest.raises(UserError, match="under other masks"):
+        checkpoint.load_under(net, tmp_path / "w.safetensors")
 
 
 def test_the_command_analyses_a_finished_run(command_line, tmp_path):

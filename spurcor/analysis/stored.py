@@ -8,23 +8,23 @@ from filelock import FileLock
 from spurcor import checkpoint, results
 from spurcor.analysis import Analyses, Moment
 from spurcor.config import TrainConfig, analysis_name
-from spurcor.data import Splits
 from spurcor.errors import UserError
 from spurcor.files import read_json, read_lines, remove_leftovers, write_json
 from spurcor.lock import lock_of, locked
-from spurcor.method import Method
+from spurcor.method import Method, RunContext
 from spurcor.repair import refuse_leak
 from spurcor.tracking import Record, Trackers
 from spurcor.trainer import untouched
 
 
 def analyze_stored(
-    directory: Path, config: TrainConfig, splits: Splits, method: Method, trackers: Trackers
+    config: TrainConfig, context: RunContext, method: Method, trackers: Trackers
 ) -> None:
     """Make those analyses of a finished run that are missing, from its predictions and weights.
 
     Raises `Held` where another process analyses the same run.
     """
+    directory, splits = context.directory, context.splits
     place = directory / "analysis"
 
     def missing() -> Analyses:
@@ -49,8 +49,9 @@ def analyze_stored(
             raise UserError(f"run={directory} has been set aside meanwhile")
         with untouched(method):
             if analyses.measure_weights:
+                restore(method, context)
                 for moment, path in kept_weights(directory):
-                    checkpoint.load_weights(method, path)
+                    checkpoint.load_under(method, path)
                     analyses.measure(method, splits, moment, stored=True)
             checkpoint.load_weights(method, directory / "model.safetensors")
             parts = analyses.finish(directory, config, method, splits)
@@ -61,6 +62,19 @@ def analyze_stored(
     record = Record.of_run(directory, config)
     trackers.start(record)
     trackers.report(record)
+
+
+def restore(method: Method, context: RunContext) -> None:
+    """Give a method what the phases of a finished run have registered on it, as a resumed one has.
+
+    What analyses differentiate is then what training did: gates let no gradient through to the
+    weights that they close.
+    """
+    checkpoint.make_plain(method)
+    for phase in method.phases():
+        phase.setup(context)
+    if method.phases():
+        method.load_state_dict(checkpoint.load(context.directory / "checkpoint.pt")["method"])
 
 
 def kept_weights(directory: Path) -> Iterator[tuple[Moment, Path]]:
