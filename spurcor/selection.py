@@ -1,7 +1,8 @@
 """Which epoch a run is judged by: a pure function of its rows that never reads test data."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from spurcor.data import Split
@@ -19,25 +20,26 @@ def score(row: Mapping[str, Any], criterion: str) -> float | None:
     return -float(value) if criterion.rpartition("/")[2] in LOWER_IS_BETTER else float(value)
 
 
-def is_best(rows: Sequence[Mapping[str, Any]], criterion: str) -> bool:
-    """Whether the last row is better than every earlier one of its phase (a tie is not).
+@dataclass
+class Best:
+    """The best score of a phase, evaluation by evaluation."""
 
-    Where the criterion is defined nowhere, the last row is taken.
-    """
-    last = score(rows[-1], criterion)
-    earlier = [score(row, criterion) for row in rows[:-1] if row["phase"] == rows[-1]["phase"]]
-    known = [value for value in earlier if value is not None]
-    return not known or (last is not None and last > max(known))
+    score: float | None = None
+    waited: int = 0  # evaluations since, that one included; all of them while none is defined
 
+    def add(self, score: float | None) -> bool:
+        """Whether this is better than every earlier one (a tie is not).
 
-def is_exhausted(rows: Sequence[Mapping[str, Any]], criterion: str, patience: int) -> bool:
-    """Whether the last `patience` evaluations of the current phase brought no improvement."""
-    phase = [row for row in rows if row["phase"] == rows[-1]["phase"] and criterion in row]
-    if len(phase) <= patience:
-        return False
-    values = [score(row, criterion) for row in phase]
-    best = max((v for v in values if v is not None), default=None)
-    return best is None or values.index(best) < len(values) - patience
+        Where none has been defined, the last one is taken.
+        """
+        best = self.score is None or (score is not None and score > self.score)
+        self.waited = 1 if best and score is not None else self.waited + 1
+        self.score = score if best else self.score
+        return best
+
+    def exhausted(self, patience: int) -> bool:
+        """Whether the last `patience` evaluations brought no improvement."""
+        return self.waited > patience
 
 
 def default_criterion(row: Mapping[str, Any], criterion: str) -> str:

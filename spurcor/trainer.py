@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from spurcor.files import append_line, keep_lines, read_lines, sync, write_json
 from spurcor.method import Method, Phase, RunContext
 from spurcor.metrics import evaluate
 from spurcor.seeding import derive_seed
+from spurcor.selection import Best
 from spurcor.streams import Stream
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)  # per logged value, over images
     images: int = 0  # images in `sums`
     selected: dict[str, Any] | None = None
+    best: Best = field(default_factory=Best)  # in this phase, by what selects
+    watched: Best = field(default_factory=Best)  # and by what stops early
     environment: dict[str, Any] = field(default_factory=dict)
     moved: bool = False  # resumed under another thread count, device or precision
 
@@ -102,7 +105,7 @@ class Trainer:
                 num_steps = len(next(iter(streams.values())))
                 position = progress.epoch * num_steps + progress.step
                 feeds = {role: stream.start(position) for role, stream in streams.items()}
-                while progress.epoch < phase.epochs and not self._exhausted(phase):
+                while progress.epoch < phase.epochs and not self._exhausted():
                     for _ in range(progress.step, num_steps):
                         batches = {role: next(feed) for role, feed in feeds.items()}
                         self._record(phase.step(batches), batches)
@@ -130,13 +133,9 @@ class Trainer:
         method.train()
         return phase.streams(self.context)
 
-    def _exhausted(self, phase: Phase) -> bool:
+    def _exhausted(self) -> bool:
         stopping = self.options.early_stopping
-        if stopping is None or self.progress.step or not self._rows:
-            return False
-        if self._rows[-1]["phase"] != phase.name:
-            return False
-        return selection.is_exhausted(self._rows, stopping.metric, stopping.patience)
+        return stopping is not None and self.progress.watched.exhausted(stopping.patience)
 
     def _leave(self, phase: Phase, method: Method, *, last_phase: bool) -> None:
         progress = self.progress
@@ -144,6 +143,7 @@ class Trainer:
         if phase.selection is not None and not last_phase:
             self._keep(method, phase)
         progress.phase, progress.epoch, progress.step = progress.phase + 1, 0, 0
+        progress.best, progress.watched = Best(), Best()
         self._save(method, None)
 
     def _keep(self, method: Method, phase: Phase) -> None:
@@ -216,10 +216,13 @@ class Trainer:
         if evaluated or self.analyses.due(progress.epoch):
             self._add_row(method, phase, splits, evaluated=evaluated)
         if evaluated:
+            row = self._rows[-1]
             wanted = options.selection if last_phase else phase.selection
             if wanted is not None:
-                self._select(method, self._rows[-1], wanted)
-            self.observer.row(self._rows[-1], phase)
+                self._select(method, row, wanted)
+            if (stopping := options.early_stopping) is not None and stopping.metric in row:
+                progress.watched.add(selection.score(row, stopping.metric))
+            self.observer.row(row, phase)
         if time.monotonic() - self._saved_at >= options.checkpoint_seconds:
             self._save(method, phase)
 
@@ -248,7 +251,7 @@ class Trainer:
 
     def _select(self, method: Method, row: Mapping[str, Any], wanted: str) -> None:
         criterion = selection.default_criterion(row, wanted)
-        if self.progress.selected is None or selection.is_best(self._rows, criterion):
+        if self.progress.best.add(selection.score(row, criterion)):
             self._best = checkpoint.snapshot(method)
             self.progress.selected = {
                 "criterion": criterion,
@@ -267,7 +270,7 @@ class Trainer:
             checkpoint.save_weights(self.directory / name, self._best)
             progress.selected["file"], self._best = name, None
         state = {
-            "progress": dict(vars(progress)),
+            "progress": asdict(progress),
             "method": method.state_dict(),
             "phase": None if phase is None else phase.state_dict(),
             "analyses": self.analyses.state_dict(),
@@ -297,7 +300,8 @@ class Trainer:
                 f"{path} was trained on other data splits than the data set gives now; rerun=true"
                 " sets the run aside and starts over"
             )
-        vars(progress).update(state["progress"])
+        best = {name: Best(**state["progress"].pop(name)) for name in ("best", "watched")}
+        vars(progress).update(state["progress"], **best)
         if self.options.num_threads is None:
             torch.set_num_threads(progress.environment["num_threads"])
         if progress.environment != (environment := self._environment()):

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from contextlib import suppress
 
 import pytest
 import torch
@@ -328,6 +329,32 @@ def test_early_stopping_ends_a_phase_and_keeps_the_best_epoch(tmp_path):
     best = losses.index(min(losses))
     assert len(losses) == best + 1 + 2 < 40
     assert trainer.progress.selected["epoch"] == best + 1
+
+
+def test_patience_begins_anew_with_a_phase_and_goes_on_after_a_crash(tmp_path):
+    cfg = read(
+        "method=prusc", *smallest("prusc"), "method.num_clusters=16", "method.epochs=12",
+        "method.prune_epochs=12", "method.retrain_epochs=12", "method.retrain_lr=0.03",
+        "train.early_stopping={patience: 2, metric: val/average}", "train.checkpoint_seconds=0",
+        "train.batch_size=100", "train.eval_every=2",
+    )  # fmt: skip
+    ends = []
+    for name in ("whole", "crashed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for stop in (0,) if name == "whole" else (106, 21, 0):  # while phases wait
+            trainer, method = trainer_of(cfg, folder)
+            trainer.observer = StopAt(stop)
+            with suppress(CrashError):
+                trainer.fit(method)
+        ends.append((without_time(rows_of(folder)), trainer.progress.selected["epoch"]))
+    assert ends[0] == ends[1]
+    waited = {}
+    for phase in ("erm", "prune", "retrain"):
+        scores = [row["val/average"] for row in ends[0][0] if row["phase"] == phase]
+        waited[phase] = len(scores) - 1 - scores.index(max(scores))
+        assert waited[phase] == 2 or (waited[phase] < 2 and len(scores) == 6)
+    assert list(waited.values()).count(2) >= 2, "too few phases end early to tell"
 
 
 def test_kept_epochs_and_handed_rows(tmp_path):

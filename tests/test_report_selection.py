@@ -8,7 +8,7 @@ from test_report import trial
 from spurcor.reports.selection import LAST, ORACLE, STANDARD, judge
 from spurcor.reports.tables import Metric
 from spurcor.reports.trials import with_settings
-from spurcor.selection import is_best
+from spurcor.selection import Best
 
 HONEST = [*(key for key in STANDARD if key != ORACLE), "val/conflicting", "val/loss"]
 
@@ -73,7 +73,8 @@ def test_the_epoch_is_the_one_that_training_keeps(seed):
     draw = random.Random(seed)
     figures = [draw.choice([None, 0.1, 0.2, 0.3, 0.3]) for _ in range(8)]
     made = rows(*figures, **{"val/average": None})
-    kept = [row for end, row in enumerate(made, 1) if is_best(made[:end], "val/worst")]
+    best = Best()
+    kept = [row for row in made if best.add(row["val/worst"])]
     (one,) = chosen([trial(rows=made)], "val/worst")
     if any(figure is not None for figure in figures):
         assert one.picks[0].row is kept[-1]

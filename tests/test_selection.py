@@ -1,20 +1,28 @@
 """Which row a run is judged by."""
 
 import math
+import random
 
 import pytest
 
-from spurcor.selection import default_criterion, is_best, is_exhausted, score
+from spurcor.selection import Best, default_criterion, score
 
 
-def rows(values, criterion="val/worst", phase="erm"):
-    return [{"phase": phase, criterion: value} for value in values]
+def after(values, criterion="val/worst"):
+    """The best of a phase after these values, and which of them it was."""
+    best, index = Best(), None
+    for i, value in enumerate(values):
+        if best.add(score({criterion: value}, criterion)):
+            index = i
+    return best, index
 
 
 def best_index(values, criterion="val/worst"):
-    """The last row that was the best when it was written."""
-    table = rows(values, criterion)
-    return [i for i in range(len(table)) if is_best(table[: i + 1], criterion)][-1]
+    return after(values, criterion)[1]
+
+
+def exhausted(values, patience, criterion="val/worst"):
+    return after(values, criterion)[0].exhausted(patience)
 
 
 @pytest.mark.parametrize("criterion", ["test/worst", "train/loss", "opposite/worst", "worst", ""])
@@ -51,12 +59,6 @@ def test_undefined_rows_lose_against_defined_ones():
     assert best_index([0.0, None, math.nan]) == 0
 
 
-def test_only_rows_of_the_same_phase_compete():
-    table = [*rows([0.9], phase="erm"), *rows([0.2], phase="retrain")]
-    assert is_best(table, "val/worst")
-    assert not is_best([*table, *rows([0.1], phase="retrain")], "val/worst")
-
-
 @pytest.mark.parametrize(
     ("values", "patience", "expected"),
     [
@@ -72,18 +74,26 @@ def test_only_rows_of_the_same_phase_compete():
     ],
 )
 def test_patience(values, patience, expected):
-    assert is_exhausted(rows(values), "val/worst", patience) is expected
+    assert exhausted(values, patience) is expected
 
 
 def test_patience_waits_for_lower_losses():
-    assert not is_exhausted(rows([3.0, 2.0, 1.0], "val/loss"), "val/loss", 2)
-    assert is_exhausted(rows([1.0, 2.0, 3.0], "val/loss"), "val/loss", 2)
+    assert not exhausted([3.0, 2.0, 1.0], 2, "val/loss")
+    assert exhausted([1.0, 2.0, 3.0], 2, "val/loss")
 
 
-def test_patience_begins_anew_with_a_phase():
-    table = [*rows([0.9, 0.8, 0.7], phase="erm"), *rows([0.2], phase="retrain")]
-    assert not is_exhausted(table, "val/worst", 1)
-    assert is_exhausted([*table, *rows([0.1], phase="retrain")], "val/worst", 1)
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_kept_of_the_rows_is_what_reading_all_of_them_says(seed):
+    draw = random.Random(seed)
+    values = [draw.choice([None, math.nan, 0.0, 0.1, 0.2, 0.3]) for _ in range(30)]
+    for end in range(1, len(values) + 1):
+        scores = [score({"val/worst": value}, "val/worst") for value in values[:end]]
+        known = [one for one in scores if one is not None]
+        first = scores.index(max(known)) if known else end - 1
+        assert best_index(values[:end]) == first
+        for patience in (1, 2, 5):
+            waited = end - 1 - first if known else end - 1
+            assert exhausted(values[:end], patience) == (waited >= patience)
 
 
 def test_the_average_stands_in_where_there_are_no_groups():
