@@ -192,6 +192,7 @@ def test_each_term_alone_moves_the_gates_in_the_phases_own_step(term, small, tmp
         # The representation is what is contrasted: the head has no part in it.
         moves = term != "loss_con" or name != "head.weight"
         assert torch.equal(logit, before[name]) != moves, name
+    assert all(weight.grad is None for weight in method.weights())  # no work is done for them
 
 
 def test_the_terms_of_a_batch_by_hand(tmp_path):
@@ -254,6 +255,10 @@ def test_pruning_leaves_the_weights_and_retraining_the_masks(tmp_path):
     assert not any(name.endswith("logit") for name in moved)
     assert any(name.endswith("original") for name in moved)
     assert any(name.endswith("bias") for name in moved)
+    method.train()
+    for gate in gates.gates_of(method).values():  # nothing is drawn any more
+        weight = torch.randn_like(gate.logit)
+        assert torch.equal(gate(weight), weight * gate.kept)
     told = json.loads((tmp_path / "gates.json").read_text())
     logits = load_file(tmp_path / "gates.safetensors")
     kept = {name: float((logit >= 0).float().mean()) for name, logit in logits.items()}
