@@ -68,6 +68,7 @@ class Phase(ABC):
     epochs: int
     selection: str | None = None  # a criterion: later phases want its best weights, see `kept`
     consumed: tuple[str, ...] = ()  # evaluated splits it trains on: no figure is reported of them
+    descends: bool = False  # each step is one of the run's optimiser on the weights, at its rate
 
     def check(self, run: RunContext) -> None:  # noqa: B027 - most phases need TRAIN only
         """Refuse data that the phase cannot work on; called before anything is written."""
@@ -158,6 +159,7 @@ class Supervised(Phase):
         self.reduce, self.sampling, self.split = reduce, sampling, split
         self.selection, self.lr = selection, lr
         self.consumed = (split,) if split is Split.VAL else ()
+        self.descends = lr is None
 
     def check(self, run: RunContext) -> None:
         """The split must be there."""

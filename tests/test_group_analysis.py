@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from training import read, rows_of
 
 from spurcor import checkpoint, gates, runs
-from spurcor.analysis import statistics
+from spurcor.analysis import Ended, Moment, Series, statistics
 from spurcor.analysis.gap_dynamics import GapDynamics, term_weights
 from spurcor.analysis.gradient_basis import GradientBasis
 from spurcor.analysis.groups import flow_rate, pairs_of
@@ -537,14 +538,37 @@ def test_the_command_analyses_a_finished_run(command_line, tmp_path):
     assert "analysis=none asks for nothing" in nothing.err
 
 
-def test_only_plain_gradient_descent_is_compared_with_the_flow(tmp_path):
-    cfg = execute(tmp_path, "method.epochs=2", "analysis=gap_dynamics")  # Adam, in batches
+def flow_of(moments, values, *options):
+    """What is measured beside the terms, at moments (phase, epoch, step)."""
+    cfg = read("backbone=mlp", *options)
+    _, method = runs.build(cfg)
+    series = Series()
+    series.moments = [Moment(*moment) for moment in moments]
+    ended = Ended(Path(), Path(), cfg, {}, method, series)
+    return flow_rate(ended, torch.tensor(values, dtype=torch.float64))
 
-    class Run:
-        config = cfg
 
-    class Moments:
-        moments = ()
+ERM = [("erm", 0, 0), ("erm", 1, 1), ("erm", 3, 3)]
 
-    Run.series = Moments
-    assert flow_rate(Run, torch.zeros(0)) is None
+
+def test_only_plain_gradient_descent_is_compared_with_the_flow():
+    found = flow_of(ERM, [1.0, 1.5, 0.5], *FLOW)
+    assert found == ([0.5, 2.0], [pytest.approx(50.0), pytest.approx(-50.0)])
+    assert flow_of(ERM[:1], [1.0], *FLOW) is None
+    for other in ("train.batch_size=64", "optimizer.momentum=0.9", "optimizer.weight_decay=0.1"):
+        assert flow_of(ERM, [1.0, 1.5, 0.5], *FLOW, other) is None
+    assert flow_of(ERM, [1.0, 1.5, 0.5]) is None  # Adam, in batches
+    scale = [("scale", epoch, step) for _, epoch, step in ERM]
+    assert flow_of(scale, [1.0, 1.5, 0.5], *FLOW, "method=scale") == found
+
+
+def test_phases_at_a_rate_of_their_own_are_not_compared_with_the_flow():
+    """Gates are learnt by Adam, and nothing is trained between the last epoch and the next's 0."""
+    later = [("prune", 0, 3), ("prune", 1, 4), ("retrain", 0, 4), ("retrain", 1, 5)]
+    values = [1.0, 1.5, 0.5, 0.5, 9.0, 9.0, 7.0]
+    found = flow_of([*ERM, *later], values, *FLOW, "method=prusc")
+    assert found == ([0.5, 2.0], [pytest.approx(50.0), pytest.approx(-50.0)])
+    assert flow_of(later, values[3:], *FLOW, "method=prusc") is None
+    finetune = [("erm", 0, 0), ("erm", 1, 1), ("finetune", 0, 1), ("finetune", 1, 2)]
+    options = (*FLOW, "method=masktune", "method.finetune_lr=0.1", "backbone=small_cnn")
+    assert flow_of(finetune, values[:4], *options) == ([0.5], [pytest.approx(50.0)])

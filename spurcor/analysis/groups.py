@@ -201,10 +201,10 @@ def positions(moments: Sequence[Moment]) -> list[int]:
 
 
 def flow_rate(ended: Ended, values: Tensor) -> tuple[list[float], list[float]] | None:
-    """Between moments, epochs and the change of values (T,) per time of the flow.
+    """Between moments of a phase, epochs and the change of values (T,) per time of the flow.
 
-    A step of plain gradient descent is lr long. None where training was anything else, or where
-    there is nothing to compare.
+    A step of plain gradient descent is lr long. Phases that train otherwise are left out; None
+    where all do, or where there is nothing to compare.
     """
     config, moments = ended.config, ended.series.moments
     optimizer = config.optimizer.arguments
@@ -213,9 +213,15 @@ def flow_rate(ended: Ended, values: Tensor) -> tuple[list[float], list[float]] |
     plain = config.optimizer.target == "torch.optim.SGD" and not any(
         optimizer.get(key) for key in ("momentum", "weight_decay", "nesterov", "maximize")
     )
-    if not (plain and moved and config.train.batch_size is None) or len(moments) < 2:
+    flows = {phase.name for phase in ended.method.phases() if phase.descends}
+    pairs = [
+        i
+        for i, (one, other) in enumerate(itertools.pairwise(moments))
+        if one.phase == other.phase and one.phase in flows and one.step < other.step
+    ]
+    if not (plain and moved and config.train.batch_size is None and pairs):
         return None
     x = torch.tensor(positions(moments), dtype=torch.float64)
     time = optimizer["lr"] * torch.tensor([moment.step for moment in moments]).double()
-    rates = values.diff() / time.diff()
-    return ((x[1:] + x[:-1]) / 2).tolist(), rates.tolist()
+    rates = values.diff()[pairs] / time.diff()[pairs]
+    return ((x[1:] + x[:-1]) / 2)[pairs].tolist(), rates.tolist()

@@ -106,7 +106,7 @@ def _gradient(g: Tensor | None, weight: Tensor) -> Tensor:
 class TwoStreams(Phase):
     """One update per pair of a train and a target batch, by whatever optimiser the run has."""
 
-    name = "scale"
+    name, descends = "scale", True
 
     def __init__(self, method: Scale, epochs: int) -> None:
         if epochs < 1:
