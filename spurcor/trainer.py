@@ -237,12 +237,13 @@ class Trainer:
             "seconds": 0.0,
         }
         moment = Moment(phase.name, progress.epoch, progress.steps)
+        reported = splits.without(phase.consumed)
         with untouched(method):
             if evaluated:
                 row |= {f"train/{k}": v / progress.images for k, v in progress.sums.items()}
-                row |= evaluate(method.predict, splits.without(phase.consumed), self.options.loss)
+                row |= evaluate(method.predict, reported, self.options.loss)
                 progress.sums, progress.images = {}, 0
-            row |= self.analyses.measure(method, splits, moment)
+            row |= self.analyses.measure(method, reported, moment)
         self._tick()
         row["seconds"] = round(progress.seconds, 3)
         self._rows.append(row)

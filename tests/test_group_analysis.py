@@ -35,6 +35,11 @@ FLOW = (
     "train.batch_size=null",
 )  # fmt: skip
 
+PRUSC = (
+    "method=prusc", "method.epochs=1", "method.prune_epochs=1", "method.retrain_epochs=2",
+    "method.num_clusters=16", "dataset.strength=0.7", "train.batch_size=100",
+)  # fmt: skip
+
 
 class Cast:
     """A transform in another precision."""
@@ -492,11 +497,7 @@ def test_stored_weights_give_the_numbers_of_training(tmp_path):
 
 
 def test_stored_weights_are_differentiated_under_the_masks_that_they_were_trained_under(tmp_path):
-    options = (
-        "method=prusc", "method.epochs=2", "method.prune_epochs=1", "method.retrain_epochs=2",
-        "method.prune_lr=2", "method.lambda_sparse=0", "method.num_clusters=16",
-        "dataset.strength=0.7", "train.keep_epochs=[1]", "train.batch_size=100",
-    )  # fmt: skip
+    options = (*PRUSC, "method.prune_lr=2", "method.lambda_sparse=0", "train.keep_epochs=[1]")
     during = execute(tmp_path, *options, "analysis=[gap_dynamics,jacobian_norm]")
     assert read_json(during.directory / "gates.json")["kept"] < 0.99
     after = execute(tmp_path / "again", *options)
@@ -523,6 +524,33 @@ def test_weights_that_other_masks_left_are_refused(tmp_path):
     torch.nn.init.constant_(gate.logit[1], -1.0)
     with pytest.raises(UserError, match="under other masks"):
         checkpoint.load_under(net, tmp_path / "w.safetensors")
+
+
+NAMED = ("gradient_basis", "gap_dynamics", "jacobian_norm", "static_dynamic", "output_moments")
+BOTH = (ALL, *(f"analysis.{name}.splits=[train,val]" for name in NAMED))
+
+
+def test_nothing_is_said_of_val_in_a_phase_that_trains_on_it(tmp_path, caplog):
+    options = (*PRUSC, "method.retrain_epochs=1", "method.retrain_on=val")
+    logging.getLogger("spurcor").propagate = True
+    with caplog.at_level(logging.WARNING, "spurcor"):
+        during = execute(tmp_path, *options, *BOTH)
+    assert "retrain trains on val; what GradientBasis says of it then is NaN" in caplog.text
+    after = execute(tmp_path / "again", *options)
+    execute(tmp_path / "again", *options, *BOTH)
+    for name in during.analysis:
+        first, second = stored(during, name), stored(after, name)
+        assert second["phase"].tolist() == ["retrain"]
+        for key, values in first.items():
+            _, _, split = key.rpartition("/")
+            if split in ("train", "val") and not key.startswith("count"):
+                told = [p != "retrain" or split == "train" for p in first["phase"]]
+                finite = np.isfinite(values).reshape(len(told), -1)
+                assert finite.any(axis=1).tolist() == told
+                assert finite.all(axis=1).tolist() == told
+            np.testing.assert_array_equal(second[key], values[-1:], err_msg=key)
+    rows = [row["gradient_basis/norm_inv/val"] for row in rows_of(during.directory)]
+    assert [row is None for row in rows[-3:]] == [False, True, True]
 
 
 def test_the_command_analyses_a_finished_run(command_line, tmp_path):

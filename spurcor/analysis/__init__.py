@@ -101,6 +101,7 @@ class Analysis(ABC):
         """Values by `<quantity>/<split>`, of a method in eval mode, the same names every time.
 
         Single numbers become row entries `<analysis>/<quantity>/<split>`; all go to `arrays.npz`.
+        `splits` lacks what the phase trains on (`Phase.consumed`), of which what is `found` is NaN.
         """
         raise NotImplementedError(f"{type(self).__name__} measures nothing during training")
 

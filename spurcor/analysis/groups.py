@@ -124,6 +124,14 @@ class GroupAnalysis(Analysis):
         phases = method.phases()
         if not phases:
             raise ValueError("it looks at what training does, and this method trains nothing")
+        for phase in phases:
+            if taken := [name for name in self.splits if name in phase.consumed]:
+                log.warning(
+                    "analysis: %s trains on %s; what %s says of it then is NaN",
+                    phase.name,
+                    ", ".join(taken),
+                    what,
+                )
         end = max(phase.epochs for phase in phases)
         if late := [epoch for epoch in self.epochs or () if epoch > end]:
             log.warning("%s: epochs=%s come after the last, which is %d", what, late, end)

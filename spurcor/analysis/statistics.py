@@ -60,6 +60,16 @@ class GroupStatistics:
     gram: Tensor
     present: Tensor
 
+    @classmethod
+    def unknown(cls, method: Method) -> "GroupStatistics":
+        """Of no sample."""
+        groups = method.spec.num_groups
+        nan = torch.full((groups,), torch.nan, dtype=torch.float64)
+        count = torch.zeros(groups, dtype=torch.int64)
+        present = torch.zeros(2 * groups, dtype=torch.bool)
+        gram = torch.full((2 * groups, 2 * groups), torch.nan, dtype=torch.float64)
+        return cls(method.spec, method.loss, count, nan, nan, nan, gram, present)
+
     @property
     def share(self) -> Tensor:
         """pi (G,): fractions of the split."""
@@ -97,7 +107,10 @@ class GroupStatistics:
 def collect(
     requests: Iterable[Request], method: Method, splits: Splits
 ) -> dict[Samples, GroupStatistics]:
-    """Statistics by `Request.samples`: one pass for all requests of the same samples."""
+    """Statistics by `Request.samples`: one pass for all requests of the same samples.
+
+    Of a split that is not there all is NaN.
+    """
     merged: dict[Samples, Request] = {}
     for request in requests:
         known = merged.get(request.samples, request)
@@ -109,7 +122,12 @@ def collect(
     # Compiled layers are out of our sight, and allow one backward pass only.
     compiled = any(module._compiled_call_impl is not None for module in method.modules())
     with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-        return {key: collect_one(request, method, splits) for key, request in merged.items()}
+        return {
+            key: collect_one(request, method, splits)
+            if request.split in splits.data
+            else GroupStatistics.unknown(method)
+            for key, request in merged.items()
+        }
 
 
 def collect_one(request: Request, method: Method, splits: Splits) -> GroupStatistics:

@@ -50,9 +50,11 @@ def analyze_stored(
         with untouched(method):
             if analyses.measure_weights:
                 restore(method, context)
+                consumed = {phase.name: phase.consumed for phase in method.phases()}
                 for moment, path in kept_weights(directory):
                     checkpoint.load_under(method, path)
-                    analyses.measure(method, splits, moment, stored=True)
+                    reported = splits.without(consumed[moment.phase])
+                    analyses.measure(method, reported, moment, stored=True)
             checkpoint.load_weights(method, directory / "model.safetensors")
             parts = analyses.finish(directory, config, method, splits)
         with FileLock(guard):
