@@ -207,3 +207,5 @@ class Supervised(Phase):
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.ended = state["ended"]
+        # It has stepped in another process; else torch warns that the schedule steps first.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
