@@ -318,7 +318,12 @@ class Trainer:
         method.load_state_dict(state["method"])
         if inside:
             phases[progress.phase].load_state_dict(state["phase"])
-        self.analyses.load_state_dict(state.get("analyses", {}))
+        coming = [
+            (phase.name, epoch)
+            for i, phase in enumerate(phases[progress.phase :])
+            for epoch in range(0 if i else progress.epoch + inside, phase.epochs + 1)
+        ]
+        self.analyses.load_state_dict(state["analyses"], coming)
         checkpoint.restore_random_state(state["random"])
         keep_lines(self.directory / "metrics.jsonl", progress.rows)
         self._rows = read_lines(self.directory / "metrics.jsonl")

@@ -1,6 +1,8 @@
 """Analyses of a run: when they measure, what they leave, what they must not touch."""
 
 import dataclasses
+import logging
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -128,6 +130,40 @@ def test_what_was_measured_survives_a_crash(tmp_path):
     assert torch.equal(series[0].stacked()["logits/val"], series[1].stacked()["logits/val"])
 
 
+@pytest.mark.parametrize(
+    ("step", "epochs", "message"),
+    [
+        (5, range(9), "begins at epoch 2 of erm"),  # in the second epoch of four steps
+        (5, (0, 1, 3), "begins at epoch 3 of erm"),
+        (5, (0, 1), "begins at epoch 0 of prune"),
+        (5, (9,), "begins never: none of its epochs is left"),
+        (13, range(9), "begins at epoch 0 of prune"),
+    ],
+)
+def test_an_analysis_that_comes_later_says_where_it_begins(step, epochs, message, tmp_path, caplog):
+    options = ("method=prusc", "dataset.strength=0.7", "method.num_clusters=16")
+    lengths = [f"method.{name}=1" for name in ("prune_epochs", "retrain_epochs")]
+    cfg = read(*SMALL, *options, *lengths, "method.epochs=3", "train.checkpoint_seconds=0")
+    logging.getLogger("spurcor").propagate = True
+    with caplog.at_level(logging.WARNING, "spurcor"):
+        for named, stop in (
+            ({}, step),
+            ({"noise": Noise(epochs)}, 2),
+            ({"noise": Noise(epochs)}, 0),
+        ):
+            chosen = analyses(**named)
+            trainer, method = trainer_of(cfg, tmp_path, chosen)
+            trainer.observer = StopAt(stop)
+            with suppress(CrashError):
+                trainer.fit(method)
+    told = [text for text in caplog.messages if text.startswith("analysis: noise was not asked")]
+    assert len(told) == 1
+    assert told[0].endswith(message)
+    moments = chosen.series["noise-0"].moments
+    assert not moments or message == f"begins at epoch {moments[0].epoch} of {moments[0].phase}"
+    assert bool(moments) == ("never" not in message)
+
+
 @pytest.fixture(autouse=True)
 def _plug_ins(monkeypatch):
     """Configurations may name the classes of this file."""
@@ -162,7 +198,8 @@ def test_a_run_ends_with_its_analyses(tmp_path):
     outcome = execute(cfg)
     result = read_json(cfg.directory / "result.json")
     part = result["analysis"][folder_of(cfg, "noise").name]
-    assert part == {"options": {"epochs": [2, 4]}, "metrics": {"count": 2}}
+    first = {"phase": "erm", "epoch": 2}
+    assert part == {"options": {"epochs": [2, 4]}, "metrics": {"count": 2}, "first": first}
     right = result["analysis"][folder_of(cfg, "end").name]["metrics"]["right/test"]
     assert right == pytest.approx(result["test"]["average"])
     assert outcome.result["analysis"] == result["analysis"]

@@ -435,6 +435,8 @@ def test_what_is_asked_wrongly_is_told(caplog):
         StaticDynamic(pairs=(("small/red", "large/red"),)).check(method, splits)
     with pytest.raises(UserError, match="no other split"):
         GradientBasis(splits=("other split",)).check(method, splits)
+    with pytest.raises(UserError, match=r"epochs=\[2, -1\] must not be negative"):
+        runs.validate(read("analysis=output_moments", "analysis.output_moments.epochs=[2,-1]"))
     with pytest.raises(ValueError, match="every=0"):
         GradientBasis(every=0)
     assert not GradientBasis(epochs=()).measures

@@ -1,7 +1,8 @@
 """The contract of an analysis, and those of a run: measured as it trains, written at its end."""
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from spurcor.errors import UserError
 from spurcor.files import replacing
 from spurcor.method import Method
 from spurcor.metrics import none_if_undefined
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -183,17 +186,32 @@ class Analyses:
                 _save(place / "arrays.npz", series)
             ended = Ended(directory, place, config, splits, method, series)
             parts[folder] = {"options": self._options[folder], **analysis.finish(ended)}
+            if analysis.measures:
+                first = series.moments[0] if series.moments else None
+                parts[folder]["first"] = first and {"phase": first.phase, "epoch": first.epoch}
         return parts
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured, which is in no other file while the run goes on."""
         return {folder: series.state_dict() for folder, series in self.series.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`; an analysis that is new since then begins now."""
-        for folder, series in self.series.items():
+    def load_state_dict(self, state: Mapping[str, Any], coming: Sequence[tuple[str, int]]) -> None:
+        """Continue from `state_dict`; an analysis that is new since then begins now, and says so.
+
+        `coming`: the phase and the finished epochs of the moments that are left.
+        """
+        for folder, analysis in self._analyses.items():
             if folder in state:
-                series.load_state_dict(state[folder])
+                self.series[folder].load_state_dict(state[folder])
+            elif analysis.measures:
+                left = (
+                    f"at epoch {epoch} of {name}" for name, epoch in coming if analysis.due(epoch)
+                )
+                log.warning(
+                    "analysis: %s was not asked for when the run began; what it measures begins %s",
+                    _name(folder),
+                    next(left, "never: none of its epochs is left"),
+                )
 
 
 def _name(folder: str) -> str:

@@ -100,6 +100,11 @@ class GroupAnalysis(Analysis):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+        if self.epochs and min(self.epochs) < 0:
+            raise ValueError(
+                f"epochs={list(self.epochs)} must not be negative; the first moment is 0, before"
+                " the first epoch"
+            )
         if not self.splits:
             raise ValueError("splits=[] leaves nothing to analyse")
 
