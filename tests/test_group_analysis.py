@@ -345,6 +345,27 @@ def test_chunks_do_not_matter_and_requests_of_the_same_samples_are_one_pass():
     assert torch.allclose(whole.gram, found.gram, rtol=1e-10)
 
 
+def test_large_images_are_read_a_few_at_a_time(monkeypatch):
+    splits, method = setting()
+    sizes = []
+    predict = method.predict
+    method.predict = lambda x: sizes.append(x.shape[0]) or predict(x)
+    (request,) = OutputMoments().requests()
+    whole = splits["train"].group_counts.tolist()
+    collect_one(request, method, splits)
+    assert sizes == whole
+    sizes.clear()
+    image = everything(splits)[0][0].numel()
+    monkeypatch.setattr(statistics, "VALUES", 10 * image + 1)
+    collect_one(request, method, splits)
+    assert max(sizes) == 10
+    assert sum(sizes) == sum(whole)
+    sizes.clear()
+    monkeypatch.setattr(statistics, "VALUES", image - 1)
+    collect_one(request, method, splits)
+    assert sizes == [1] * sum(whole)
+
+
 def test_a_part_of_the_samples_is_the_same_part_every_time():
     splits, method = setting(train=2)
     request = Request("train", 5, 64, True, False)

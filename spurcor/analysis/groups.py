@@ -82,14 +82,15 @@ class GroupAnalysis(Analysis):
     """An analysis that is a function of the statistics of the groups of `splits`.
 
     `epochs`: those after which it is measured, 0 before the first; null: every `every`-th, [] none.
-    `num_samples` of each group are read, null: all, `chunk_size` at a time.
+    `num_samples` of each group are read, null: all, `chunk_size` at a time, null: 512, and fewer of
+    images that would have more than 4 million values together.
     """
 
     splits: tuple[str, ...] = ("train",)
     epochs: tuple[int, ...] | None = None
     every: int = 1
     num_samples: int | None = None
-    chunk_size: int = 512
+    chunk_size: int | None = None
 
     gradients: ClassVar[bool] = False
     jacobians: ClassVar[bool] = False

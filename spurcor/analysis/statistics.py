@@ -6,6 +6,7 @@ a pass leaves; its vectors stay on the device. G groups, P weights, V vectors.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from spurcor.seeding import derive_seed
 
 BLOCK = 1 << 16  # weights whose products are added up at once, in float64
 VANISHING = 1e-9  # norms below have no direction
-Samples = tuple[str, int | None, int]
+CHUNK, VALUES = 512, 1 << 22  # most samples at once, and most values that their images have
+Samples = tuple[str, int | None, int | None]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Request:
 
     split: str
     num_samples: int | None
-    chunk_size: int
+    chunk_size: int | None
     gradients: bool
     jacobians: bool
 
@@ -140,9 +142,10 @@ def collect_one(request: Request, method: Method, splits: Splits) -> GroupStatis
     count = data.group_counts.cpu()
     vectors = _Vectors(request, method.weights(), len(count))
     table = torch.full((3, len(count)), torch.nan, dtype=torch.float64)
+    size = request.chunk_size or max(1, min(CHUNK, VALUES // math.prod(splits.info.shape)))
     for g, indices in _members(data, request).items():
         losses, outputs = [], []
-        for chunk in torch.split(indices, request.chunk_size):
+        for chunk in torch.split(indices, size):
             batch = data.fetch(chunk)
             with torch.set_grad_enabled(vectors.wanted), _Linears() as linears:
                 logits = method.predict(splits.transform(batch.x))
