@@ -345,6 +345,18 @@ def test_chunks_do_not_matter_and_requests_of_the_same_samples_are_one_pass():
     assert torch.allclose(whole.gram, found.gram, rtol=1e-10)
 
 
+def test_an_analysis_keeps_the_products_of_its_own_vectors_whatever_others_ask_for():
+    splits, method = setting(train=2)
+    chosen = (GradientBasis(), JacobianNorm(), StaticDynamic())
+    found = collect([r for one in chosen for r in one.requests()], method, splits)
+    together = [one.measure(method, splits, found)["gram/train"] for one in chosen]
+    whole = gram_of(splits, method).gram
+    for gram, rows in zip(together, (slice(4), slice(4, 8), slice(8)), strict=True):
+        assert torch.allclose(gram, whole[rows, rows], rtol=1e-10)
+    alone = [measured(one, splits, method)["gram"] for one in chosen]
+    assert all(map(torch.allclose, together, alone))
+
+
 def test_large_images_are_read_a_few_at_a_time(monkeypatch):
     splits, method = setting()
     sizes = []

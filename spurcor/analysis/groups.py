@@ -171,7 +171,7 @@ class GroupAnalysis(Analysis):
             statistics = found[request.samples]
             arrays = {"count": statistics.count, "loss": statistics.loss}
             if self.gradients or self.jacobians:
-                arrays["gram"] = statistics.gram
+                arrays["gram"] = statistics.products(self.gradients, self.jacobians)
             quantities = {**arrays, **self.quantities(statistics)}
             values |= {f"{key}/{request.split}": value for key, value in quantities.items()}
         return values

@@ -85,6 +85,11 @@ class GroupStatistics:
         """sum_g weights_g m_g, as coefficients (2G,); weights (G,)."""
         return torch.cat([torch.zeros(len(weights), dtype=torch.float64), weights.double()])
 
+    def products(self, gradients: bool, jacobians: bool) -> Tensor:
+        """`gram` of one kind of vector (G, G) or of both, whatever else the pass was made for."""
+        rows = torch.tensor([gradients, jacobians]).repeat_interleave(len(self.share))
+        return self.gram[rows][:, rows]
+
     def dot(self, u: Tensor, v: Tensor) -> Tensor:
         """<u, v> of two combinations; NaN where one has a part in a group without a sample."""
         if bool((((u != 0) | (v != 0)) & ~self.present).any()):
