@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from training import read, rows_of
+from training import read, rows_of, trainer_of
 
 from spurcor import checkpoint, gates, runs
 from spurcor.analysis import Ended, Moment, Series, statistics
@@ -563,6 +563,34 @@ def test_weights_that_other_masks_left_are_refused(tmp_path):
 
 NAMED = ("gradient_basis", "gap_dynamics", "jacobian_norm", "static_dynamic", "output_moments")
 BOTH = (ALL, *(f"analysis.{name}.splits=[train,val]" for name in NAMED))
+
+
+@pytest.mark.parametrize("network", ["mlp", "small_cnn"])  # of linear layers alone, and not
+def test_a_compiled_network_has_the_numbers_of_another(network, tmp_path, monkeypatch):
+    torch._dynamo.reset()
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compile_(f, backend="eager"))
+    found = []
+    for compiled in ("false", "true"):
+        cfg = read(
+            f"backbone={network}", "dataset.num_train=150", "method.epochs=2", *FLOW,
+            f"train.compile={compiled}", "analysis=static_dynamic",
+        )  # fmt: skip
+        folder = tmp_path / compiled
+        folder.mkdir()
+        trainer, method = trainer_of(cfg, folder)
+        assert (method.backbone._compiled_call_impl is not None) == (compiled == "true")
+        tried = torch._dynamo.utils.counters["frames"]["total"]
+        collect(StaticDynamic().requests(), method.eval(), trainer.context.splits)
+        assert (
+            torch._dynamo.utils.counters["frames"]["total"] == tried
+        )  # nothing is compiled for it
+        trainer.fit(method)
+        (series,) = trainer.analyses.series.values()
+        found.append(series.stacked())
+    assert found[0]["A/large/red-large/green/train"].shape == (3,)
+    for key, values in found[0].items():
+        torch.testing.assert_close(found[1][key], values, rtol=1e-4, atol=1e-6)
 
 
 def test_nothing_is_said_of_val_in_a_phase_that_trains_on_it(tmp_path, caplog):
