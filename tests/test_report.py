@@ -56,8 +56,8 @@ def make(
     directory.mkdir(parents=True, exist_ok=True)
     entry = {
         "overrides": [f"{key}={value}" for key, value in options.items()] + [f"seed={seed}"],
-        "identity": name, "seed": seed, "directory": place, "needs": ["done"], "job": None,
-        "log": None,
+        "identity": name, "seed": seed, "directory": place, "job": None, "log": None,
+        "needs": ["done", *(f"dfr/val-{number}/result.json" for number in range(len(dfr or ())))],
     }  # fmt: skip
     manifest = outputs / "sweeps" / sweep / "points.jsonl"
     manifest.parent.mkdir(parents=True, exist_ok=True)
@@ -473,6 +473,22 @@ def test_named_test_sets_are_metrics_too(tmp_path):
     (record,) = write_report(tmp_path, ["made"], options).tables["methods"].records
     assert record["clean/worst"].mean == pytest.approx(40)
     assert record["group/land/land"].mean == pytest.approx(40)
+
+
+def test_repairs_that_no_point_asked_for_are_left_out_unless_wanted(tmp_path):
+    make(tmp_path, dfr=[(1, 0.5, 0.7), (2, 0.6, 0.8)])
+    manifest = tmp_path / "sweeps" / "made" / "points.jsonl"
+    entry = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**entry, "needs": entry["needs"][:2]}) + "\n")
+    found = collect(tmp_path, ["made"])
+    assert [trial.repair for trial in found.trials] == [None, "val-0"]
+    assert found.notes == (
+        "1 repairs of these runs were made outside the sweep and are left out; `repairs=all`"
+        " shows them.",
+    )
+    every = collect(tmp_path, ["made"], all_repairs=True)
+    assert [trial.repair for trial in every.trials] == [None, "val-0", "val-1"]
+    assert every.notes == ()
 
 
 # --- the command ----------------------------------------------------------------------------------

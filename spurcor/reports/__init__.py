@@ -45,7 +45,7 @@ def write_report(outputs: Path, sweeps: Sequence[str], options: Options) -> Repo
     Raises UserError for a sweep that does not exist and for options that no run knows.
     """
     with plots.Artist() if options.plots else contextlib.nullcontext() as artist:
-        found = collect(outputs, sweeps)
+        found = collect(outputs, sweeps, all_repairs=options.repairs == "all")
         shown: list[Table] = []
         figures: list[Drawing] = []
         texts: dict[str, str] = {}

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from spurcor.config import METRICS
 from spurcor.errors import UserError
@@ -40,6 +40,7 @@ class Options:
     baseline: str | None = "erm"
     curve: Curve | None = None
     published: bool = False
+    repairs: Literal["asked", "all"] = "asked"
     plots: bool = True
     keep: dict[str, Any] | None = None
 

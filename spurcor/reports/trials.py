@@ -60,12 +60,16 @@ class Collection:
         return list({trial.run.directory: trial.run for trial in self.trials}.values())
 
 
-def collect(outputs: Path, sweeps: Sequence[str]) -> Collection:
-    """Read the runs of the sweeps; one that several sweeps hold counts once."""
+def collect(outputs: Path, sweeps: Sequence[str], *, all_repairs: bool = False) -> Collection:
+    """Read the runs of the sweeps; one that several sweeps hold counts once.
+
+    Of the repairs of a run, those that a point of the sweeps asked for, or all.
+    """
     from spurcor.sweeps import states
 
     seeds: dict[str, set[int]] = {}
     finished: dict[Path, bool] = {}
+    asked: dict[Path, set[str]] = {}
     missing = []
     for sweep in sweeps:
         for point in states(outputs, sweep):
@@ -73,6 +77,9 @@ def collect(outputs: Path, sweeps: Sequence[str]) -> Collection:
             seeds.setdefault(entry["identity"], set()).add(entry["seed"])
             directory = Path(entry["directory"])
             finished[directory] = finished.get(directory, False) or point.status == "done"
+            folders = (Path(need).parent for need in entry["needs"])
+            names = {folder.name for folder in folders if folder.parent.name == "dfr"}
+            asked.setdefault(directory, set()).update(names)
             if point.status != "done":
                 text = " ".join(entry["overrides"])
                 missing.append(Missing(sweep, text, point.status, point.message or ""))
@@ -86,6 +93,16 @@ def collect(outputs: Path, sweeps: Sequence[str]) -> Collection:
             except (ValueError, OSError) as error:
                 skipped[str(directory)] = str(error)
     labels, notes = _labels(runs)
+    others = 0
+    for i, run in enumerate(runs if not all_repairs else ()):
+        own = {k: v for k, v in run.repairs.items() if k in asked[run.directory]}
+        others += len(run.repairs) - len(own)
+        runs[i] = replace(run, repairs=own)
+    if others:
+        notes.append(
+            f"{others} repairs of these runs were made outside the sweep and are left out;"
+            " `repairs=all` shows them."
+        )
     trials = with_settings([trial for run in runs for trial in _trials(run, labels)])
     planned = {identity: len(found) for identity, found in seeds.items()}
     return Collection(tuple(trials), tuple(missing), skipped, planned, tuple(notes))
