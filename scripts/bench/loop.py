@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 import spurcor.trainer
 from spurcor import config, launcher, runs
-from spurcor.config import TrainConfig
+from spurcor.analysis import Analyses
+from spurcor.config import Loss, TrainConfig
 from spurcor.console import Terminal
 from spurcor.data import Split, Splits
 from spurcor.metrics import evaluate
@@ -74,9 +75,11 @@ def evaluate_once() -> None:
     """Evaluation is apart: the first epoch, which warms up, is evaluated, later rows repeat it."""
     entries: dict[str, float | None] = {}
 
-    def remembered(predict: Callable[[Tensor], Tensor], splits: Splits) -> dict[str, float | None]:
+    def remembered(
+        predict: Callable[[Tensor], Tensor], splits: Splits, loss: Loss
+    ) -> dict[str, float | None]:
         if not entries:
-            entries.update(evaluate(predict, splits))
+            entries.update(evaluate(predict, splits, loss))
         return entries
 
     spurcor.trainer.evaluate = remembered
@@ -116,7 +119,11 @@ def measure(name: str, overrides: list[str], num_pairs: int) -> None:
         trackers.start(record)
         observer = stack.enter_context(Terminal().watch(lambda rows: trackers.rows(record, rows)))
         trainer = ClockedTrainer(
-            directory, cfg.train, runs.context_of(cfg, splits, directory), observer
+            directory,
+            cfg.train,
+            runs.context_of(cfg, splits, directory),
+            observer,
+            Analyses.build(cfg.analysis),
         )
         trainer.turns = turns
         bare = threading.Thread(
