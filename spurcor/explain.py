@@ -67,7 +67,7 @@ def draw(run: "FinishedRun", config: ExplainConfig) -> Path:
     what = [f"{config.split}{kind}", *(rows if config.group else ()), layer, config.saliency]
     file = "-".join(what).replace("/", "_")
     path = config.paths.outputs / "explain" / place / f"{file}.png"
-    draw_panels(rows, f"{run!r}\n{config.saliency} of {layer}, {config.split}{kind}", path)
+    draw_panels(rows, f"{run.name}\n{config.saliency} of {layer}, {config.split}{kind}", path)
     return path
 
 

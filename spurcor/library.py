@@ -1,8 +1,8 @@
 """spurcor in a notebook: runs from overrides, finished runs as objects.
 
 from spurcor import open_run
-run = open_run("r670181abcb/seed0")
-run.metrics("test").worst, run.features("val", layer="layer3"), run.mistakes("test")
+run = open_run("ra362293c36/seed0")
+run.metrics("test").worst, run.features("val", layer="block2"), run.mistakes("test")
 """
 
 import functools
@@ -32,8 +32,13 @@ class FinishedRun:
         self.directory, self.config = directory, config
 
     def __repr__(self) -> str:
+        return f"<{self.name}: {self.directory}>"
+
+    @property
+    def name(self) -> str:
+        """Data set, method, backbone and seed."""
         names = (self.config.choices[group] for group in ("dataset", "method", "backbone"))
-        return f"<{' '.join(names)} seed {self.config.seed}: {self.directory}>"
+        return f"{' '.join(names)} seed {self.config.seed}"
 
     @property
     def result(self) -> dict[str, Any]:

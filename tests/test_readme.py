@@ -7,6 +7,9 @@ import sys
 
 import pytest
 from conftest import REPO
+from training import read
+
+import spurcor.library
 
 README = (REPO / "README.md").read_text()
 
@@ -15,6 +18,11 @@ def test_the_readme_names_every_option_that_exists():
     for group in ("dataset", "backbone", "method"):
         for path in (REPO / "conf" / group).glob("*.yaml"):
             assert f"`{path.stem}`" in README, f"{group}={path.stem}"
+
+
+def test_the_readmes_run_is_the_one_that_its_first_command_makes():
+    named = set(re.findall(r"\br[0-9a-f]{10}\b", README + (spurcor.library.__doc__ or "")))
+    assert named == {read().identity}
 
 
 @pytest.mark.cold
