@@ -129,6 +129,8 @@ def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
         return f"{group}={name} does not exist; choose one of {', '.join(sorted(error.options))}"
+    if match := re.search(r"Could not (?:load|find) '([^']+)'", text):
+        return _missing_option(match[1])
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read; quote a value with brackets, commas or spaces"
     if match := re.search(r"Could not (?:override|delete from config\. ) ?'([^']+)'", text):
@@ -137,6 +139,19 @@ def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
         return _added_twice(match[1], overrides)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def _missing_option(path: str) -> str:
+    """Of several options of a group, or of a folder in it: one has no file."""
+    group, _, name = path.rpartition("/")
+    while not (config.CONF / group).is_dir():
+        group, _, end = group.rpartition("/")
+        name = f"{end}/{name}"
+    options = sorted(
+        str(file.relative_to(config.CONF / group).with_suffix(""))
+        for file in (config.CONF / group).rglob("*.yaml")
+    )
+    return f"{group}={name} does not exist; choose one of {', '.join(options)}"
 
 
 def _added_twice(key: str, overrides: list[str]) -> str:

@@ -18,6 +18,14 @@ BAD = {
     "unknown root key": (["+learning_rate=1"], ["learning_rate is no key"]),
     "near root key": (["sede=1"], ["sede is no key", "seed?"]),
     "unknown dataset": (["dataset=nosuch"], ["dataset=nosuch", "digits", "dominoes"]),
+    "one unknown analysis": (
+        ["analysis=[gap_dynamics,foo]"],
+        ["analysis=foo does not exist", "gap_dynamics, gradient_basis"],
+    ),
+    "unknown sweep file": (
+        ["+sweeps=nope/x"],
+        ["sweeps=nope/x does not exist", "digits/main, digits"],
+    ),
     "range": (["method.epochs=0"], ["method.epochs=0"]),
     "negative learning rate": (["optimizer.lr=-1"], ["optimizer", "learning rate"]),
     "switch for number": (["method.epochs=true"], ["method.epochs=True is not a whole number"]),
