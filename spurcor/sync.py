@@ -48,6 +48,7 @@ def main(cfg: DictConfig) -> int:
 def _send(config: SyncConfig, trackers: "Trackers") -> tuple[int, list[tuple[Path, str]]]:
     """Returns how many runs were sent, and which were left out and why."""
     from spurcor import runs
+    from spurcor.console import tracked
     from spurcor.lock import holder, lock_of
     from spurcor.sweeps import manifest
     from spurcor.tracking import Record
@@ -60,7 +61,8 @@ def _send(config: SyncConfig, trackers: "Trackers") -> tuple[int, list[tuple[Pat
         if config.sweep in (None, folder.parent.name):
             trackers.start(record := Record.of_sweep(folder.parent))
             trackers.finish(record, "FINISHED")
-    for directory in sorted((outputs / "runs").glob("*/*/*/seed*")):
+    directories = sorted((outputs / "runs").glob("*/*/*/seed*"))
+    for directory in tracked(directories, "runs on disk", len(directories)):
         if not directory.name.removeprefix("seed").isdigit() or not directory.is_dir():
             continue
         if (owner := holder(lock_of(directory))) is not None:
