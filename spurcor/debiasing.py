@@ -66,8 +66,8 @@ class DebiasingSet:
         if not len(drawn):
             raise RunError(
                 f"every one of the {len(torch.unique(clusters))} clusters holds one class: nothing"
-                " is there to balance; try a smaller method.num_clusters, or fewer method.epochs: a"
-                " network that has learnt TRAIN by heart parts the classes everywhere"
+                " is there to balance; try a smaller method.num_clusters, or a network trained for"
+                " fewer epochs: one that has learnt TRAIN by heart parts the classes everywhere"
             )
         return drawn
 
@@ -80,7 +80,7 @@ class DebiasingSet:
         if len(drawn) < (batch_size or 0):
             log.warning(
                 "the de-biasing set has %d images, fewer than a batch of %d: clusters mix hardly"
-                " any classes; try a smaller method.num_clusters, or fewer method.epochs",
+                " any classes; try a smaller method.num_clusters, or fewer epochs of ERM",
                 len(drawn),
                 batch_size,
             )

@@ -55,6 +55,10 @@ class MaskTune(Method):
         super().__init__(backbone, info)
         if iterations < 1:
             raise ValueError(f"iterations={iterations} must be at least 1")
+        if deviations < 0 or (finetune_lr or 0) < 0:
+            raise ValueError(
+                f"deviations={deviations} and finetune_lr={finetune_lr} must not be negative"
+            )
         if not 0 < quantile < 1:
             raise ValueError(f"quantile={quantile} must be between 0 and 1")
         self.epochs, self.mask, self.saliency = epochs, mask, saliency
