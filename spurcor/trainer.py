@@ -252,10 +252,11 @@ class Trainer:
 
     def _select(self, method: Method, row: Mapping[str, Any], wanted: str) -> None:
         criterion = selection.default_criterion(row, wanted)
-        if self.progress.best.add(selection.score(row, criterion)):
+        score = selection.score(row, criterion)
+        if self.progress.best.add(score):
             self._best = checkpoint.snapshot(method)
             self.progress.selected = {
-                "criterion": criterion,
+                "criterion": None if score is None else criterion,  # then it is the last epoch
                 "phase": row["phase"],
                 "epoch": row["epoch"],
             }

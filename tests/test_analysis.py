@@ -16,7 +16,7 @@ from spurcor.analysis.stored import analyze_stored, kept_weights
 from spurcor.config import Node, RunPaths, analysis_name
 from spurcor.console import Terminal
 from spurcor.errors import UserError
-from spurcor.files import read_json
+from spurcor.files import read_json, write_json
 from spurcor.lock import lock_of, locked
 from spurcor.tracking import Trackers
 
@@ -249,6 +249,21 @@ def test_a_finished_run_is_analysed_by_its_own_configuration(tmp_path):
     assert list(outcome.result["analysis"]) == [folder_of(cfg, "end").name]
     with pytest.raises(UserError, match="analysis=none asks for nothing"):
         runs.analyze(directory, dataclasses.replace(cfg, analysis={}), Terminal())
+    result = read_json(directory / "result.json")
+    result["run"]["splits"]["test"] = "another"
+    write_json(directory / "result.json", result)
+    with pytest.raises(UserError, match="the test split is not the one"):
+        runs.analyze(directory, asking(tmp_path, noise=noise(epochs=[1])), Terminal())
+
+
+def test_the_selected_and_the_last_weights_are_analysed_too(tmp_path):
+    cfg = asking(tmp_path)
+    execute(cfg)
+    result = read_json(cfg.directory / "result.json")
+    result["selected"]["epoch"] = 2
+    write_json(cfg.directory / "result.json", result)
+    found = [(moment.epoch, path.name) for moment, path in kept_weights(cfg.directory)]
+    assert found == [(2, "model.safetensors"), (4, "last.safetensors")]
 
 
 def test_two_processes_never_analyse_a_run_at_once(tmp_path):

@@ -285,8 +285,10 @@ class _Vectors:
         gram = torch.zeros(2 * self.num_groups, 2 * self.num_groups, dtype=torch.float64)
         if self.wanted:
             rows = torch.arange(2 * self.num_groups).view(2, -1)[self.kinds].flatten()
-            blocks = (block for part in self.parts for block in torch.split(part, BLOCK, dim=1))
-            for block in blocks:
-                exact = block.double()
-                gram[rows[:, None], rows] += (exact @ exact.T).cpu()
+            products = self.parts[0].new_zeros(len(rows), len(rows), dtype=torch.float64)
+            for part in self.parts:
+                for block in torch.split(part, BLOCK, dim=1):
+                    exact = block.double()
+                    products += exact @ exact.T
+            gram[rows[:, None], rows] = products.cpu()
         return gram
