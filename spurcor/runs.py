@@ -19,23 +19,26 @@ from spurcor import checkpoint, results
 from spurcor.analysis import Analyses
 from spurcor.analysis.stored import analyze_stored
 from spurcor.config import (
-    MACHINE,
     Node,
     Paths,
     RunPaths,
     TrainConfig,
-    TrainOptions,
     check,
-    content,
     dfr_name,
     plain,
 )
 from spurcor.console import Terminal
-from spurcor.data import Split, Splits
+from spurcor.data import Splits
 from spurcor.errors import RunError, UserError
 from spurcor.files import read_json, read_lines, remove_leftovers, write_json, write_text
 from spurcor.lock import Held, holder, lock_of, locked
 from spurcor.method import Method, RunContext
+from spurcor.refusals import (
+    refuse_blind_selection,
+    refuse_blind_stopping,
+    refuse_changed_defaults,
+    refuse_impossible,
+)
 from spurcor.repair import refuse_leak, repair, repairing
 from spurcor.tracking import Record, Trackers
 from spurcor.trainer import Interrupted, Trainer, untouched
@@ -197,7 +200,8 @@ def execute(
     """
     directory = config.directory
     if not config.rerun:
-        _refuse_changed_defaults(config, directory)
+        if (directory / "config.yaml").exists():
+            refuse_changed_defaults(config, read_config(directory))
     if not config.rerun and _complete(config, directory):
         _refuse_other_data(config, directory)
         if on_start is not None:
@@ -218,12 +222,12 @@ def execute(
     for phase in method.phases():
         phase.check(context)
     if method.phases():  # else there is no epoch to select
-        _refuse_blind_selection(config.train, splits)
-        _refuse_blind_stopping(config.train, method)
+        refuse_blind_selection(config.train, splits)
+        refuse_blind_stopping(config.train, method)
     if config.dfr is None and not method.phases():
         raise UserError("this method trains nothing and dfr=none fits nothing; choose a dfr")
     if config.dfr is not None:
-        _refuse_impossible(config.dfr, splits, method)
+        refuse_impossible(config.dfr, splits, method)
     Analyses.build(config.analysis).check(method, splits)
     built = time.time()
     if on_start is not None:
@@ -280,52 +284,6 @@ def validate(config: TrainConfig) -> None:
     _optimizers(config)
 
 
-def _refuse_impossible(node: Node, splits: Splits, method: Method) -> None:
-    """What a repair would fail on after hours of training."""
-    dfr = node.build()
-    spec = splits.info.spec
-    spec.require_groups("Deep Feature Reweighting (dfr=none leaves it out)")
-    for name in dfr.reads:
-        splits[name]
-        if name in method.consumed:
-            raise UserError(
-                f"dfr: it reads {name}, which the network is trained on; choose a dfr that reads"
-                " other splits, or dfr=none"
-            )
-    dfr.check({name: split.group_counts.cpu() for name, split in splits.data.items()}, spec)
-    method.backbone.layer(dfr.layer)
-    method.backbone.size(dfr.layer, dfr.pooling)
-
-
-def _refuse_blind_selection(options: TrainOptions, splits: Splits) -> None:
-    """A worst group that val does not have cannot choose an epoch."""
-    key, criterion = "train.selection", options.selection
-    if options.early_stopping is not None and criterion != "val/worst":
-        key, criterion = "train.early_stopping.metric", options.early_stopping.metric
-    val, test = (splits.data.get(name) for name in (Split.VAL, Split.TEST))
-    if criterion != "val/worst" or val is None or test is None:
-        return
-    counts = zip(val.spec.names, val.group_counts.tolist(), test.group_counts.tolist(), strict=True)
-    for name, in_val, in_test in counts:
-        if bool(in_val) != bool(in_test):
-            lacks, has = ("val", "test") if in_test else ("test", "val")
-            raise UserError(
-                f"{key}=val/worst: group {name} has no sample in {lacks} and"
-                f" {max(in_val, in_test)} in {has}, so its accuracy would not count; give {lacks}"
-                f" more samples, or say {key}=val/average"
-            )
-
-
-def _refuse_blind_stopping(options: TrainOptions, method: Method) -> None:
-    """A phase that trains on VAL has no figure of it to be stopped by."""
-    for phase in method.phases():
-        if options.early_stopping is not None and Split.VAL in phase.consumed:
-            raise UserError(
-                f"train.early_stopping.metric={options.early_stopping.metric}: {phase.name} trains"
-                " on val, which then says nothing; say train.early_stopping=null"
-            )
-
-
 def retrain(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome:
     """Repair a finished run, rebuilt from its own configuration.
 
@@ -336,7 +294,7 @@ def retrain(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome
     if (directory / "dfr" / dfr_name(node) / "result.json").exists():
         return _report(config, directory, terminal, "was repaired like this before")
     splits, method = build(config)
-    _refuse_impossible(node, splits, method)
+    refuse_impossible(node, splits, method)
     try:
         with ExitStack() as stack:
             stack.enter_context(logged(directory / "train.log"))
@@ -503,23 +461,6 @@ def set_aside(directory: Path) -> None:
         while (aside := directory.with_name(f"{directory.name}.old{number}")).exists():
             number += 1
         os.replace(directory, aside)
-
-
-def _refuse_changed_defaults(config: TrainConfig, directory: Path) -> None:
-    """Defaults are left out of the identity, so a run from before one changed has the same name."""
-    if not (directory / "config.yaml").exists():
-        return
-    before = read_config(directory)
-    for name in ("dataset", "backbone", "method", "optimizer", "schedule", "train"):
-        nodes = [getattr(c, name) for c in (before, config)]
-        then, now = (plain(n.arguments if isinstance(n, Node) else n) for n in nodes)
-        for key in then.keys() & now.keys() - {"store", "workers", "init", *MACHINE}:
-            files = content(then[key], before.paths.data), content(now[key], config.paths.data)
-            if then[key] != now[key] and files[0] != files[1]:
-                raise UserError(
-                    f"{name}.{key}={now[key]} was {then[key]} by default when {directory} was made;"
-                    f" say {name}.{key}={then[key]}, or rerun=true to set that run aside"
-                )
 
 
 def _refuse_other_data(config: TrainConfig, directory: Path) -> None:

@@ -17,6 +17,7 @@ from spurcor.errors import UserError
 from spurcor.files import write_json
 from spurcor.lock import _identity
 from spurcor.metrics import apply
+from spurcor.refusals import refuse_impossible
 
 QUICK = ("method.epochs=2", "backbone=mlp", "tracker=none")
 SPEC = GroupSpec(("a", "b"), ("x", "y"), aligned=(0, 1))
@@ -205,7 +206,7 @@ def test_what_cannot_be_repaired_is_refused_before_training(options, words):
         config, splits, method = build(options[0], f"dataset.drop_groups=[{names[1]}]")
         words = f"the train split has no sample of group {names[1]}, and test has"
     with pytest.raises(UserError, match=words):
-        runs._refuse_impossible(config.dfr, splits, method)
+        refuse_impossible(config.dfr, splits, method)
 
 
 class Pooled:

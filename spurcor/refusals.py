@@ -1,0 +1,66 @@
+"""What a run is refused for before anything is written: it would fail, or say nothing, later."""
+
+from spurcor.config import MACHINE, Node, TrainConfig, TrainOptions, content, plain
+from spurcor.data import Split, Splits
+from spurcor.errors import UserError
+from spurcor.method import Method
+
+
+def refuse_impossible(node: Node, splits: Splits, method: Method) -> None:
+    """What a repair would fail on after hours of training."""
+    dfr = node.build()
+    spec = splits.info.spec
+    spec.require_groups("Deep Feature Reweighting (dfr=none leaves it out)")
+    for name in dfr.reads:
+        splits[name]
+        if name in method.consumed:
+            raise UserError(
+                f"dfr: it reads {name}, which the network is trained on; choose a dfr that reads"
+                " other splits, or dfr=none"
+            )
+    dfr.check({name: split.group_counts.cpu() for name, split in splits.data.items()}, spec)
+    method.backbone.layer(dfr.layer)
+    method.backbone.size(dfr.layer, dfr.pooling)
+
+
+def refuse_blind_selection(options: TrainOptions, splits: Splits) -> None:
+    """A worst group that val does not have cannot choose an epoch."""
+    key, criterion = "train.selection", options.selection
+    if options.early_stopping is not None and criterion != "val/worst":
+        key, criterion = "train.early_stopping.metric", options.early_stopping.metric
+    val, test = (splits.data.get(name) for name in (Split.VAL, Split.TEST))
+    if criterion != "val/worst" or val is None or test is None:
+        return
+    counts = zip(val.spec.names, val.group_counts.tolist(), test.group_counts.tolist(), strict=True)
+    for name, in_val, in_test in counts:
+        if bool(in_val) != bool(in_test):
+            lacks, has = ("val", "test") if in_test else ("test", "val")
+            raise UserError(
+                f"{key}=val/worst: group {name} has no sample in {lacks} and"
+                f" {max(in_val, in_test)} in {has}, so its accuracy would not count; give {lacks}"
+                f" more samples, or say {key}=val/average"
+            )
+
+
+def refuse_blind_stopping(options: TrainOptions, method: Method) -> None:
+    """A phase that trains on VAL has no figure of it to be stopped by."""
+    for phase in method.phases():
+        if options.early_stopping is not None and Split.VAL in phase.consumed:
+            raise UserError(
+                f"train.early_stopping.metric={options.early_stopping.metric}: {phase.name} trains"
+                " on val, which then says nothing; say train.early_stopping=null"
+            )
+
+
+def refuse_changed_defaults(config: TrainConfig, before: TrainConfig) -> None:
+    """Defaults are left out of the identity, so a run from before one changed has the same name."""
+    for name in ("dataset", "backbone", "method", "optimizer", "schedule", "train"):
+        nodes = [getattr(c, name) for c in (before, config)]
+        then, now = (plain(n.arguments if isinstance(n, Node) else n) for n in nodes)
+        for key in then.keys() & now.keys() - {"store", "workers", "init", *MACHINE}:
+            files = content(then[key], before.paths.data), content(now[key], config.paths.data)
+            if then[key] != now[key] and files[0] != files[1]:
+                raise UserError(
+                    f"{name}.{key}={now[key]} was {then[key]} by default when"
+                    f" {config.directory} was made; say {name}.{key}={then[key]}, or rerun=true to set that run aside"
+                )
