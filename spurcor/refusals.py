@@ -62,5 +62,6 @@ def refuse_changed_defaults(config: TrainConfig, before: TrainConfig) -> None:
             if then[key] != now[key] and files[0] != files[1]:
                 raise UserError(
                     f"{name}.{key}={now[key]} was {then[key]} by default when"
-                    f" {config.directory} was made; say {name}.{key}={then[key]}, or rerun=true to set that run aside"
+                    f" {config.directory} was made; say {name}.{key}={then[key]}, or rerun=true to"
+                    " set that run aside"
                 )

@@ -199,9 +199,8 @@ def execute(
     manifest, and the first file of the run.
     """
     directory = config.directory
-    if not config.rerun:
-        if (directory / "config.yaml").exists():
-            refuse_changed_defaults(config, read_config(directory))
+    if not config.rerun and (directory / "config.yaml").exists():
+        refuse_changed_defaults(config, read_config(directory))
     if not config.rerun and _complete(config, directory):
         _refuse_other_data(config, directory)
         if on_start is not None:
