@@ -362,7 +362,8 @@ def told(caplog):
     """What spurcor warned of; its logger hands nothing on once a command has set it up."""
     logger = logging.getLogger("spurcor")
     logger.addHandler(caplog.handler)
-    yield caplog
+    with caplog.at_level(logging.WARNING, logger="spurcor"):  # a command before may have left INFO
+        yield caplog
     logger.removeHandler(caplog.handler)
 
 

@@ -216,14 +216,14 @@ def test_equal_gradients_add_up(gate):
     torch.testing.assert_close(d, 2 * G)
 
 
-@pytest.mark.parametrize(("gate", "weight"), zip(GATE, [0.0, 0.0, -1.0, 0.0], strict=True))
+@pytest.mark.parametrize(("gate", "weight"), list(zip(GATE, [0.0, 0.0, -1.0, 0.0], strict=True)))
 def test_opposed_gradients(gate, weight):
     w, d = combined(-G, G, gate)
     torch.testing.assert_close(w, torch.full((4,), weight), atol=1e-6, rtol=0)
     torch.testing.assert_close(d, (1 - weight) * G, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("gate", "weight"), zip(GATE, [0.5, 0.0, 0.0, 0.0], strict=True))
+@pytest.mark.parametrize(("gate", "weight"), list(zip(GATE, [0.5, 0.0, 0.0, 0.0], strict=True)))
 def test_orthogonal_gradients(gate, weight):
     g_tr, g_ta = torch.zeros(4, 2, 1, 1), torch.zeros(4, 2, 1, 1)
     g_tr[:, 0], g_ta[:, 1] = 3.0, 5.0
