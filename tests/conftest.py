@@ -1,6 +1,7 @@
 """Fixtures: a warmed process that command lines are forked from, and small configurations."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -100,6 +101,18 @@ def command_line(tmp_path_factory):
     line = CommandLine(tmp_path_factory.mktemp("zygote"))
     yield line
     line.close()
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """A command sets spurcor's logger up once per process; the next test begins without that."""
+    logger = logging.getLogger("spurcor")
+    before = logger.level, logger.propagate, list(logger.handlers)
+    yield
+    logger.setLevel(before[0])
+    logger.propagate, logger.handlers = before[1:]
+    if launcher := sys.modules.get("spurcor.launcher"):
+        launcher.log_to_terminal.cache_clear()
 
 
 @pytest.fixture

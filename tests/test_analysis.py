@@ -144,7 +144,6 @@ def test_an_analysis_that_comes_later_says_where_it_begins(step, epochs, message
     options = ("method=prusc", "dataset.strength=0.7", "method.num_clusters=16")
     lengths = [f"method.{name}=1" for name in ("prune_epochs", "retrain_epochs")]
     cfg = read(*SMALL, *options, *lengths, "method.epochs=3", "train.checkpoint_seconds=0")
-    logging.getLogger("spurcor").propagate = True
     with caplog.at_level(logging.WARNING, "spurcor"):
         for named, stop in (
             ({}, step),

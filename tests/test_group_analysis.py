@@ -439,7 +439,6 @@ def test_more_than_two_classes(small_root):
 
 def test_an_empty_group_is_nan_and_named(caplog):
     splits, method = setting("dataset.drop_groups=[small/green]", dtype=torch.float64)
-    logging.getLogger("spurcor").propagate = True
     with caplog.at_level(logging.WARNING, "spurcor"):
         GapDynamics().check(method, splits)
     assert "small/green of train has no sample" in caplog.text
@@ -458,7 +457,6 @@ def test_an_empty_group_is_nan_and_named(caplog):
 
 def test_what_is_asked_wrongly_is_told(caplog):
     splits, method = setting()
-    logging.getLogger("spurcor").propagate = True
     with caplog.at_level(logging.WARNING, "spurcor"):
         GradientBasis(epochs=(10, 60, 70)).check(method, splits)
     assert "GradientBasis: epochs=[60, 70] come after the last, which is 20" in caplog.text
@@ -595,7 +593,6 @@ def test_a_compiled_network_has_the_numbers_of_another(network, tmp_path, monkey
 
 def test_nothing_is_said_of_val_in_a_phase_that_trains_on_it(tmp_path, caplog):
     options = (*PRUSC, "method.retrain_epochs=1", "method.retrain_on=val")
-    logging.getLogger("spurcor").propagate = True
     with caplog.at_level(logging.WARNING, "spurcor"):
         during = execute(tmp_path, *options, *BOTH)
     assert "retrain trains on val; what GradientBasis says of it then is NaN" in caplog.text

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import math
 
 import numpy as np
@@ -357,43 +356,33 @@ def test_a_compiled_backbone_is_pruned_like_another(tmp_path, monkeypatch):
         torch.testing.assert_close(ends[1][name], value, msg=name)
 
 
-@pytest.fixture
-def told(caplog):
-    """What spurcor warned of; its logger hands nothing on once a command has set it up."""
-    logger = logging.getLogger("spurcor")
-    logger.addHandler(caplog.handler)
-    with caplog.at_level(logging.WARNING, logger="spurcor"):  # a command before may have left INFO
-        yield caplog
-    logger.removeHandler(caplog.handler)
-
-
-def test_a_layer_without_a_weight_is_told(tmp_path, told):
+def test_a_layer_without_a_weight_is_told(tmp_path, caplog):
     method, phase, _ = begun(tmp_path)
     context = built(tmp_path)[1]
     phase.end(context)
-    assert "is kept" not in told.text
+    assert "is kept" not in caplog.text
     torch.nn.init.constant_(gates.gates_of(method)["backbone.hidden.1.weight"].logit, -1.0)
     phase.end(context)
-    assert "no weight of hidden.1 is kept" in told.text
-    assert "hidden.0" not in told.text
+    assert "no weight of hidden.1 is kept" in caplog.text
+    assert "hidden.0" not in caplog.text
 
 
-def test_what_a_set_cannot_teach_is_told(tmp_path, told):
+def test_what_a_set_cannot_teach_is_told(tmp_path, caplog):
     begun(tmp_path, "method.sampling=minority")
-    assert "no cluster of the de-biasing set holds two classes" in told.text
-    told.clear()
+    assert "no cluster of the de-biasing set holds two classes" in caplog.text
+    caplog.clear()
     begun(tmp_path)
-    assert told.text == ""
+    assert caplog.text == ""
     split = read_train()
     split.y = split.y + (torch.arange(len(split)) % 9 == 0) * 2  # two more classes, each apart
     split.spec = dataclasses.replace(split.spec, classes=("small", "large", "third", "fourth"))
     clusters = torch.where(split.y > 1, split.y, 0)
     drawn = debiasing_set(split.y, clusters, "balanced", 0)
     DebiasingSet(None, 3, "balanced")._warn(split, clusters, drawn, len(drawn))
-    assert "no sample of third, fourth: no cluster mixes it" in told.text
-    assert "fewer than a batch" not in told.text
+    assert "no sample of third, fourth: no cluster mixes it" in caplog.text
+    assert "fewer than a batch" not in caplog.text
     DebiasingSet(None, 3, "balanced")._warn(split, clusters, drawn, len(drawn) + 1)
-    assert f"has {len(drawn)} images, fewer than a batch of {len(drawn) + 1}" in told.text
+    assert f"has {len(drawn)} images, fewer than a batch of {len(drawn) + 1}" in caplog.text
 
 
 # --- options --------------------------------------------------------------------------------------
