@@ -69,7 +69,7 @@ def show(report: Report) -> None:
     from spurcor.console import Terminal
 
     terminal = Terminal()
-    for name in ("methods", "table"):
+    for name in ("methods", "table", "selective"):
         if table := report.tables.get(name):
             if terminal.console.is_terminal:
                 terminal.console.print(render.rich_table(table))

@@ -32,7 +32,7 @@ def trial(identity="r1", seed=0, rows=(), method="erm", repair=None, dataset="bi
     config = {**CONFIG, "method": method, "dataset": dataset, **flat}
     own = identity.partition("/")[0]
     directory = Path(dataset, method, own, str(seed))
-    made = Run(directory, own, seed, config, {}, (), rows, {}, 10, 1.0, "abc", False)
+    made = Run(directory, own, seed, config, {}, (), rows, {}, {}, 10, 1.0, "abc", False)
     name = method if repair is None else f"{method} + DFR"
     return Trial(made, dataset, name, identity, config, rows, repair)
 
@@ -46,7 +46,7 @@ def report(worst, **others):
 
 def make(
     outputs, seed=0, epochs=((0.3, 0.2), (0.5, 0.4)), sweep="made", identity=None, splits="a",
-    dfr=None, done=True, **options,
+    dfr=None, done=True, analysis=None, **options,
 ):  # fmt: skip
     """Write a finished run with (validation, test) per epoch; returns its directory."""
     config = {**CONFIG, **options}
@@ -57,7 +57,8 @@ def make(
     entry = {
         "overrides": [f"{key}={value}" for key, value in options.items()] + [f"seed={seed}"],
         "identity": name, "seed": seed, "directory": place, "job": None, "log": None,
-        "needs": ["done", *(f"dfr/val-{number}/result.json" for number in range(len(dfr or ())))],
+        "needs": ["done", *(f"dfr/val-{number}/result.json" for number in range(len(dfr or ()))),
+                  *(f"analysis/{folder}/result.json" for folder in analysis or ())],
     }  # fmt: skip
     manifest = outputs / "sweeps" / sweep / "points.jsonl"
     manifest.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +93,7 @@ def make(
         "selected": {"criterion": "val/worst", "phase": "erm", "epoch": len(epochs)},
         "val": report(epochs[-1][0]), "test": report(epochs[-1][1]),
         "tests": {"clean": report(epochs[-1][1])}, "dfr": parts,
+        "analysis": {name: {"options": {}, "metrics": m} for name, m in (analysis or {}).items()},
     }  # fmt: skip
     (directory / "result.json").write_text(json.dumps(result))
     (directory / "done").touch()
@@ -489,6 +491,68 @@ def test_repairs_that_no_point_asked_for_are_left_out_unless_wanted(tmp_path):
     every = collect(tmp_path, ["made"], all_repairs=True)
     assert [trial.repair for trial in every.trials] == [None, "val-0", "val-1"]
     assert every.notes == ()
+
+
+def abstaining(error, worst=0.5, rule="erm", coverages=(80, 100)):
+    """What selective classification leaves of a rule, at an error that grows with the coverage."""
+    found = {f"{rule}/aurc/test": error / 2}
+    for nominal in coverages:
+        found[f"{rule}/coverage_at_{nominal}/test"] = nominal / 100 - 0.01
+        found[f"{rule}/error_at_{nominal}/test"] = error * nominal / 100
+        found[f"{rule}/worst_at_{nominal}/test"] = worst
+    return found
+
+
+def test_errors_of_networks_that_may_abstain_are_a_table(tmp_path):
+    for seed, error in enumerate((0.1, 0.3)):
+        both = abstaining(error) | abstaining(error / 2, None, "product")
+        make(tmp_path, seed, analysis={"selective-1": both}, dfr=[(1, 0.5, 0.7)])
+    make(tmp_path, 0, analysis={"selective-1": abstaining(0.4)}, method="iw")
+    made = write_report(tmp_path, ["made"], QUIET)
+    erm, product, iw = made.tables["selective"].records  # and none of the repair
+    assert (erm["method"], erm["rule"], str(erm["seeds"])) == ("erm", "erm", "2")
+    assert erm["error at 80"].mean == pytest.approx(16)
+    assert erm["error at 80"].std == pytest.approx(100 * (0.02**2 * 32) ** 0.5)
+    assert (erm["error at 100"].mean, erm["AURC"].mean) == pytest.approx((20, 10))
+    assert (product["rule"], product["error at 100"].mean) == ("product", pytest.approx(10))
+    assert (erm["worst at 80"].mean, product["worst at 80"]) == (50, None)
+    assert iw["error at 100"].mean == pytest.approx(40)
+    assert "answered to within 1.0 points" in made.tables["selective"].notes[0]
+    rows = (made.folder / "selective.tex").read_text().splitlines()
+    bold = {
+        row.split("&")[2].strip(): r"\textbf{8.0 $\pm$ 5.7}" in row for row in rows if "&" in row
+    }
+    assert bold == {"rule": False, "erm": False, "product": True}, "the least error is the best"
+    assert (made.folder / "selective.md").exists()
+
+
+def test_what_analyses_found_at_the_end_is_a_metric_too(tmp_path):
+    errors = {"erm": 0.2, "iw": 0.3, "dro": 0.1}
+    for method, error in errors.items():
+        make(tmp_path, analysis={"selective-1": abstaining(error)}, method=method)
+    name = "selective/erm/error_at_100/test"
+    options = Options(metrics=(name,), baseline=None, rows=("method",), plots=False)
+    made = write_report(tmp_path, ["made"], options)
+    assert [record[name].mean for record in made.tables["methods"].records] == [20, 30, 10]
+    against = [one["against"] for one in made.tables["comparison"].records]
+    assert against == ["dro", "dro", "erm"], "the best other method has the least error"
+    for table in ("methods", "criteria", "table"):
+        lines = (made.folder / f"{table}.tex").read_text().splitlines()
+        bold = [line for line in lines if "textbf" in line]
+        assert bold
+        assert all("dro" in line for line in bold)
+
+
+def test_two_analyses_of_a_name_are_told_apart(tmp_path):
+    parts = {"selective-1": abstaining(0.2), "selective-2": abstaining(0.4, coverages=(90,))}
+    make(tmp_path, analysis=parts)
+    records = write_report(tmp_path, ["made"], QUIET).tables["selective"].records
+    assert [record["rule"] for record in records] == ["selective-1/erm", "selective-2/erm"]
+    manifest = tmp_path / "sweeps" / "made" / "points.jsonl"
+    entry = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**entry, "needs": entry["needs"][:2]}) + "\n")
+    (record,) = write_report(tmp_path, ["made"], QUIET).tables["selective"].records
+    assert (record["rule"], record["AURC"].mean) == ("erm", 10), "only what the sweep asked for"
 
 
 # --- the command ----------------------------------------------------------------------------------

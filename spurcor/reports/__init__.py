@@ -10,6 +10,7 @@ from pathlib import Path
 from spurcor.files import write_text
 from spurcor.reports import drawings, pivot, plots, render, tables
 from spurcor.reports import options as choices
+from spurcor.reports.abstention import abstention
 from spurcor.reports.comparison import comparison
 from spurcor.reports.document import document
 from spurcor.reports.drawings import Drawing
@@ -20,11 +21,12 @@ from spurcor.reports.selection import STANDARD, Candidate
 from spurcor.reports.tables import Judged, Metric, Table
 from spurcor.reports.trials import Missing, Trial, collect
 
-TEX = ("methods", "criteria", "table")
+TEX = ("methods", "criteria", "table", "selective")
+PASTED = ("table", "selective")  # as Markdown of their own
 # What a report may leave out although an earlier one of the same sweeps had it.
 OPTIONAL = (
     *(f"{name}.*" for name in ("methods", "criteria", "comparison", "published", "settings")),
-    *("table.*", "runs.csv", "curve.*", "learning_curves_*", "worst_vs_average.*"),
+    *("table.*", "selective.*", "runs.csv", "curve.*", "learning_curves_*", "worst_vs_average.*"),
 )
 
 
@@ -66,7 +68,7 @@ def write_report(outputs: Path, sweeps: Sequence[str], options: Options) -> Repo
             shown = _tables(judged, trials, metrics, options)
             texts = {f"{table.name}.csv": render.csv_text(table) for table in shown}
             texts |= {f"{t.name}.tex": render.latex(t) for t in shown if t.name in TEX}
-            texts |= {f"{t.name}.md": f"{render.markdown(t)}\n" for t in shown if t.name == "table"}
+            texts |= {f"{t.name}.md": f"{render.markdown(t)}\n" for t in shown if t.name in PASTED}
             texts["runs.csv"] = listing(judged)
         folder.mkdir(parents=True, exist_ok=True)
         texts["report.md"] = document(sweeps, found, shown, figures, options)
@@ -102,6 +104,7 @@ def _tables(
         keys = (options.rows, options.columns)
         known = entries() if options.published else []
         shown.insert(1, pivot.pivot(trials, *keys, metrics, options.criterion, known))
+    shown.insert(-2, abstention(trials, options.rows, options.criterion))
     return [table for table in shown if table.records]
 
 

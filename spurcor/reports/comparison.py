@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from itertools import groupby
 
-from spurcor.reports.runs import number
 from spurcor.reports.selection import Candidate
 from spurcor.reports.statistics import EXACT_UP_TO, RANDOM_PATTERNS, Summary, holm, sign_flip_p
 from spurcor.reports.tables import Cell, Interval, Metric, Table
@@ -74,10 +73,11 @@ def paired(one: Candidate, other: Candidate, metric: Metric) -> list[float]:
 
 
 def _by_seed(one: Candidate, metric: Metric) -> dict[int, float]:
-    values = {pick.trial.run.seed: number(pick.row, metric.column) for pick in one.picks}
+    values = {pick.trial.run.seed: pick.value(metric.column) for pick in one.picks}
     return {seed: 100 * value for seed, value in values.items() if value is not None}
 
 
 def _best(candidates: Sequence[Candidate], metric: Metric) -> Candidate | None:
     means = [(summary.mean, one) for one in candidates if (summary := metric.of(one)) is not None]
-    return max(means, key=lambda pair: pair[0])[1] if means else None
+    best = min if metric.falling else max
+    return best(means, key=lambda pair: pair[0])[1] if means else None

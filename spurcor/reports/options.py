@@ -12,6 +12,7 @@ from spurcor.reports.tables import Metric
 from spurcor.reports.trials import Trial, with_settings
 
 DEFAULT_ROWS = ("dataset", "method", "setting")
+MOST_LISTED = 30
 SHOWN_METRICS = tuple(name for name in METRICS if name != "loss")
 
 
@@ -90,11 +91,14 @@ def check(options: Options, trials: Sequence[Trial]) -> list[Metric]:
 
 
 def metric(option: str, name: str, trials: Iterable[Trial], columns: Iterable[str] = ()) -> Metric:
-    """A metric of TEST by its name, or of a further test set as <name>/<metric>."""
+    """A metric of TEST by its name, of a further test set as <name>/<metric>, or of an analysis
+    at the end of a run as <analysis>/<quantity>/<split>.
+    """
     tests = list(dict.fromkeys(test for trial in trials for test in trial.run.tests))
     own = [key.removeprefix("test/") for key in columns if key.startswith("test/group/")]
     known = [*SHOWN_METRICS, *own]
-    _check(option, name, known + [f"{test}/{key}" for test in tests for key in known])
+    measured = list(dict.fromkeys(key for trial in trials for key in trial.measured))
+    _check(option, name, known + [f"{test}/{key}" for test in tests for key in known] + measured)
     return Metric(name, f"test/{name}" if name in known else name)
 
 
@@ -116,9 +120,14 @@ def _keys(trials: Sequence[Trial]) -> list[str]:
 def _check(option: str, value: str, known: Sequence[str]) -> None:
     if value in known:
         return
-    near = difflib.get_close_matches(value, known, 1)
-    hint = f"did you mean {near[0]}? T" if near else "t"
-    raise UserError(f"{option}={value} is none of this report; {hint}here is {_listed(known)}")
+    if len(known) > MOST_LISTED:
+        near = difflib.get_close_matches(value, known, 8, cutoff=0)
+        rest = f"of its {len(known)} the nearest are {_listed(near)}"
+    else:
+        near = difflib.get_close_matches(value, known, 1)
+        hint = f"did you mean {near[0]}? T" if near else "t"
+        rest = f"{hint}here is {_listed(known)}"
+    raise UserError(f"{option}={value} is none of this report; {rest}")
 
 
 def _listed(values: Iterable[Any]) -> str:

@@ -1,10 +1,10 @@
 """Tables by rows and columns of the reader's choice."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from spurcor.reports.published import Entry, beside
 from spurcor.reports.selection import Candidate, judge
-from spurcor.reports.tables import Cell, Metric, Seeds, Table
+from spurcor.reports.tables import Cell, Metric, Record, Seeds, Table
 from spurcor.reports.trials import Trial, short_names, show_value, with_settings
 
 Place = tuple[object, ...]
@@ -54,12 +54,11 @@ def pivot(
     """Mean and deviation over seeds, by configuration keys; published figures `known` beside."""
     rows, found = cells(trials, rows, columns, criterion)
     names = short_names([*rows, *columns])
-    names |= {key: title for key, title in (("dataset", "data set"),) if key in names}
     places = in_order(place for row in found.values() for place in row)
     records, undecided = [], 0
+    falling: set[str] = set()
     for row in in_order(found):
-        heads = dict(zip(rows, row, strict=True))
-        record: dict[str, Cell] = {names[key]: _show(value) for key, value in heads.items()}
+        record: dict[str, Cell] = dict(shown_keys(rows, row, names))
         for place in places:
             options = zip(columns, place, strict=True)
             title = " ".join(f"{names[key]}={show_value(value)}" for key, value in options)
@@ -71,6 +70,7 @@ def pivot(
             for metric in metrics:
                 shown = " ".join(filter(None, (title, metric.name if len(metrics) > 1 else "")))
                 record[shown or metric.name] = metric.of(one) if one is not None else None
+                falling.update([shown or metric.name] if metric.falling else ())
                 if known:
                     figure = beside(known, one, metric.name) if one is not None else None
                     record[f"{shown or metric.name}{PUBLISHED}"] = figure
@@ -89,7 +89,7 @@ def pivot(
             f"{undecided} cells are empty because nothing can select among the settings in them:"
             " make the options that differ rows or columns, or keep one of them."
         )
-    return Table("table", "Table", records, notes)
+    return Table("table", "Table", records, notes, sorted(falling))
 
 
 def in_order(places: Iterable[Place]) -> list[Place]:
@@ -102,6 +102,14 @@ def in_order(places: Iterable[Place]) -> list[Place]:
             known.sort()
         ranks.append({value: rank for rank, value in enumerate(known)})
     return sorted(found, key=lambda place: [rank[v] for rank, v in zip(ranks, place, strict=True)])
+
+
+def shown_keys(
+    keys: Sequence[str], values: Place, names: Mapping[str, str] | None = None
+) -> Record:
+    """The cells of a record that say which row of the keys it is."""
+    titles = {**(names or short_names(keys)), "dataset": "data set"}
+    return {titles[key]: _show(value) for key, value in zip(keys, values, strict=True)}
 
 
 def _place(trial: Trial, keys: Sequence[str]) -> Place:

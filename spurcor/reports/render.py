@@ -100,7 +100,7 @@ def _alignment(table: Table, key: str) -> str:
 
 
 def _best(table: Table, columns: Sequence[str]) -> set[tuple[int, str]]:
-    """Where the highest mean of a column within a data set stands; the oracle does not compete."""
+    """Where the best mean of a column within a data set stands; the oracle does not compete."""
     best: dict[tuple[object, str], float] = {}
     means: dict[tuple[int, str], tuple[tuple[object, str], float]] = {}
     for place, record in enumerate(table.records):
@@ -110,8 +110,9 @@ def _best(table: Table, columns: Sequence[str]) -> set[tuple[int, str]]:
             cell = record.get(key)
             if isinstance(cell, Summary):
                 column = (record.get("data set"), key)
-                means[place, key] = (column, cell.mean)
-                best[column] = max(best.get(column, cell.mean), cell.mean)
+                mean = -cell.mean if key in table.falling else cell.mean
+                means[place, key] = (column, mean)
+                best[column] = max(best.get(column, mean), mean)
     return {place for place, (column, mean) in means.items() if mean == best[column]}
 
 

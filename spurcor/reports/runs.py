@@ -16,7 +16,8 @@ class Run:
     """A finished run.
 
     `rows` are those of its last phase; a method without phases has one row, its result.
-    `repairs` holds, by folder name, the options of each DFR and its result as a row.
+    `repairs` holds, by folder name, the options of each DFR and its result as a row; `measured`,
+    likewise, what each analysis found of the selected weights, by <quantity>/<split>.
     """
 
     directory: Path
@@ -27,6 +28,7 @@ class Run:
     tests: tuple[str, ...]
     rows: Sequence[Row]
     repairs: Mapping[str, tuple[Mapping[str, Any], Row]]
+    measured: Mapping[str, Row]
     images: int
     seconds: float
     commit: str
@@ -61,6 +63,7 @@ def read_run(directory: Path) -> Run:
             tests=tuple(tests),
             rows=_last_phase(directory, result),
             repairs=dict(_repairs(_mapping(result.get("dfr", {})))),
+            measured=dict(_measured(_mapping(result.get("analysis", {})))),
             images=int(run["images_seen"]),
             seconds=float(run["seconds"]),
             commit=str(run.get("commit", "unknown")),
@@ -117,6 +120,12 @@ def _repairs(parts: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Mapping[str,
         options = _mapping(part.get("options"), f"dfr {name} holds no options")
         keys = flat("dfr", options)
         yield name, ({key: _hashable(option) for key, option in keys.items()}, _as_row(part))
+
+
+def _measured(parts: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:
+    for folder, value in parts.items():
+        metrics = _mapping(value, f"analysis {folder} is not an analysis's result").get("metrics")
+        yield folder, _mapping(metrics or {})
 
 
 def _as_row(result: Mapping[str, Any]) -> Row:

@@ -25,6 +25,10 @@ class Pick:
     row: Row
     score: float | None
 
+    def value(self, column: str) -> float | None:
+        """A column of the row, or else what was measured when the run ended; None if undefined."""
+        return number(self.row if column in self.row else self.trial.measured, column)
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -65,7 +69,7 @@ class Candidate:
 
     def values(self, column: str) -> list[float]:
         """A column's values at the chosen rows, where defined."""
-        found = (number(pick.row, column) for pick in self.picks)
+        found = (pick.value(column) for pick in self.picks)
         return [value for value in found if value is not None]
 
 

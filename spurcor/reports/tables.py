@@ -41,6 +41,7 @@ class Table:
     title: str
     records: Sequence[Record]
     notes: Sequence[str] = ()
+    falling: Sequence[str] = ()  # columns in which less is better
 
     @property
     def columns(self) -> list[str]:
@@ -55,6 +56,11 @@ class Metric:
     name: str
     column: str
     factor: float = 100.0
+
+    @property
+    def falling(self) -> bool:
+        """Less is better: <analysis>/<rule>/<error_at or aurc>/<split>."""
+        return any(part.startswith(("error", "aurc")) for part in self.column.split("/")[2:-1])
 
     def of(self, candidate: Candidate) -> Summary | None:
         """Over the seeds, at the rows that the criterion picked."""
@@ -81,7 +87,8 @@ def methods(judged: Judged, metrics: Sequence[Metric]) -> Table:
     records = [
         {**_head(one), **_figures(one, metrics), **_budget(one.picks)} for one in chosen(judged)
     ]
-    return Table("methods", "Methods", records, _notes(chosen(judged)))
+    falling = [metric.name for metric in metrics if metric.falling]
+    return Table("methods", "Methods", records, _notes(chosen(judged)), falling)
 
 
 def criteria(by_criterion: Mapping[str, Judged], metrics: Sequence[Metric]) -> Table:
@@ -114,7 +121,8 @@ def criteria(by_criterion: Mapping[str, Judged], metrics: Sequence[Metric]) -> T
     if any(record["criterion"] == "none" for record in records):
         notes.append("Criterion none: no validation figure can choose, every setting has a line.")
     notes += [f"Not recorded: {key} of {', '.join(of)}." for key, of in undefined.items()]
-    return Table("criteria", "Selection criteria", records, notes)
+    falling = [metric.name for metric in metrics if metric.falling]
+    return Table("criteria", "Selection criteria", records, notes, falling)
 
 
 def _choice(one: Candidate, criterion: str, metrics: Sequence[Metric]) -> Record:

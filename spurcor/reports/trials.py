@@ -28,6 +28,20 @@ class Trial:
     repair: str | None = None
     setting: str = ""
 
+    @property
+    def measured(self) -> Row:
+        """What analyses found when the run ended, none of it of a repair.
+
+        <analysis>/<quantity>/<split>, with the folder in place of the name that two of them share.
+        """
+        parts = {} if self.repair else self.run.measured
+        names = [folder.rpartition("-")[0] for folder in parts]
+        return {
+            f"{name if names.count(name) == 1 else folder}/{key}": value
+            for name, (folder, part) in zip(names, parts.items(), strict=True)
+            for key, value in part.items()
+        }
+
     def value(self, key: str) -> Any:
         """What the trial has for a row or column of a table; None where it has no such option."""
         own = {"method": self.method, "setting": self.setting, "splits": self.dataset}
@@ -63,7 +77,8 @@ class Collection:
 def collect(outputs: Path, sweeps: Sequence[str], *, all_repairs: bool = False) -> Collection:
     """Read the runs of the sweeps; one that several sweeps hold counts once.
 
-    Of the repairs of a run, those that a point of the sweeps asked for, or all.
+    Of the repairs of a run, those that a point of the sweeps asked for, or all; of its analyses at
+    the end, always those.
     """
     from spurcor.sweeps import states
 
@@ -77,9 +92,8 @@ def collect(outputs: Path, sweeps: Sequence[str], *, all_repairs: bool = False) 
             seeds.setdefault(entry["identity"], set()).add(entry["seed"])
             directory = Path(entry["directory"])
             finished[directory] = finished.get(directory, False) or point.status == "done"
-            folders = (Path(need).parent for need in entry["needs"])
-            names = {folder.name for folder in folders if folder.parent.name == "dfr"}
-            asked.setdefault(directory, set()).update(names)
+            parts = {Path(need).parent.name for need in entry["needs"]}
+            asked.setdefault(directory, set()).update(parts)
             if point.status != "done":
                 text = " ".join(entry["overrides"])
                 missing.append(Missing(sweep, text, point.status, point.message or ""))
@@ -94,10 +108,12 @@ def collect(outputs: Path, sweeps: Sequence[str], *, all_repairs: bool = False) 
                 skipped[str(directory)] = str(error)
     labels, notes = _labels(runs)
     others = 0
-    for i, run in enumerate(runs if not all_repairs else ()):
-        own = {k: v for k, v in run.repairs.items() if k in asked[run.directory]}
+    for i, run in enumerate(runs):
+        wanted = asked[run.directory]
+        own = {k: v for k, v in run.repairs.items() if all_repairs or k in wanted}
         others += len(run.repairs) - len(own)
-        runs[i] = replace(run, repairs=own)
+        measured = {k: v for k, v in run.measured.items() if k in wanted}
+        runs[i] = replace(run, repairs=own, measured=measured)
     if others:
         notes.append(
             f"{others} repairs of these runs were made outside the sweep and are left out;"
