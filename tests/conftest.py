@@ -104,13 +104,11 @@ def command_line(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def logging_as_it_was():
-    """A command sets spurcor's logger up once per process; the next test begins without that."""
+def fresh_logging():
+    """A command, or a fixture of a module, sets spurcor's logger up; each test begins without."""
     logger = logging.getLogger("spurcor")
-    before = logger.level, logger.propagate, list(logger.handlers)
-    yield
-    logger.setLevel(before[0])
-    logger.propagate, logger.handlers = before[1:]
+    logger.setLevel(logging.NOTSET)
+    logger.propagate, logger.handlers = True, []
     if launcher := sys.modules.get("spurcor.launcher"):
         launcher.log_to_terminal.cache_clear()
 
