@@ -49,6 +49,19 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
+@contextmanager
+def of_this_version(path: Path) -> Iterator[None]:
+    """A checkpoint whose state the code does not know any more is told in a sentence."""
+    try:
+        yield
+    except (LookupError, TypeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        raise UserError(
+            f"{path} does not fit this version of the code ({reason}); go on with the one that"
+            " wrote it, or rerun=true sets the run aside and starts over"
+        ) from error
+
+
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write weights and buffers as safetensors."""
     tensors = {name: value.contiguous() for name, value in state.items()}

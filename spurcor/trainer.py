@@ -302,8 +302,10 @@ class Trainer:
                 f"{path} was trained on other data splits than the data set gives now; rerun=true"
                 " sets the run aside and starts over"
             )
-        best = {name: Best(**state["progress"].pop(name)) for name in ("best", "watched")}
-        vars(progress).update(state["progress"], **best)
+        with checkpoint.of_this_version(path):
+            values = {name: state["progress"][name] for name in vars(progress)}
+            best = {name: Best(**values[name]) for name in ("best", "watched")}
+            vars(progress).update(values, **best)
         if self.options.num_threads is None:
             torch.set_num_threads(progress.environment["num_threads"])
         if progress.environment != (environment := self._environment()):
@@ -316,9 +318,10 @@ class Trainer:
         inside = state["phase"] is not None
         for phase in phases[: progress.phase + inside]:
             phase.setup(self.context)  # what a phase registers on the method must be there to load
-        method.load_state_dict(state["method"])
-        if inside:
-            phases[progress.phase].load_state_dict(state["phase"])
+        with checkpoint.of_this_version(path):
+            method.load_state_dict(state["method"])
+            if inside:
+                phases[progress.phase].load_state_dict(state["phase"])
         coming = [
             (phase.name, epoch)
             for i, phase in enumerate(phases[progress.phase :])

@@ -9,6 +9,8 @@ from killing import compare, contents, run_of
 from test_contracts import METHODS
 from training import smallest
 
+from spurcor import checkpoint
+
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_killed_twice_ends_like_one_left_in_peace(method, command_line, tmp_path):
@@ -97,6 +99,33 @@ def test_resuming_under_other_threads_is_marked(command_line, tmp_path):
     assert ended.code == 0, ended.err
     assert "may differ in the last digits" in ended.err
     assert json.loads((run / "result.json").read_text())["run"]["moved"] is True
+
+
+OTHER_VERSIONS = {
+    "KeyError: 'best'": lambda state: state["progress"].pop("best"),
+    "TypeError": lambda state: state["progress"].update(best={"rank": 1}),
+    "RuntimeError": lambda state: state["method"].pop("head.weight"),
+    "KeyError: 'optimizer'": lambda state: state["phase"].pop("optimizer"),
+}
+
+
+def test_a_checkpoint_of_another_version_is_told_and_kept(command_line, tmp_path):
+    options = ("method.epochs=40", "backbone=mlp", "tracker=none", f"paths.outputs={tmp_path}")
+    interrupt(command_line.start("train", *options), tmp_path)
+    path = run_of(tmp_path) / "checkpoint.pt"
+    own = path.read_bytes()
+    for sentence, change in OTHER_VERSIONS.items():
+        state = checkpoint.load(path)
+        change(state)
+        checkpoint.save(path, state)
+        before = path.read_bytes()
+        ended = command_line.run("train", *options)
+        assert ended.code == 2, sentence
+        assert f"does not fit this version of the code ({sentence}" in ended.err
+        assert "Traceback" not in ended.err
+        assert path.read_bytes() == before
+        path.write_bytes(own)
+    assert command_line.run("train", *options).code == 0
 
 
 def test_rerun_sets_the_old_run_aside(command_line, tmp_path):
