@@ -15,6 +15,9 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: the workers share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @dataclass
 class Ended:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import REPO
 from hydra import compose, initialize_config_dir
-from training import Silent, read, rows_of, smallest, trainer_of, without_time
+from training import SHORT, Silent, read, rows_of, smallest, trainer_of, without_time
 
 from spurcor import config, runs
 from spurcor.config import CONF
@@ -176,7 +176,7 @@ def test_a_method_learns_the_tiny_set(method, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_begin_and_evaluation_leave_the_method_alone(method, tmp_path):
-    cfg = read(f"method={method}", "method.epochs=1")
+    cfg = read(f"method={method}", "method.epochs=1", *SHORT.get(method, ()))
     trainer, trained = trainer_of(cfg, tmp_path)
     phases = trained.phases()
     begun = []
@@ -210,7 +210,7 @@ def test_the_analyses_leave_no_trace(method, tmp_path):
     for name in ("none", f"[{chosen}]"):
         folder = tmp_path / str(len(ends))
         folder.mkdir()
-        cfg = read(f"method={method}", *options, f"analysis={name}")
+        cfg = read(f"method={method}", *options, f"analysis={name}", *SHORT.get(method, ()))
         trainer, trained = trainer_of(cfg, folder)
         trainer.fit(trained)
         rows = without_time([row for row in rows_of(folder) if "val/worst" in row])

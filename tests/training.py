@@ -21,12 +21,11 @@ def read(*overrides: str) -> TrainConfig:
 
 
 SMALL = ("backbone=mlp", "backbone.width=16")
+# A few epochs for methods of several phases; digits of both classes in a cluster of PruSC's, even
+# when the network has learnt them.
+SHORT = {"prusc": ("dataset.strength=0.7", "method.prune_epochs=3", "method.retrain_epochs=2")}
 # What a method needs beside the smallest backbone, or in its place, to be run for a moment.
-SMALLEST = {
-    "masktune": ("backbone=small_cnn",),
-    # Digits of both classes in a cluster, even when the network has learnt them; a few epochs.
-    "prusc": (*SMALL, "dataset.strength=0.7", "method.prune_epochs=3", "method.retrain_epochs=2"),
-}
+SMALLEST = {"masktune": ("backbone=small_cnn",), "prusc": (*SMALL, *SHORT["prusc"])}
 
 
 def smallest(method: str) -> tuple[str, ...]:

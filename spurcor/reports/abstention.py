@@ -29,7 +29,8 @@ def abstention(trials: Sequence[Trial], rows: Sequence[str], criterion: str) -> 
     notes = [
         "Error in % of what is answered on TEST, at thresholds that answer the nominal share of"
         f" VAL; TEST was answered to within {furthest:.1f} points of it. `worst`: accuracy of the"
-        " worst group there. Of the weights that each run selected.",
+        " worst group there. AURC: the mean error over all coverages, in %. All of the weights that"
+        " each run selected.",
     ]
     falling = {title for record in records for title in record if title.startswith(LESS)}
     return Table("selective", "Selective classification", records, notes, sorted(falling))
