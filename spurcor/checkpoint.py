@@ -54,6 +54,8 @@ def of_this_version(path: Path) -> Iterator[None]:
     """A checkpoint whose state the code does not know any more is told in a sentence."""
     try:
         yield
+    except torch.cuda.OutOfMemoryError:  # a RuntimeError that the checkpoint is not to blame for
+        raise
     except (LookupError, TypeError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
         raise UserError(

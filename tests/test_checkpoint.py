@@ -289,6 +289,16 @@ def test_a_missing_checkpoint_is_refused(path):
         checkpoint.load(path)
 
 
+def test_a_full_device_is_not_another_version(path):
+    full = torch.cuda.OutOfMemoryError("CUDA out of memory")
+    for error, told in ((full, type(full)), (RuntimeError("size mismatch\nof many"), UserError)):
+        with (
+            pytest.raises(told, match=str(error).splitlines()[0]),
+            checkpoint.of_this_version(path),
+        ):
+            raise error
+
+
 def node(group, name):
     tree = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
     return Node(group, tree.pop("_target_"), tree)
