@@ -233,6 +233,15 @@ def test_means_deviations_and_budgets_by_hand(tmp_path):
     assert (record["seeds"], record["images seen"], record["seconds"]) == ("3", "101", "2.0")
 
 
+def test_images_of_the_run_started_from_count_too(tmp_path):
+    result = make(tmp_path) / "result.json"
+    found = json.loads(result.read_text())
+    found["run"]["origin_images_seen"] = 900
+    result.write_text(json.dumps(found))
+    (record,) = read_csv(write_report(tmp_path, ["made"], QUIET).folder / "methods.csv")
+    assert record["images seen"] == "1000"
+
+
 def test_settings_are_named_by_what_differs():
     def names(*options):
         made = [trial(f"r{n}", 0, (), **one) for n, one in enumerate(options)]

@@ -17,7 +17,8 @@ class Run:
 
     `rows` are those of its last phase; a method without phases has one row, its result.
     `repairs` holds, by folder name, the options of each DFR and its result as a row; `measured`,
-    likewise, what each analysis found of the selected weights, by <quantity>/<split>.
+    likewise, what each analysis found of the selected weights, by <quantity>/<split>. `images` are
+    those that it and the run it started from have seen.
     """
 
     directory: Path
@@ -64,7 +65,7 @@ def read_run(directory: Path) -> Run:
             rows=_last_phase(directory, result),
             repairs=dict(_repairs(_mapping(result.get("dfr", {})))),
             measured=dict(_measured(_mapping(result.get("analysis", {})))),
-            images=int(run["images_seen"]),
+            images=int(run["images_seen"]) + int(run.get("origin_images_seen", 0)),
             seconds=float(run["seconds"]),
             commit=str(run.get("commit", "unknown")),
             moved=bool(run.get("moved", False)),
