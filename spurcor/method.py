@@ -53,6 +53,7 @@ class RunContext:
         """Folder of what the trainer keeps of an earlier phase that has a `selection`.
 
         `model.safetensors`, its weights by that; `last.safetensors`; `state.pt`, its `state_dict`.
+        Of a run that is started from it holds what readers want only: figures and predictions.
         """
         return self.directory / "phases" / phase
 
@@ -106,6 +107,8 @@ class Phase(ABC):
 
 class Method(nn.Module, ABC):
     """A way of training a classifier: backbone, head, and a list of phases."""
+
+    init: Path | None = None  # the finished run whose backbone and head it starts from
 
     def __init__(self, backbone: Backbone, info: DataInfo) -> None:
         super().__init__()

@@ -41,6 +41,24 @@ def predict_all(predict: Callable[[Tensor], Tensor], splits: Splits, path: Path)
     return reports
 
 
+def write_phase(
+    folder: Path, predict: Callable[[Tensor], Tensor], splits: Splits, **about: Any
+) -> None:
+    """Keep the figures of the weights that the next phase goes on from; result.json comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    reports = predict_all(predict, splits, folder / "predictions.npz")
+    write_json(folder / "result.json", {**about, "weights": "last", **reports})
+
+
+def kept_phases(directory: Path) -> dict[str, Any]:
+    """What a run has kept of its phases, in their order, after that of the run it started from."""
+    parts = {p.parent.name: read_json(p) for p in directory.glob("phases/*/result.json")}
+    plan = read_json(directory / "phases.json")["phases"] if parts else []
+    order = [phase["name"] for phase in plan]
+    first = [name for name in parts if name not in order]
+    return {name: parts[name] for name in (*first, *order) if name in parts}
+
+
 def write_result(
     directory: Path,
     trained: Mapping[str, Any] | None = None,
@@ -58,10 +76,7 @@ def write_result(
         places = directory.glob(f"{kind}/*/result.json")
         found = {place.parent.name: read_json(place) for place in places}
         parts[kind] = dict(sorted({**found, **given.get(kind, {})}.items()))
-    kept = {place.parent.name: place for place in directory.glob("phases/*/result.json")}
-    order = read_json(directory / "phases.json")["phases"] if kept else []
-    names = [phase["name"] for phase in order if phase["name"] in kept]
-    parts["phases"] = {name: read_json(kept[name]) for name in names}
+    parts["phases"] = kept_phases(directory)
     write_json(path, parts)
     return parts
 

@@ -158,6 +158,11 @@ def build(config: TrainConfig) -> tuple[Splits, Method]:
 
         folder = config.paths.data
         splits = freeze(splits, config.features, config.dataset, folder, config.seed)
+    return splits, _method(config, splits)
+
+
+def _method(config: TrainConfig, splits: Splits) -> Method:
+    options = config.train
     torch.manual_seed(config.seed)
     info = dataclasses.replace(splits.info, loss=options.loss)
     backbone = config.backbone.build(info=info)
@@ -172,11 +177,14 @@ def build(config: TrainConfig) -> tuple[Splits, Method]:
         method.to(memory_format=torch.channels_last)
     if options.compile:
         backbone.compile()
-    return splits, method.to(splits.device)
+    return method.to(splits.device)
 
 
-def start_from(directory: Path, splits: Splits, method: Method) -> None:
-    """Give a method the last backbone and head of a finished run, trained on the same splits."""
+def start_from(directory: Path, splits: Splits, method: Method) -> Method:
+    """Give a method the last backbone and head of a finished run, trained on the same splits.
+
+    Returns that run's own network, since the method's may have parts that it had not.
+    """
     result = read_json(directory / "result.json")
     refuse_leak(result["run"]["splits"], splits)
     if result["val"] is None:
@@ -184,7 +192,31 @@ def start_from(directory: Path, splits: Splits, method: Method) -> None:
             f"method.init={directory} has no figure of val: it was trained on val, which could"
             " then select nothing, or on nothing; start from another run"
         )
-    checkpoint.load_trained(method, directory / "last.safetensors")
+    last = directory / "last.safetensors"
+    checkpoint.load_trained(method, last)
+    with torch.random.fork_rng():
+        origin = _method(read_config(directory), splits)
+    checkpoint.load_trained(origin, last)
+    return origin
+
+
+def _keep_origin(init: Path, origin: Method, context: RunContext, method: str | None) -> None:
+    """Leave to readers of a run, of the one that it starts from, what a phase of its own leaves.
+
+    Figures are of the last weights, as a phase's are, since training goes on from them; MaskTune's
+    masks alone are of the `selected` ones, here by that run's criterion.
+    """
+    result = read_json(init / "result.json")
+    run, selected = result["run"], result["selected"]
+    name = run["method"] if run["method"] != method else f"{run['identity']}-seed{run['seed']}"
+    folder = context.kept(name)
+    if (folder / "result.json").exists():
+        return
+    about = {key: run[key] for key in ("identity", "seed", "method")}
+    about["images_seen"] = run["images_seen"] + run.get("origin_images_seen", 0)
+    with untouched(origin):
+        predict, splits = origin.predict, context.splits
+        results.write_phase(folder, predict, splits, origin=about, selected=selected)
 
 
 # --- carrying out ---------------------------------------------------------------------------------
@@ -215,8 +247,7 @@ def execute(
         return _held(directory, Held(lock, owner), terminal)
     imported = time.time()
     splits, method = build(config)
-    if config.init is not None:
-        start_from(config.init, splits, method)
+    origin = None if config.init is None else start_from(config.init, splits, method)
     context = context_of(config, splits, directory)  # what is refused is refused before any trace
     for phase in method.phases():
         phase.check(context)
@@ -253,6 +284,9 @@ def execute(
                 (directory / "failed").unlink(missing_ok=True)
                 try:
                     if not (directory / "done").exists():
+                        if config.init is not None and origin is not None:
+                            _keep_origin(config.init, origin, context, config.choices["method"])
+                            origin = None  # its memory is for training
                         outcome = _train(config, context, method, trackers, terminal)
                         if outcome is not None:
                             return outcome
@@ -407,6 +441,9 @@ def _finish(config: TrainConfig, splits: Splits, method: Method, trainer: Traine
         "images_seen": progress.images_seen,
         "splits": splits.fingerprints,
     }
+    for part in results.kept_phases(directory).values():
+        if "origin" in part:  # a run that started from another costs what that one did, too
+            run["origin_images_seen"] = part["origin"]["images_seen"]
     results.write_result(directory, {"run": run, "selected": selected, **reports})
     write_text(directory / "done", results.commit() + "\n")
     for path in directory.glob("selected-*.safetensors"):

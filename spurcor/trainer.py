@@ -158,11 +158,8 @@ class Trainer:
         checkpoint.save_weights(folder / "last.safetensors", checkpoint.snapshot(method))
         checkpoint.save(folder / "state.pt", phase.state_dict())
         with untouched(method):
-            path = folder / "predictions.npz"
-            reports = results.predict_all(method.predict, self.context.splits, path)
-        # Figures are of where the phase ended, which is what the next one goes on from.
-        part = {"selected": selected, "weights": "last", **reports}
-        write_json(folder / "result.json", part)
+            splits = self.context.splits
+            results.write_phase(folder, method.predict, splits, selected=selected)
         self.progress.selected, self._best = None, None
 
     # --- steps ------------------------------------------------------------------------------------

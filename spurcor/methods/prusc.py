@@ -76,7 +76,8 @@ class Prusc(Method):
                 f"{retrain_on}; say retrain_on=set"
             )
         self.epochs, self.prune_epochs, self.retrain_epochs = epochs, prune_epochs, retrain_epochs
-        self.init, self.set = init, DebiasingSet(clusters, num_clusters, sampling)
+        self.init = None if init is None else Path(init)
+        self.set = DebiasingSet(clusters, num_clusters, sampling)
         self.lambda_sparse, self.temperature = lambda_sparse, temperature
         self.lambda_con = 0.0 if control == "no_contrast" else lambda_con
         self.mask_logit, self.prune_lr, self.retrain_lr = mask_logit, prune_lr, retrain_lr
@@ -87,7 +88,7 @@ class Prusc(Method):
         erm = Supervised("erm", self, self.epochs, self.reduce)
         retrain = Retrain(self)
         pruned = [retrain] if self.control == "retrain_alone" else [Prune(self), retrain]
-        return pruned if self.init else [erm, *pruned]
+        return [erm, *pruned] if self.init is None else pruned
 
     def reduce(self, losses: Tensor, batch: Batch) -> Tensor:
         """L = 1/B sum_i l_i."""
