@@ -1,14 +1,23 @@
-"""`method.init`: a run that starts from another's weights, and what it is called."""
+"""`method.init`: a run that starts from another's weights, what it is called and keeps of that."""
 
 import dataclasses
+import io
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from rich.console import Console
 from training import read, trainer_of
 
-from spurcor import checkpoint, runs, sweeps
+from spurcor import checkpoint, results, runs, sweeps
+from spurcor.config import plain
+from spurcor.console import Terminal
 from spurcor.errors import UserError
+from spurcor.metrics import apply
+from spurcor.reports.runs import read_run
 
 
 def starting(config, init):
@@ -26,7 +35,7 @@ def finished(tmp_path, seed=0, *options):
     config.directory.mkdir(parents=True)
     trainer, method = trainer_of(config, config.directory)
     trainer.fit(method)
-    (config.directory / "config.yaml").write_text(json.dumps({}))
+    (config.directory / "config.yaml").write_text(yaml.safe_dump(plain(config)))
     run = {
         "identity": config.identity,
         "seed": seed,
@@ -100,3 +109,113 @@ def test_what_cannot_be_started_from_is_refused(tmp_path):
     (copied / "done").unlink()
     with pytest.raises(UserError, match=r"method.init=.* is not finished"):
         sweeps._with_origin(other, str(copied))
+
+
+# --- what is kept of it ---------------------------------------------------------------------------
+
+SMALL = ("dataset.subset_size=64", "train.batch_size=16", "tracker=none", "dfr=none")
+PRUSC = ("dataset.strength=0.7", "method.prune_epochs=1", "method.retrain_epochs=1")
+
+
+def executed(outputs, *overrides, terminal=None):
+    cfg = read(*SMALL, f"paths.outputs={outputs}", *overrides)
+    outcome = runs.execute(cfg, terminal or Terminal(quiet=True))
+    assert outcome.status == "done", outcome.message
+    return cfg, outcome.result
+
+
+def accuracy(cfg, weights):
+    """Of a run's network on TEST, and its logits."""
+    splits, method = runs.build(cfg)
+    checkpoint.load_weights(method.eval(), cfg.directory / weights)
+    logits = apply(method.predict, splits["test"], splits.transform)
+    return float((logits.argmax(1) == splits["test"].y).double().mean()), logits
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("masktune", ("backbone=small_cnn",)),
+        ("prusc", ("backbone=mlp", "backbone.width=16", *PRUSC)),
+    ],
+)
+def test_the_run_started_from_stands_before_it_with_its_last_weights(method, options, tmp_path):
+    common = [one for one in options if not one.startswith("method")]
+    start = ("method=erm", "method.epochs=4", "optimizer.lr=0.2", *common)
+    erm, before = executed(tmp_path, *start)
+    assert before["selected"]["epoch"] < 4, "the last weights are not the selected ones"
+    shown = io.StringIO()
+    terminal = Terminal(Console(file=shown, width=120, highlight=False))
+    init = f"method.init={erm.identity}"
+    cfg, result = executed(tmp_path, f"method={method}", *options, init, terminal=terminal)
+    assert next(iter(result["phases"])) == "erm"
+    part = result["phases"]["erm"]
+    last, logits = accuracy(erm, "last.safetensors")
+    assert part["test"]["average"] == pytest.approx(last)
+    assert part["selected"] == before["selected"]
+    assert part["origin"]["identity"] == erm.identity
+    stored = np.load(cfg.directory / "phases" / "erm" / "predictions.npz", allow_pickle=False)
+    assert torch.allclose(torch.from_numpy(stored["test/logits"]), logits, atol=1e-5)
+    heading, average = (
+        next(line for line in shown.getvalue().splitlines() if word in line)
+        for word in ("test group", "average")
+    )
+    assert "erm" in heading
+    assert f"{100 * last:.1f}" in average
+    # The cost of a start is the run's that was started from, and stays told apart.
+    seen = before["run"]["images_seen"]
+    assert result["run"]["origin_images_seen"] == seen
+    assert "origin_images_seen" not in before["run"]
+    assert read_run(cfg.directory).images == result["run"]["images_seen"] + seen
+    # Nobody needs that run any more.
+    shutil.rmtree(erm.directory)
+    config = dataclasses.replace(cfg, analysis=read("analysis=selective").analysis)
+    asked = runs.analyze(cfg.directory, config, Terminal(quiet=True))
+    (found,) = asked.result["analysis"].values()
+    assert list(found["rules"]) == ["erm", method, "product", "agreement"]
+    assert asked.result["phases"] == result["phases"]
+
+
+def test_the_run_started_from_reads_as_the_phase_whose_place_it_takes(tmp_path):
+    options = ("backbone=small_cnn", "method.epochs=2")
+    erm, _ = executed(tmp_path, "method=erm", *options)
+    init = ("backbone=small_cnn", "method=masktune", f"method.init={erm.identity}")
+    cfg, started = executed(tmp_path, *init)
+    whole, straight = executed(tmp_path, "method=masktune", *options)
+    for split in ("val", "test", "tests"):
+        assert started["phases"]["erm"][split] == straight["phases"]["erm"][split]
+    again, twice = executed(tmp_path, *init[:2], f"method.init={cfg.identity}")
+    assert list(twice["phases"]) == [f"{cfg.identity}-seed0"]  # of the same method as itself
+    assert again.identity not in (cfg.identity, whole.identity)
+    expected = sum(started["run"][key] for key in ("images_seen", "origin_images_seen"))
+    assert twice["run"]["origin_images_seen"] == expected
+
+
+@pytest.mark.parametrize("at", ["predictions.npz", "result.json", "training"])
+def test_a_kill_leaves_nothing_half_of_it(at, tmp_path, monkeypatch):
+    options = ("backbone=small_cnn", "method=masktune")
+    erm, _ = executed(tmp_path, "method=erm", "method.epochs=2", "backbone=small_cnn")
+    cfg, straight = executed(tmp_path, *options, f"method.init={erm.identity}")
+    kept = (cfg.directory / "phases" / "erm" / "predictions.npz").read_bytes()
+    runs.set_aside(cfg.directory)
+
+    def dying(*arguments, **others):
+        raise KeyboardInterrupt
+
+    place = {
+        "predictions.npz": (results.np, "savez_compressed"),
+        "result.json": (results, "write_json"),
+        "training": (runs, "_train"),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(*place[at], dying)
+        with pytest.raises(KeyboardInterrupt):
+            runs.execute(read(*SMALL, *options, f"method.init={erm.directory}",
+                              f"paths.outputs={tmp_path}"), Terminal(quiet=True))  # fmt: skip
+    folder = cfg.directory / "phases" / "erm"
+    assert (folder / "predictions.npz").exists() == (at != "predictions.npz")
+    assert (folder / "result.json").exists() == (at == "training")
+    _, resumed = executed(tmp_path, *options, f"method.init={erm.identity}")
+    assert resumed["phases"] == straight["phases"]
+    assert (folder / "predictions.npz").read_bytes() == kept
+    assert {path.name for path in folder.iterdir()} == {"predictions.npz", "result.json"}

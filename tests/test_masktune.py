@@ -494,7 +494,8 @@ def test_the_gate_of_resnet50_attention_starts_anew_on_a_trained_resnet(tmp_path
     options = (*common, *small, f"paths.outputs={tmp_path}", "tracker=none")
     before = read("method=erm", *options, "backbone=resnet50", "method.epochs=1")
     assert runs.execute(before, Terminal(quiet=True)).status == "done"
-    cfg = read("method=masktune", *options, f"method.init={before.identity}")
+    init = f"method.init={before.identity}"
+    cfg = read("method=masktune", *options, init, "analysis=selective")
     assert cfg.choices["backbone"] == "resnet50_attention"
     splits, method = runs.build(cfg)
     own = {name: value.clone() for name, value in method.state_dict().items()}
@@ -515,9 +516,13 @@ def test_the_gate_of_resnet50_attention_starts_anew_on_a_trained_resnet(tmp_path
     for name in ("backbone.attention.mask.weight", "backbone.attention.mask.bias", "head.weight"):
         assert not torch.equal(after[name], own[name]), name
     assert set(outcome.result["test"]["labels"]["Bald"]) == {"precision", "recall", "f1"}
+    # The first network is the one that was trained, not the one whose gate and head are new.
     networks = _networks([before.directory, cfg.directory])
-    report = Selective().compare(networks, tmp_path)["rules"]["agreement"]["test"]
-    assert 0 <= report["coverage"] <= report["agreement"] <= 1
+    report = Selective().compare(networks, tmp_path)["rules"]["agreement"]
+    (part,) = outcome.result["analysis"].values()
+    assert part["rules"] == {"agreement": report}
+    erm = read_json(before.directory / "result.json")["test"]
+    assert outcome.result["phases"]["erm"]["test"]["labels"] == erm["labels"]
 
 
 def _networks(directories):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -187,6 +188,25 @@ def test_a_run_of_masktune_ends_with_both_networks_and_their_rules(tmp_path):
     assert 1 - before["error"] == pytest.approx(result["phases"]["erm"]["test"]["average"])
     (folder,) = (cfg.directory / "analysis").glob("selective-*")
     assert (folder / "plots" / "risk_coverage.png").exists()
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_a_run_that_starts_from_another_answers_with_that_one(iterations, tmp_path, command_line):
+    one, first = executed(tmp_path, "method=erm", "train.selection=val/average")
+    assert first["selected"]["epoch"] == 2, "the two commands compare the same networks"
+    options = (f"method.init={one.identity}", f"method.iterations={iterations}")
+    two, result = executed(tmp_path, "method=masktune", "analysis=selective", *options)
+    (part,) = result["analysis"].values()
+    assert list(part["rules"]) == ["erm", "masktune", "product", "agreement"]
+    command = ("selective", f"paths.outputs={tmp_path}", f"runs=[{one.identity},{two.identity}]")
+    assert command_line.run(*command).code == 0
+    (path,) = tmp_path.glob("selective/*/result.json")
+    assert part["rules"] == json.loads(path.read_text())["rules"]
+    # What an older version made has no first network, which is not passed over.
+    shutil.rmtree(two.directory / "phases" / "erm")
+    other = read("analysis=selective", "analysis.selective.confidence=0.5").analysis
+    with pytest.raises(UserError, match=r"spurcor\.selective runs="):
+        runs.analyze(two.directory, dataclasses.replace(two, analysis=other), Terminal(quiet=True))
 
 
 def test_any_other_run_has_its_own_confidence_also_afterwards(tmp_path):

@@ -21,6 +21,7 @@ from spurcor.method import Method
 from spurcor.metrics import none_if_undefined
 from spurcor.reports.render import markdown, show
 from spurcor.reports.tables import Table
+from spurcor.results import kept_phases
 
 COVERAGES = (0.8, 0.85, 0.9, 0.95, 1.0)
 POINTS = 300  # of a curve in the plot
@@ -166,7 +167,8 @@ class Selective(Analysis):
         if Split.VAL in method.consumed:
             raise ValueError("the network is trained on val, which then calibrates nothing")
         spec = splits.info.spec
-        if spec.task == "multilabel" and not any(phase.selection for phase in phases[:-1]):
+        two = method.init is not None or any(phase.selection for phase in phases[:-1])
+        if spec.task == "multilabel" and not two:
             raise ValueError(
                 "several labels are accepted where two networks agree, and this method keeps one;"
                 " compare two runs by python -m spurcor.selective runs=[<run>,<run>]"
@@ -180,10 +182,19 @@ class Selective(Analysis):
             )
 
     def finish(self, ended: Ended) -> Mapping[str, Any]:
-        """Rules by name, each by split; table.md and a plot of risk over coverage."""
-        spec, kept = ended.splits.info.spec, ended.directory / "phases"
-        phases = [phase.name for phase in ended.method.phases() if (kept / phase.name).is_dir()]
-        networks = [Stored.load(name, spec, kept / name) for name in phases[:1]]
+        """Rules by name, each by split; table.md and a plot of risk over coverage.
+
+        Of two networks the first is that of the run started from, or of the first phase kept.
+        """
+        spec, kept = ended.splits.info.spec, kept_phases(ended.directory)
+        before = list(kept)[:1]
+        init = ended.config.init
+        if init is not None and not any("origin" in kept[name] for name in before):
+            raise UserError(
+                f"{ended.directory} was made by a version that kept nothing of the run it started"
+                f" from; say python -m spurcor.selective runs=[{init},{ended.directory}]"
+            )
+        networks = [Stored.load(name, spec, ended.directory / "phases" / name) for name in before]
         networks.append(Stored.load(ended.config.choices["method"], spec, ended.directory))
         return self.compare(networks, ended.folder)
 
