@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 import hydra
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spurcor import config, launcher
-from spurcor.errors import RunError, UserError
+from spurcor.errors import PointError, RunError, UserError
 
 
 def run(main: Callable[[DictConfig], int], config_name: str) -> int:
@@ -67,13 +68,16 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return code
-    except (UserError, RunError, HydraException, OmegaConfBaseException) as error:
+    except (UserError, RunError, PointError, HydraException, OmegaConfBaseException) as error:
         if show_trace:
             raise
         if isinstance(error.__cause__, UserError):  # raised while Hydra built a launcher
             error = error.__cause__
         sentence = str(error)
-        if not isinstance(error, UserError | RunError):
+        if isinstance(error, PointError) and error.__cause__ is not None:
+            point = error.overrides
+            sentence = f"{' '.join(point)}: {_explain(error.__cause__, config_name, point)}"
+        elif not isinstance(error, UserError | RunError):
             sentence = _explain(error, config_name, overrides)
         print(f"spurcor: {sentence}", file=sys.stderr)
         return 1 if isinstance(error, RunError) else 2
@@ -123,7 +127,7 @@ def _flags_first(arguments: list[str]) -> list[str]:
     return rest + list(overrides)
 
 
-def _explain(error: Exception, config_name: str, overrides: list[str]) -> str:
+def _explain(error: BaseException, config_name: str, overrides: list[str]) -> str:
     """Hydra's and OmegaConf's errors in one sentence."""
     text = str(error)
     if isinstance(error, MissingConfigException) and error.options:
@@ -164,14 +168,21 @@ def _added_twice(key: str, overrides: list[str]) -> str:
 
 
 def _unknown_override(key: str, config_name: str, overrides: list[str]) -> str:
-    """Name the key nearest to one that no configuration has."""
-    others = [o for o in overrides if o.lstrip("+~").partition("=")[0] != key]
-    parent = key.rpartition(".")[0]
+    """Name the options of the group that have the key, or the key nearest to it."""
+    parent, _, name = key.rpartition(".")
+    group, chosen, names = parent.replace(".", "/"), None, []
+    beside = f"{parent}." if parent else key
+    others = [o for o in overrides if not o.lstrip("+~").startswith(beside) and "," not in o]
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
         try:
-            composed = compose(config_name, [o for o in others if "," not in o])
+            composed = compose(config_name, others, return_hydra_config=True)
+            chosen = composed.hydra.runtime.choices.get(group)
             node = OmegaConf.select(composed, parent) if parent else composed
-            names = [str(name) for name in node if name != "_target_"]
+            names = [str(each) for each in node if each not in ("_target_", "hydra")]
         except (HydraException, OmegaConfBaseException, TypeError):
-            names = []
+            pass
+    files = sorted((config.CONF / group).glob("*.yaml")) if chosen else []
+    takers = [path.stem for path in files if name in (yaml.safe_load(path.read_text()) or {})]
+    if takers:
+        return f"{key} is no key of {group}={chosen}; say {group}={' or '.join(takers)} too"
     return config.unknown_key(key, names)

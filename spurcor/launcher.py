@@ -20,14 +20,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from spurcor import slurm
 from spurcor.config import Site, TrainConfig, check
-from spurcor.errors import RunError, UserError
+from spurcor.errors import PointError, RunError, UserError
 from spurcor.lock import Held, lock_of, locked
 from spurcor.sweeps import (
     UNDER_WAY,
@@ -123,7 +125,8 @@ class Points(Sweeper):
     """The product of the swept keys, for each of a list of points; it writes no file.
 
     A point is a string of overrides, so a random search is a list that anybody can read and run
-    again. A key that is typed or swept wins over the points' value.
+    again. A key that is typed or swept wins over the points' value; points that are then the same
+    are one.
     """
 
     def __init__(self, points: Sequence[str] = (), params: dict[str, str] | None = None) -> None:
@@ -156,7 +159,8 @@ class Points(Sweeper):
             [word for word in point if word.partition("=")[0].lstrip("+~") not in keys]
             for point in self.points
         ]
-        return [[*point, *rest] for point in listed for rest in product]
+        distinct = dict.fromkeys(map(tuple, listed))
+        return [[*point, *rest] for point in distinct for rest in product]
 
 
 class InProcess(Launcher):
@@ -213,6 +217,8 @@ class InProcess(Launcher):
                 points.append(Point(tuple(overrides), config))
             except UserError as error:
                 problems.append(f"{' '.join(overrides)}: {error}")
+            except (HydraException, OmegaConfBaseException) as error:
+                raise PointError(list(overrides)) from error
         if problems:
             raise UserError("\n".join(problems))
         if len(names := {point.config.sweep for point in points}) > 1:

@@ -12,6 +12,10 @@ QUICK = ("method.epochs=1", "tracker=none", "dfr=none")
 BAD = {
     "wrong type": (["optimizer.lr=abc"], ["optimizer.lr=abc is not a number"]),
     "unknown method key": (["method.lrr=1"], ["method.lrr is no key"]),
+    "key of another method": (
+        ["method.gate=step"],
+        ["method.gate is no key of method=erm; say method=scale too"],
+    ),
     "near optimizer key": (["optimizer.lrr=1"], ["optimizer.lrr is no key", "optimizer.lr?"]),
     "added optimizer key": (["+optimizer.lrr=1"], ["optimizer.lrr is no key", "optimizer.lr?"]),
     "sweep for sweeps": (["+sweep=digits/main"], ["sweep=digits/main", "+sweeps=digits/main"]),

@@ -14,6 +14,7 @@ from spurcor import config, runs
 from spurcor.config import CONF
 from spurcor.data import Split
 from spurcor.launcher import Points
+from spurcor.sweeps import GROUPS
 
 ALL_METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 METHODS = [name for name in ALL_METHODS if name != "frozen"]  # the one that trains nothing
@@ -275,19 +276,47 @@ def test_every_sweep_file_has_its_job_count_asserted():
     assert found == set(SWEEPS)
 
 
+def expanded(*typed):
+    """The configuration that a sweep is made from, and the overrides of its points."""
+    config.register()
+    scalar = [one for one in typed if "," not in one]  # as Hydra does with -m
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", scalar, return_hydra_config=True)
+    sweeper = cfg.hydra.sweeper
+    return cfg, Points(sweeper.points, sweeper.params).expand(list(typed))
+
+
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_sweep_file_composes_and_has_its_number_of_points(name):
-    config.register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [f"+sweeps={name}"], return_hydra_config=True)
-    sweeper = cfg.hydra.sweeper
-    points = Points(sweeper.points, sweeper.params).expand([])
+    cfg, points = expanded(f"+sweeps={name}")
     assert len({tuple(point) for point in points}) == len(points) == SWEEPS[name]
     some = points[:: max(1, len(points) // 12)]  # composing takes a tenth of a second each
-    checked = [read(f"+sweeps={name}", *point) for point in some]
+    checked = [read(*point) for point in some]
     assert {one.sweep for one in checked} == {cfg.sweep}
     # A point is a run, or another repair of one.
     assert len({(one.directory, tuple(one.needs)) for one in checked}) == len(some)
+    # What all points share stands in the file's defaults, so that its options can be typed.
+    for group in GROUPS:
+        chosen = {one.choices.get(group) for one in checked}
+        assert len(chosen) > 1 or chosen == {cfg.hydra.runtime.choices.get(group)}, group
+
+
+@pytest.mark.parametrize(
+    ("typed", "count"),
+    [
+        (("+sweeps=dominoes/scale_strength", "method.gate=linear"), 18),
+        (("+sweeps=dominoes/scale_tuning", "seed=0", "method.group_size=4,16"), 2 * 24),
+        (("+sweeps=biased_mnist/masktune", "method=masktune", "method.mask=saliency"), 6),
+        (("+sweeps=colored_mnist/gradient_flow", "backbone.width=64"), 18),
+    ],
+)
+def test_a_typed_option_narrows_a_sweep_file(typed, count):
+    _, points = expanded(*typed)
+    checked = [read(*point) for point in points[:: len(points) // 12 | 1]]  # odd: values alternate
+    assert len(points) == count
+    assert len({one.directory for one in checked}) == len(checked)
+    key, _, values = typed[-1].partition("=")
+    assert {str(one.settings[key]) for one in checked} == set(values.split(","))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -72,6 +72,34 @@ def test_every_point_is_built_as_far_as_is_cheap_before_the_first_starts(command
         assert not outputs.exists()
 
 
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (
+            ("+sweeps=dominoes/main", "method.gate=linear"),
+            "method.gate is no key of method=erm; say method=scale too",
+        ),
+        (
+            ("+sweeps=biased_mnist/masktune", "method.mask=saliency"),
+            "method.mask is no key of method=erm; say method=masktune too",
+        ),
+        (
+            ("method=erm,iw", "backbone.width=16"),
+            "backbone.width is no key of backbone=small_cnn; say backbone=mlp too",
+        ),
+    ],
+)
+def test_a_key_that_not_every_point_takes_is_told_with_what_takes_it(
+    typed, sentence, command_line, tmp_path
+):
+    outputs = tmp_path / "outputs"
+    ended = command_line.run("train", "-m", f"paths.outputs={outputs}", *typed)
+    assert ended.code == 2
+    assert len(ended.err.strip().splitlines()) == 1
+    assert sentence in ended.err
+    assert not outputs.exists()
+
+
 @pytest.mark.cold
 def test_a_pool_survives_the_kill_of_a_point_and_runs_just_that_one_again(command_line, tmp_path):
     """Six points, two at a time, on a fresh sqlite store; cold processes, as users have them."""
