@@ -71,7 +71,8 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
     except (UserError, RunError, PointError, HydraException, OmegaConfBaseException) as error:
         if show_trace:
             raise
-        if isinstance(error.__cause__, UserError):  # raised while Hydra built a launcher
+        wrapped = not isinstance(error, UserError | RunError)
+        if wrapped and isinstance(error.__cause__, UserError):  # while Hydra built a launcher
             error = error.__cause__
         sentence = str(error)
         if isinstance(error, PointError) and error.__cause__ is not None:

@@ -563,11 +563,24 @@ def _describe(hint: Any) -> str:
     if literals := list(_literals(hint)):
         return "one of " + ", ".join(map(str, literals))
     known = [names[m] for m in (float, int, bool, str) if m in _members(hint)]
+    known += [f"a list of {_several(m)}" for m in _members(hint) if _element(m) is not None]
     if types.NoneType in _members(hint):
         known.append("null")
     if known:
         return " or ".join(known)
     return f"a value of type {getattr(hint, '__name__', hint)}".replace("typing.", "")
+
+
+def _element(hint: Any) -> Any:
+    """The type of what a list or tuple holds; None of anything else."""
+    holds = typing.get_args(hint) if typing.get_origin(hint) in (list, tuple) else ()
+    return holds[0] if holds else None
+
+
+def _several(hint: Any) -> str:
+    names = {float: "numbers", int: "whole numbers", bool: "true or false", str: "texts"}
+    inner = _element(hint)
+    return names.get(inner) or f"lists of {_several(inner)}"
 
 
 def unknown_key(path: str, names: list[str]) -> str:

@@ -64,10 +64,13 @@ class DebiasingSet:
         """Positions (M,) of the set, which must not be empty."""
         drawn = debiasing_set(run.splits[Split.TRAIN].y.cpu(), clusters, self.sampling, run.seed)
         if not len(drawn):
+            fewer = "a smaller method.num_clusters"
+            if self.clusters is not None:
+                fewer = "a file of fewer clusters (spurcor.clusters run=<run> num_clusters=<k>)"
             raise RunError(
                 f"every one of the {len(torch.unique(clusters))} clusters holds one class: nothing"
-                " is there to balance; try a smaller method.num_clusters, or a network trained for"
-                " fewer epochs: one that has learnt TRAIN by heart parts the classes everywhere"
+                f" is there to balance; try {fewer}, or a network trained for fewer epochs: one"
+                " that has learnt TRAIN by heart parts the classes everywhere"
             )
         return drawn
 

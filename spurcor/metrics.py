@@ -203,15 +203,19 @@ def group_means(values: Tensor, g: Tensor, num_groups: int) -> Tensor:
 
 
 def gaps(losses: Tensor, spec: GroupSpec) -> dict[str, float]:
+    """`class_gaps` as numbers, without those that are not defined."""
+    found = {name: float(gap) for name, gap in class_gaps(losses, spec).items()}
+    return {name: gap for name, gap in found.items() if math.isfinite(gap)}
+
+
+def class_gaps(losses: Tensor, spec: GroupSpec) -> dict[str, Tensor]:
     """By class, the mean loss (G,) of its groups without the usual attribute minus that with it.
 
-    Groups without a sample have NaN and are left out.
+    Groups without a sample have NaN and are left out; where none is left the gap is NaN.
     """
     found = {}
     by_class = losses.view(spec.num_classes, -1)
     for y, usual in enumerate(spec.aligned):
-        others = torch.arange(by_class.shape[1]) != usual
-        gap = float(by_class[y, others].nanmean() - by_class[y, usual])
-        if math.isfinite(gap):
-            found[spec.classes[y]] = gap
+        others = torch.arange(by_class.shape[1], device=losses.device) != usual
+        found[spec.classes[y]] = by_class[y, others].nanmean() - by_class[y, usual]
     return found

@@ -193,9 +193,10 @@ class Trainer:
                 value = columns[name][i]
                 if not math.isfinite(value):
                     step = progress.step - len(self._pending) + i + 1
+                    key = " (optimizer.lr)" if phase.descends else ""
                     raise RunError(
                         f"{phase.name}: {name} is {value} at epoch {progress.epoch + 1}, step"
-                        f" {step}; a smaller optimizer.lr may help"
+                        f" {step}; a smaller learning rate{key} may help"
                     )
                 progress.sums[name] = progress.sums.get(name, 0.0) + value * size
         self._pending.clear()

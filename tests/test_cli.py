@@ -32,6 +32,18 @@ BAD = {
     ),
     "range": (["method.epochs=0"], ["method.epochs=0"]),
     "negative learning rate": (["optimizer.lr=-1"], ["optimizer", "learning rate"]),
+    "number for list": (
+        ["analysis=output_moments", "analysis.output_moments.epochs=5"],
+        ["analysis.output_moments.epochs=5 is not a list of whole numbers or null"],
+    ),
+    "text in lists of lists": (
+        ["analysis=gap_dynamics", "analysis.gap_dynamics.pairs=[small]"],
+        ["analysis.gap_dynamics.pairs=", "is not a list of lists of texts or null"],
+    ),
+    "group that is none": (
+        ["analysis=gap_dynamics", "analysis.gap_dynamics.pairs=[[small/blue,small/red]]"],
+        ["analysis.gap_dynamics: pairs: small/blue is no group; there are small/red"],
+    ),
     "switch for number": (["method.epochs=true"], ["method.epochs=True is not a whole number"]),
     "bad choice": (["train.precision=fp8"], ["train.precision=fp8", "fp32", "bf16"]),
     "selection on test": (["train.selection=test/worst"], ["test/worst", "only val/"]),

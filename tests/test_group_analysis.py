@@ -210,6 +210,8 @@ def test_all_quantities_against_their_definitions(options, loss, dtype):
         close(moments[f"mean/{name}"], of_group.mean(), dtype)
         close(moments[f"std/{name}"], np.sqrt(np.square(of_group - of_group.mean()).mean()), dtype)
         close(moments[f"loss/{name}"], losses[group], dtype)
+    usual, other = (dict(zip(NAMES, losses, strict=True))[f"small/{a}"] for a in ("red", "green"))
+    close(moments["gap/small"], other - usual, dtype)
 
 
 def gram_of(splits, method):
@@ -452,6 +454,8 @@ def test_an_empty_group_is_nan_and_named(caplog):
     close(gaps["total/large/red-large/green"], delta @ erm_gradient(splits, method))
     moments = measured(OutputMoments(), splits, method)
     assert torch.isnan(moments["mean/small/green"])
+    assert torch.isnan(moments["gap/small"])
+    assert torch.isfinite(moments["gap/large"])
     assert torch.isfinite(moments["mean/small/red"])
 
 

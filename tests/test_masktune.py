@@ -597,8 +597,9 @@ def test_the_best_weights_survive_a_crash_in_the_phase(step, tmp_path):
         (("method.layer=block9",), "layer=block9 does not exist"),
         (("method.iterations=0",), "iterations=0 must be at least 1"),
         (("method.quantile=1",), "quantile=1.0 must be between 0 and 1"),
-        (("method.deviations=-1",), "deviations=-1.0 and finetune_lr=None must not be negative"),
-        (("method.finetune_lr=-1",), "finetune_lr=-1.0 must not be negative"),
+        (("method.deviations=-1",), "deviations=-1.0 and finetune_lr=None must be at least 0"),
+        (("method.deviations=nan",), "deviations=nan"),
+        (("method.finetune_lr=-1",), "finetune_lr=-1.0 must be at least 0"),
         (("method.epochs=0",), "epochs=0 must be at least 1"),
     ],
 )

@@ -1,6 +1,7 @@
 """SCALE against a plain reference: one Python loop over tensors, groups and numbers."""
 
 import copy
+import json
 import math
 from types import SimpleNamespace
 
@@ -355,6 +356,12 @@ def test_cosines_are_counted_and_drawn(tmp_path):
     layers = [row[f"train/cosine/{name}"] for name in phase.layers]
     assert row["train/cosine"] == pytest.approx(sum(layers) / len(layers), abs=1e-6)
     assert all(-1 <= value <= 1 for value in layers)
+    told = json.loads((tmp_path / "cosines.json").read_text())
+    assert (len(told["edges"]), told["edges"][0], told["edges"][-1]) == (BINS + 1, -1, 1)
+    assert told["layers"] == {n: phase.histogram[:, i].tolist() for i, n in enumerate(phase.layers)}
+    for name, (_, last) in told["layers"].items():  # the last epoch's, of whole batches
+        below = sum(last[: BINS // 2]) / sum(last)
+        assert row[f"train/opposed/{name}"] == pytest.approx(below, abs=0.05)
     assert (tmp_path / "plots" / "cosines.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -10,26 +10,32 @@ from spurcor.analysis.drawing import Panel
 from spurcor.analysis.groups import GroupAnalysis
 from spurcor.analysis.statistics import GroupStatistics
 from spurcor.data import GroupSpec
+from spurcor.metrics import class_gaps
 
 
 @dataclass(kw_only=True)
 class OutputMoments(GroupAnalysis):
-    """Mean and standard deviation of f over each group, and its mean loss."""
+    """Mean and standard deviation of f over each group, its mean loss, and the gaps of these."""
 
     scalar = True
 
     def quantities(self, s: GroupStatistics) -> dict[str, Tensor]:
-        """mean/<g>, std/<g>, loss/<g>."""
+        """mean/<g>, std/<g>, loss/<g>, and gap/<class> as the rows have it of VAL and TEST."""
         found = {"mean": s.mean, "std": s.std, "loss": s.loss}
-        return {
+        of_groups = {
             f"{what}/{name}": values[g]
             for what, values in found.items()
             for g, name in enumerate(s.spec.names)
         }
+        return of_groups | {f"gap/{name}": gap for name, gap in class_gaps(s.loss, s.spec).items()}
 
     def panels(self, of: Callable[[str], Tensor], spec: GroupSpec, ended: Ended) -> list[Panel]:
         """f with its deviation as a band, and the losses."""
         means = {name: of(f"mean/{name}") for name in spec.names}
         bands = {name: of(f"std/{name}") for name in spec.names}
         losses = {name: of(f"loss/{name}") for name in spec.names}
-        return [Panel("", "f, one deviation", means, bands=bands), Panel("", "loss", losses)]
+        found = [Panel("", "f, one deviation", means, bands=bands), Panel("", "loss", losses)]
+        if spec.aligned:
+            gaps = {name: of(f"gap/{name}") for name in spec.classes}
+            found.append(Panel("", "gap of the loss", gaps))
+        return found

@@ -1,5 +1,6 @@
 """MaskTune (Asgari Taghanaki et al., NeurIPS 2022): hide what ERM looks at, and train on."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -55,9 +56,10 @@ class MaskTune(Method):
         super().__init__(backbone, info)
         if iterations < 1:
             raise ValueError(f"iterations={iterations} must be at least 1")
-        if deviations < 0 or (finetune_lr or 0) < 0:
+        if not (0 <= deviations < math.inf and 0 <= (finetune_lr or 0) < math.inf):
             raise ValueError(
-                f"deviations={deviations} and finetune_lr={finetune_lr} must not be negative"
+                f"deviations={deviations} and finetune_lr={finetune_lr} must be at least 0, and"
+                " finite"
             )
         if not 0 < quantile < 1:
             raise ValueError(f"quantile={quantile} must be between 0 and 1")

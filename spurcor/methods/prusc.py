@@ -9,6 +9,7 @@ pi logits of the gates, z representation, c cluster, s_ij = cos(z_i, z_j) / temp
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -60,16 +61,16 @@ class Prusc(Method):
         for name, value in {
             "num_clusters": num_clusters,
             "prune_epochs": prune_epochs,
+            "retrain_epochs": retrain_epochs,
             "temperature": temperature,
             "prune_lr": prune_lr,
             "retrain_lr": retrain_lr,
         }.items():
-            if value <= 0:
-                raise ValueError(f"{name}={value} must be positive")
-        if min(lambda_sparse, lambda_con) < 0:
-            raise ValueError(
-                f"lambda_sparse={lambda_sparse} and lambda_con={lambda_con} must not be negative"
-            )
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}={value} must be positive, and finite")
+        for name, value in {"lambda_sparse": lambda_sparse, "lambda_con": lambda_con}.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value} must be at least 0, and finite")
         if control == "retrain_alone" and retrain_on != "set":
             raise ValueError(
                 f"control=retrain_alone trains on the de-biasing set, not on retrain_on="

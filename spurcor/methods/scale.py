@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from spurcor.backbone import Backbone
 from spurcor.data import Batch, DataInfo, Split
 from spurcor.errors import UserError
+from spurcor.files import write_json
 from spurcor.losses import make_head
 from spurcor.method import Method, Phase, RunContext
 from spurcor.pictures import draw_histograms
@@ -152,6 +153,7 @@ class TwoStreams(Phase):
         self.epoch = 0
         of = torch.tensor([self.groups[i].total for i in self.convolutions], dtype=torch.int64)
         self.layer_of = torch.repeat_interleave(torch.arange(len(of)), of).to(device)
+        self.sizes = of.to(device)
 
     def streams(self, run: RunContext) -> Mapping[str, Stream]:
         """TRAIN paces the epoch; every target batch is a draw of its own."""
@@ -197,18 +199,23 @@ class TwoStreams(Phase):
         return found
 
     def _record(self, cosines: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Mean over convolutions of their mean cosine, the mean of each, and the histogram."""
+        """Mean over convolutions of their mean cosine, the mean of each, the share of its groups
+        whose gradients are opposed, and the histogram.
+        """
         of_layers = [cosines[i] for i in self.convolutions]
         if not of_layers:
             return {"cosine": torch.cat(list(cosines)).mean()}
         means = torch.stack([c.mean() for c in of_layers])
-        bins = ((torch.cat(of_layers) + 1) * (BINS / 2)).long().clamp_(0, BINS - 1)
+        every = torch.cat(of_layers)
+        opposed = torch.zeros_like(means).index_add_(0, self.layer_of, (every < 0).to(means.dtype))
+        bins = ((every + 1) * (BINS / 2)).long().clamp_(0, BINS - 1)
         counts = self.histogram[self.epoch].view(-1)
         counts.scatter_add_(
             0, self.layer_of * BINS + bins, torch.ones_like(bins, dtype=counts.dtype)
         )
         layers = {f"cosine/{n}": mean for n, mean in zip(self.layers, means, strict=True)}
-        return {"cosine": means.mean(), **layers}
+        shares = zip(self.layers, opposed / self.sizes, strict=True)
+        return {"cosine": means.mean(), **layers, **{f"opposed/{n}": share for n, share in shares}}
 
     def end_epoch(self) -> None:
         """Step the schedule."""
@@ -216,9 +223,13 @@ class TwoStreams(Phase):
         self.epoch += 1
 
     def end(self, run: RunContext) -> None:
-        """A picture of the cosines of every layer, epoch by epoch."""
+        """A picture of the cosines of every layer, epoch by epoch, and cosines.json, its counts."""
         if not self.layers:
             return
+        counts = self.histogram.long().transpose(0, 1).tolist()
+        edges = [2 * i / BINS - 1 for i in range(BINS + 1)]
+        by_layer = dict(zip(self.layers, counts, strict=True))
+        write_json(run.directory / "cosines.json", {"edges": edges, "layers": by_layer})
         path = run.directory / "plots" / "cosines.png"
         draw_histograms(self.histogram.cpu(), self.layers, "cosine of both gradients", path)
 
