@@ -17,6 +17,7 @@ from spurcor.debiasing import DebiasingSet, contingency, debiasing_set
 from spurcor.errors import RunError, UserError
 from spurcor.methods import prusc
 from spurcor.methods.prusc import contrast
+from spurcor.saliency import heat_maps
 
 SMALL = (
     *(*SMALLEST["prusc"], "method=prusc", "method.epochs=2", "train.batch_size=100"),
@@ -502,6 +503,28 @@ def test_a_run_that_starts_from_another_ends_like_one_that_trained_itself(comman
         assert (state[name][logit < 0] == 0).all()
     (part,) = (first / "dfr").glob("target-*/result.json")
     assert json.loads(part.read_text())["test"]["worst"] is not None
+
+
+def test_maps_features_and_predictions_are_those_of_the_masked_network(tmp_path):
+    """What explains, repairs and analyses sees zeros in place of the weights that are not kept."""
+    method, _, batch = begun(tmp_path, small=CNN)
+    plain, _ = built(tmp_path, small=CNN)
+    dense, _ = built(tmp_path, small=CNN)
+    generator = torch.Generator().manual_seed(3)
+    state = plain.state_dict()
+    for name, gate in gates.gates_of(method).items():
+        gate.logit.data.copy_(torch.randn(gate.logit.shape, generator=generator) + 1)
+        state[name].mul_(gate.logit.detach() >= 0)
+    layer, seen = method.backbone.spatial(), []
+    for net in (method, plain, dense):
+        net.eval()
+        maps = heat_maps(net, batch.x, layer)
+        with torch.no_grad():
+            features = net.backbone.features(batch.x, net.backbone.layers)
+            seen.append([net.predict(batch.x), maps, *features.values()])
+    for masked, zeros, whole in zip(*seen, strict=True):
+        torch.testing.assert_close(masked, zeros)
+        assert not torch.allclose(masked, whole, atol=1e-4)
 
 
 # --- clusters on files ----------------------------------------------------------------------------
