@@ -9,10 +9,12 @@ import generators_photos as made
 import pytest
 import torch
 from generators_photos import NAMES, ROWS, SMALL, cell, check, edit, told
+from training import read
 
 from spurcor.archives import folder_of
 from spurcor.datasets import waterbirds as module
 from spurcor.datasets.waterbirds import Waterbirds
+from spurcor.errors import UserError
 from spurcor.transforms import Photo
 
 COMPLETE = "waterbird_complete95_forest2water2"
@@ -171,9 +173,12 @@ def test_the_published_counts_pass(birds, caplog):
 # --- options --------------------------------------------------------------------------------------
 
 
-def test_drop_groups_is_how_scale_makes_waterbirds_wholly_spurious(birds):
-    dropped = ("landbird/water", "waterbird/land")
-    splits = waterbirds(drop_groups=dropped, target_fraction=0.5).splits(birds)
+def prints(splits):
+    return {name: split.fingerprint for name, split in splits.items()}
+
+
+def test_strength_1_leaves_the_minority_groups_out_of_train(birds):
+    splits = waterbirds(strength=1.0, target_fraction=0.5).splits(birds)
     kept = [item for item in made.expected(ROWS, 0) if item[1] == item[2]]
     assert made.seen(splits["train"]) == kept
     assert splits["train"].group_counts.tolist() == [5, 0, 0, 4]
@@ -181,6 +186,38 @@ def test_drop_groups_is_how_scale_makes_waterbirds_wholly_spurious(birds):
     both = made.seen(splits["val"]) + made.seen(splits["target"])
     assert sorted(both) == sorted(made.expected(ROWS, 1))
     assert made.seen(splits["test"]) == made.expected(ROWS, 2)
+    dropped = ("landbird/water", "waterbird/land")
+    other = waterbirds(drop_groups=dropped, target_fraction=0.5).splits(birds)
+    assert prints(other) == prints(splits)
+    few = {"num_train": 5, "num_val": 6}
+    smaller = waterbirds(strength=1.0, **few).splits(birds)
+    assert prints(smaller) == prints(waterbirds(drop_groups=dropped, **few).splits(birds))
+    assert smaller["train"].group_counts.tolist() == [3, 0, 0, 2]
+
+
+@pytest.mark.parametrize("strength", [0.9, 0.96, 0, 2])
+def test_another_strength_is_refused(strength):
+    sentence = f"strength={float(strength)} must be 0.95, as published, or 1, .* out of TRAIN"
+    with pytest.raises(UserError, match=sentence):
+        read("dataset=waterbirds", f"dataset.strength={strength}").dataset.build()
+
+
+def test_the_published_strength_renames_no_run():
+    plain, typed, other = (
+        read("dataset=waterbirds", *more).identity
+        for more in ((), ("dataset.strength=0.95",), ("dataset.strength=1",))
+    )
+    assert plain == typed != other
+
+
+def test_scale_and_its_baseline_have_the_same_splits_as_typed(birds):
+    scale, erm_target = (
+        read("dataset=waterbirds", f"method={method}").dataset.build().splits(birds)
+        for method in ("scale", "erm_target")
+    )
+    assert prints(scale) == prints(erm_target)
+    assert scale["train"].group_counts.tolist() == [5, 0, 0, 4]
+    assert len(scale["target"]) == 5
 
 
 @pytest.mark.parametrize(

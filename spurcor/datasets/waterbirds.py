@@ -1,6 +1,6 @@
 """Waterbirds: birds cut out and pasted on backgrounds, most of them where such birds live."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from spurcor.archives import extracted
@@ -31,12 +31,22 @@ COUNTS: dict[str, tuple[int, ...]] = {  # groups in the order of `GroupSpec.name
 class Waterbirds(DataSource):
     """Land- against waterbirds; the attribute is the background, land or water.
 
-    In TRAIN 95 % of each class are on their own background, in VAL and TEST half. Read from the
-    authors' folder or archive, the one of WILDS, or Kaggle's (see `find`). Sagawa et al. (ICLR
-    2020): birds of CUB-200-2011 (Wah et al. 2011) on photographs of Places (Zhou et al. 2017).
+    In TRAIN 95 % of each class are on their own background, or, of `strength` 1 (SCALE), all; in
+    VAL and TEST half. Read from the authors' folder or archive, the one of WILDS, or Kaggle's (see
+    `find`). Sagawa et al. (ICLR 2020): birds of CUB-200-2011 (Wah et al. 2011) on photographs of
+    Places (Zhou et al. 2017).
     """
 
     transform: Transform = field(default_factory=lambda: Photo(resize=256, crop=224))
+    strength: float = 0.95
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strength not in (0.95, 1):
+            raise ValueError(
+                f"strength={self.strength} must be 0.95, as published, or 1, which leaves"
+                " landbird/water and waterbird/land out of TRAIN"
+            )
 
     def load(self, root: Path) -> Photographs:
         """Labels from metadata.csv; group 2 y + place."""
@@ -51,7 +61,11 @@ class Waterbirds(DataSource):
             table.splits("split"),
         )
         photographs.warn_of_counts(COUNTS)
-        return photographs
+        if self.strength < 1:
+            return photographs
+        aligned = photographs.spec.is_aligned()[photographs.groups[Split.TRAIN]]
+        train = photographs.members[Split.TRAIN][aligned]
+        return replace(photographs, members={**photographs.members, Split.TRAIN: train})
 
 
 def find(root: Path) -> Path:
