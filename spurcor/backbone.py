@@ -32,6 +32,7 @@ class Backbone(nn.Module, ABC):
     layers: tuple[str, ...]
     kinds: dict[str, Kind]
     dims: dict[str, int]  # D of each layer, which is also its size by the default pooling
+    name: str = "this backbone"  # in sentences
     autocast: torch.dtype | None = None  # these two are set from train.precision
     channels_last: bool = False  # and train.channels_last
     fresh: tuple[str, ...] = ()  # beginnings of weights that a run without them need not have had
@@ -58,7 +59,7 @@ class Backbone(nn.Module, ABC):
             return name
         elif name == "last_hidden":
             return self.layers[-1]
-        raise UserError(f"layer={name} does not exist; this backbone has {', '.join(self.layers)}")
+        raise UserError(f"layer={name} does not exist; {self.name} has {', '.join(self.layers)}")
 
     def size(self, layer: str | int, pooling: str | None = None) -> int:
         """Length of a layer's vector of features, without running the network."""
@@ -116,8 +117,8 @@ class Backbone(nn.Module, ABC):
         ]
         if not have:
             raise UserError(
-                f"none of this backbone's layers ({', '.join(self.layers)}) has positions that a"
-                " map could show; choose a convolutional one or a vision transformer"
+                f"{self.name}: none of its layers ({', '.join(self.layers)}) has positions that a"
+                " map could show; choose a convolutional backbone or a vision transformer"
             )
         name = have[-1] if layer is None else self.layer(layer)
         if name not in have:

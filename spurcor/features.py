@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from spurcor.backbone import Backbone
 from spurcor.config import FeatureOptions, Node
 from spurcor.console import tracked
-from spurcor.data import GroupedDataset, Splits
+from spurcor.data import DataInfo, GroupedDataset, Splits
 from spurcor.errors import RunError, UserError
 from spurcor.files import replacing
 from spurcor.images import Images
@@ -45,16 +46,25 @@ class Fixed(Transform):
         return torch.nn.functional.normalize(x, dim=1) if self.normalize else x
 
 
+def fixed_network(options: FeatureOptions, info: DataInfo, seed: int) -> tuple[Backbone, DataInfo]:
+    """The network whose features replace the images, and the facts of what it makes of them.
+
+    Weights that are drawn at random are drawn by `seed`.
+    """
+    torch.manual_seed(derive_seed("features", seed))
+    backbone: Backbone = options.backbone.build(info=info)
+    size = backbone.size(options.layer, options.pooling)
+    return backbone, replace(info, shape=(size, 1, 1))
+
+
 def freeze(
-    splits: Splits, options: FeatureOptions, dataset: Node, folder: Path, seed: int
+    splits: Splits, backbone: Backbone, options: FeatureOptions, dataset: Node, folder: Path
 ) -> Splits:
     """Splits whose samples are features (D, 1, 1) of the evaluated images, on the same device.
 
-    Weights that are drawn at random are drawn by `seed`; whatever they are, their hash is in the
-    key of what is kept in `folder`, beside the stores of photographs.
+    The hash of the network's weights is in the key of what is kept in `folder`, beside the stores
+    of photographs.
     """
-    torch.manual_seed(derive_seed("features", seed))
-    backbone: Backbone = options.backbone.build(info=splits.info)
     layer = backbone.layer(options.layer)
     backbone.to(splits.device).eval()
     reduced = options.precision == "bf16" or (

@@ -28,7 +28,7 @@ from spurcor.config import (
     plain,
 )
 from spurcor.console import Terminal
-from spurcor.data import Splits
+from spurcor.data import DataInfo, Splits
 from spurcor.errors import RunError, UserError
 from spurcor.files import read_json, read_lines, remove_leftovers, write_json, write_text
 from spurcor.lock import Held, holder, lock_of, locked
@@ -153,19 +153,23 @@ def build(config: TrainConfig) -> tuple[Splits, Method]:
     options = config.train
     torch.set_num_threads(options.num_threads or DEFAULT_THREADS)
     splits = Splits.load(config.dataset.build(), config.paths.data, device(options.device))
-    if config.features is not None:
-        from spurcor.features import freeze
+    if config.features is None:
+        return splits, _method(config, splits.info, splits.device)
+    from spurcor.features import fixed_network, freeze
 
-        folder = config.paths.data
-        splits = freeze(splits, config.features, config.dataset, folder, config.seed)
-    return splits, _method(config, splits)
+    network, info = fixed_network(config.features, splits.info, config.seed)
+    # Extraction may take hours: what does not fit features is refused before.
+    method = _method(config, info, splits.device)
+    splits = freeze(splits, network, config.features, config.dataset, config.paths.data)
+    return splits, method
 
 
-def _method(config: TrainConfig, splits: Splits) -> Method:
+def _method(config: TrainConfig, info: DataInfo, place: torch.device) -> Method:
     options = config.train
     torch.manual_seed(config.seed)
-    info = dataclasses.replace(splits.info, loss=options.loss)
+    info = dataclasses.replace(info, loss=options.loss)
     backbone = config.backbone.build(info=info)
+    backbone.name = f"backbone={config.choices['backbone']}"
     method: Method = config.method.build(backbone=backbone, info=info)
     try:
         method.phases()
@@ -177,7 +181,7 @@ def _method(config: TrainConfig, splits: Splits) -> Method:
         method.to(memory_format=torch.channels_last)
     if options.compile:
         backbone.compile()
-    return method.to(splits.device)
+    return method.to(place)
 
 
 def start_from(directory: Path, splits: Splits, method: Method) -> Method:
@@ -195,7 +199,7 @@ def start_from(directory: Path, splits: Splits, method: Method) -> Method:
     last = directory / "last.safetensors"
     checkpoint.load_trained(method, last)
     with torch.random.fork_rng():
-        origin = _method(read_config(directory), splits)
+        origin = _method(read_config(directory), splits.info, splits.device)
     checkpoint.load_trained(origin, last)
     return origin
 

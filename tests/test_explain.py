@@ -82,7 +82,7 @@ def test_what_cannot_be_shown_is_refused(outputs):
         draw(run, config(outputs, split="nothing"))
     with pytest.raises(UserError, match="layer=hidden has no positions"):
         draw(run, config(outputs, layer="hidden"))
-    with pytest.raises(UserError, match=r"none of this backbone's layers .* has positions"):
+    with pytest.raises(UserError, match=r"backbone=mlp: none of its layers .* has positions"):
         draw(opened(outputs, "mlp"), config(outputs))
     with pytest.raises(ValueError, match="num_images=0 must be at least 1"):
         config(outputs, num_images=0)

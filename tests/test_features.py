@@ -232,6 +232,27 @@ def test_damaged_features_are_told(damage, tmp_path):
         splits_of(config(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("method=masktune",), "features=frozen leaves no pixels for method=masktune to hide; say"),
+        (("backbone=small_cnn", "backbone.padding=0"), "padding=0 leaves nothing of images"),
+        (("method=frozen", "features.layer=block9"), "layer=block9 does not exist; this backbone"),
+        (("method.epochs=0",), "method.epochs=0"),
+    ],
+)
+def test_what_does_not_fit_features_is_told_before_any_is_extracted(
+    options, sentence, command_line, tmp_path
+):
+    places = (f"paths.data={tmp_path / 'data'}", f"paths.outputs={tmp_path / 'out'}")
+    ended = command_line.run("train", *FROZEN, *places, *options, "tracker=none")
+    assert ended.code == 2, ended.err
+    assert sentence in ended.err
+    assert ended.err.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+    assert not (tmp_path / "out").exists()
+
+
 # --- training -------------------------------------------------------------------------------------
 
 

@@ -592,7 +592,7 @@ def test_the_best_weights_survive_a_crash_in_the_phase(step, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("backbone=mlp",), "none of this backbone's layers .* has positions"),
+        (("backbone=mlp",), "backbone=mlp: none of its layers .* has positions"),
         (("method.layer=hidden",), "layer=hidden has no positions .* block1, block2"),
         (("method.layer=block9",), "layer=block9 does not exist"),
         (("method.iterations=0",), "iterations=0 must be at least 1"),

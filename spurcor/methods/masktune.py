@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from spurcor import checkpoint
 from spurcor.backbone import Backbone
 from spurcor.data import Batch, DataInfo, GroupedDataset, Split, members_by
+from spurcor.errors import UserError
 from spurcor.masks import Masks, holes, masked, masked_view, outliers
 from spurcor.method import Method, Phase, RunContext, Supervised
 from spurcor.metrics import EVALUATION_BATCH
@@ -54,6 +55,10 @@ class MaskTune(Method):
         init: str | None = None,
     ) -> None:
         super().__init__(backbone, info)
+        if info.shape[1:] == (1, 1):
+            raise UserError(
+                "features=frozen leaves no pixels for method=masktune to hide; say features=none"
+            )
         if iterations < 1:
             raise ValueError(f"iterations={iterations} must be at least 1")
         if not (0 <= deviations < math.inf and 0 <= (finetune_lr or 0) < math.inf):
