@@ -160,7 +160,8 @@ def build(config: TrainConfig) -> tuple[Splits, Method]:
     network, info = fixed_network(config.features, splits.info, config.seed)
     # Extraction may take hours: what does not fit features is refused before.
     method = _method(config, info, splits.device)
-    splits = freeze(splits, network, config.features, config.dataset, config.paths.data)
+    with torch.random.fork_rng():  # what training draws is the same whether they are there or not
+        splits = freeze(splits, network, config.features, config.dataset, config.paths.data)
     return splits, method
 
 
