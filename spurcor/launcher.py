@@ -163,6 +163,12 @@ class Points(Sweeper):
         return [[*point, *rest] for point in distinct for rest in product]
 
 
+def _told(error: str, points: Sequence[str]) -> str:
+    """A problem with the first point that has it, and how many more have it."""
+    others = f" (and {len(points) - 1} more points)" if len(points) > 1 else ""
+    return f"{points[0]}: {error}{others}"
+
+
 class InProcess(Launcher):
     """One point after the other in this process: imports are paid once."""
 
@@ -204,10 +210,11 @@ class InProcess(Launcher):
         return failures
 
     def _compose(self, job_overrides: Sequence[Sequence[str]]) -> list[Point]:
-        """All points, or every problem of all of them."""
+        """All points, or every problem once, with the first point that has it."""
         import spurcor.runs
 
-        points, problems = [], []
+        points: list[Point] = []
+        problems: dict[str, list[str]] = {}
         for overrides in job_overrides:
             loader = self.hydra_context.config_loader
             try:
@@ -216,11 +223,11 @@ class InProcess(Launcher):
                 spurcor.runs.validate(config)
                 points.append(Point(tuple(overrides), config))
             except UserError as error:
-                problems.append(f"{' '.join(overrides)}: {error}")
+                problems.setdefault(str(error), []).append(" ".join(overrides))
             except (HydraException, OmegaConfBaseException) as error:
                 raise PointError(list(overrides)) from error
         if problems:
-            raise UserError("\n".join(problems))
+            raise UserError("\n".join(_told(error, of) for error, of in problems.items()))
         if len(names := {point.config.sweep for point in points}) > 1:
             raise UserError(f"sweep={','.join(sorted(names))}: a sweep has one name")
         return points

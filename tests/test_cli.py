@@ -99,6 +99,16 @@ def test_one_bad_point_stops_a_sweep_before_it_starts(command_line, tmp_path):
     assert not outputs.exists()
 
 
+def test_a_mistake_of_many_points_is_told_once(command_line, tmp_path):
+    swept = ("optimizer.lr=0.1,abc,xyz", "seed=0,1,2", f"paths.outputs={tmp_path / 'outputs'}")
+    ended = command_line.run("train", "-m", *swept)
+    assert ended.code == 2
+    first, second = ended.err.strip().splitlines()
+    assert "optimizer.lr=abc seed=0" in first
+    assert first.endswith("optimizer.lr=abc is not a number (and 2 more points)")
+    assert second.endswith("optimizer.lr=xyz is not a number (and 2 more points)")
+
+
 def test_overrides_may_stand_on_both_sides_of_a_flag(command_line, tmp_path):
     ended = command_line.run("train", f"paths.outputs={tmp_path}", *QUICK, "-m", "seed=0,1")
     assert ended.code == 0, ended.err

@@ -99,6 +99,19 @@ def test_what_moves_the_features_changes_the_key(change, tmp_path):
         assert before[name].fingerprint != after[name].fingerprint
 
 
+def test_extraction_takes_no_draw_from_training(tmp_path, monkeypatch):
+    def drawing(*args):
+        torch.rand(3)
+        return plain(*args)
+
+    plain, after = features.freeze, []
+    for freeze in (plain, drawing):
+        monkeypatch.setattr(features, "freeze", freeze)
+        splits_of(config(tmp_path))
+        after.append(torch.get_rng_state())
+    assert torch.equal(*after)
+
+
 def test_one_changed_weight_changes_the_hash():
     state = {"a": torch.zeros(3), "b": torch.tensor(2)}
     other = {"a": torch.tensor([0.0, 0.0, 1e-30]), "b": torch.tensor(2)}
