@@ -172,6 +172,7 @@ class Node:
     path: str
     target: str
     arguments: dict[str, Any]
+    revision: int = 1  # of the class, when the configuration was made: a mend that moves numbers
 
     def build(self, **runtime: Any) -> Any:
         """Construct the object; what its constructor refuses is the user's mistake."""
@@ -193,7 +194,8 @@ class Node:
     def hashed(self, folder: Path | None = None) -> dict[str, Any]:
         """Target and those arguments that differ from the constructor's defaults.
 
-        Files named relative to `folder` count by their content too.
+        A class whose numbers changed since it was first released has a `revision` above 1, which
+        counts too: what an earlier one gave is not taken for what it gives now. Files named relative to `folder` count by their content too.
         """
         defaults = {
             name: parameter.default
@@ -204,7 +206,7 @@ class Node:
             for key, value in self.arguments.items()
             if plain(value) != plain(defaults.get(key, inspect.Parameter.empty))
         }
-        return {"_target_": self.target, **plain(kept)}
+        return {"_target_": self.target, **_revised(self.revision), **plain(kept)}
 
 
 @dataclass(frozen=True)
@@ -359,7 +361,7 @@ def sweep_files() -> list[Path]:
 def plain(value: Any) -> Any:
     """A value as YAML and JSON hold it."""
     if isinstance(value, Node):
-        return {"_target_": value.target, **plain(value.arguments)}
+        return {"_target_": value.target, **_revised(value.revision), **plain(value.arguments)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -367,6 +369,10 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _revised(revision: int) -> dict[str, int]:
+    return {"_revision_": revision} if revision > 1 else {}
 
 
 def flat(prefix: str, value: Any) -> dict[str, Any]:
@@ -407,15 +413,38 @@ def locate(target: str) -> type:
 # --- check ----------------------------------------------------------------------------------------
 
 
+def composed(config: DictConfig) -> dict[str, Any]:
+    """What Hydra composed, resolved, without Hydra's own part."""
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    tree = OmegaConf.to_container(own, resolve=True)
+    assert isinstance(tree, dict)
+    for key in flat("", tree):
+        if key.endswith("._revision_"):
+            raise UserError(f"{key[1:]} is written by spurcor and cannot be chosen; leave it out")
+    return {str(key): value for key, value in tree.items()}
+
+
+def check_saved(tree: Mapping[str, Any], schema: type[T]) -> T:
+    """`check` a configuration that a run was saved with, which keeps the revisions of its time."""
+    return check(_with_revisions(tree), schema)
+
+
+def _with_revisions(value: Any) -> Any:
+    """Revisions above 1 are written down; nodes without one are of the first."""
+    if isinstance(value, list):
+        return [_with_revisions(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    first = {"_revision_": 1} if "_target_" in value else {}
+    return first | {key: _with_revisions(item) for key, item in value.items()}
+
+
 def check(config: DictConfig | Mapping[str, Any], schema: type[T]) -> T:
     """Type and coerce a composed configuration, or report all of its problems in one `UserError`.
 
     Every `_target_` node is checked against the type hints of its constructor.
     """
-    tree: Any = config
-    if isinstance(config, DictConfig):
-        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-        tree = OmegaConf.to_container(own, resolve=True)
+    tree = composed(config) if isinstance(config, DictConfig) else config
     problems: list[str] = []
     arguments = _check_arguments("", tree, schema, set(), problems)
     if not problems:
@@ -441,7 +470,7 @@ def _check_arguments(
     dot = f"{path}." if path else ""
     coerced: dict[str, Any] = {}
     for key, value in values.items():
-        if key == "_target_":
+        if key in ("_target_", "_revision_"):
             continue
         if key not in parameters:
             problems.append(unknown_key(f"{dot}{key}", list(parameters)))
@@ -538,8 +567,12 @@ def _check_node(path: str, value: Any, problems: list[str]) -> Node | None:
     if role not in bases or inspect.isabstract(owner):
         problems.append(f"{path}._target_={value['_target_']} is no {group}")
         return None
-    runtime = RUNTIME.get(group, set())
-    return Node(path, value["_target_"], _check_arguments(path, value, owner, runtime, problems))
+    revision = value.get("_revision_", getattr(owner, "revision", 1))
+    if not isinstance(revision, int):
+        problems.append(f"{path}._revision_={revision} is not a whole number")
+        return None
+    arguments = _check_arguments(path, value, owner, RUNTIME.get(group, set()), problems)
+    return Node(path, value["_target_"], arguments, revision)
 
 
 def _members(hint: Any) -> set[Any]:

@@ -23,7 +23,7 @@ from spurcor.config import (
     Paths,
     RunPaths,
     TrainConfig,
-    check,
+    check_saved,
     dfr_name,
     plain,
 )
@@ -71,7 +71,7 @@ def read_config(directory: Path) -> TrainConfig:
         raise UserError(f"{directory} is not a run: it has no readable config.yaml") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} is not the configuration of a run")
-    return check(tree, TrainConfig)
+    return check_saved(tree, TrainConfig)
 
 
 def find(reference: str, outputs: Path, key: str = "run") -> Path:

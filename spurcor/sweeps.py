@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from spurcor import slurm
-from spurcor.config import REPO, TrainConfig, check, plain
+from spurcor.config import REPO, TrainConfig, check, check_saved, composed, plain
 from spurcor.errors import UserError
 from spurcor.files import read_json, read_lines, replacing_folder, tail, write_text
 from spurcor.lock import holder, lock_of
@@ -81,15 +81,13 @@ class PointState:
 
 def read(cfg: DictConfig, choices: Mapping[str, Any]) -> TrainConfig:
     """Check a composed configuration; the names chosen for the groups become part of it."""
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    tree = OmegaConf.to_container(own, resolve=True)
-    assert isinstance(tree, dict)
+    tree = composed(cfg)
     if "choices" in tree:
         raise UserError("choices is no key; say dataset=..., method=... and so on")
     tree["choices"] = {group: str(choices[group]) for group in GROUPS if choices.get(group)}
     for group in ("dfr", "features", "analysis", "tracker"):
         tree[group] = tree.get(group) or {}
-    config = check({str(key): value for key, value in tree.items()}, TrainConfig)
+    config = check(tree, TrainConfig)
     return config if config.init is None else _with_origin(config, str(config.init))
 
 
@@ -206,7 +204,7 @@ def read_point(path: Path) -> TrainConfig:
         raise UserError(f"point={path} is not a point of a sweep") from error
     if not isinstance(tree, dict):
         raise UserError(f"point={path} is not a point of a sweep")
-    return check(tree, TrainConfig)
+    return check_saved(tree, TrainConfig)
 
 
 def copy_code(folder: Path) -> Path:
