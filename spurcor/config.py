@@ -195,7 +195,8 @@ class Node:
         """Target and those arguments that differ from the constructor's defaults.
 
         A class whose numbers changed since it was first released has a `revision` above 1, which
-        counts too: what an earlier one gave is not taken for what it gives now. Files named relative to `folder` count by their content too.
+        counts too: what an earlier one gave is not taken for what it gives now. Files named
+        relative to `folder` count by their content.
         """
         defaults = {
             name: parameter.default
