@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spurcor import config, launcher
 from spurcor.errors import PointError, RunError, UserError
+from spurcor.signals import Interrupted, interrupting
 
 
 def run(main: Callable[[DictConfig], int], config_name: str) -> int:
@@ -56,14 +57,19 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
             return 0
         Plugins.instance().class_name_to_class.update(launcher.PLUGINS)
         sys.argv[1:] = _flags_first(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(config.CONF), config_name=config_name)(
-            task
-        )()
+        composed = hydra.main(
+            version_base="1.3", config_path=str(config.CONF), config_name=config_name
+        )
+        with interrupting():
+            composed(task)()
         if refused is not None:
             raise refused
         return code
+    except Interrupted as interrupted:
+        print(f"spurcor: {interrupted}", file=sys.stderr)
+        return interrupted.exit_code
     except KeyboardInterrupt:
-        print("spurcor: interrupted; the same command goes on", file=sys.stderr)
+        print("spurcor: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

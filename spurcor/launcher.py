@@ -31,6 +31,7 @@ from spurcor import slurm
 from spurcor.config import Site, TrainConfig, check
 from spurcor.errors import PointError, RunError, UserError
 from spurcor.lock import Held, lock_of, locked
+from spurcor.signals import Interrupted
 from spurcor.sweeps import (
     UNDER_WAY,
     Point,
@@ -82,6 +83,13 @@ def carry_out(configs: Iterable[TrainConfig]) -> dict[Path, "Outcome"]:
         directory = config.directory
         try:
             outcome = _execute(config)
+        except Interrupted as interrupted:
+            print(f"spurcor: {directory}: {interrupted}", file=sys.stderr, flush=True)
+            code = interrupted.exit_code
+            outcomes[directory] = Outcome(
+                "interrupted", directory, str(interrupted), exit_code=code
+            )
+            break
         except Exception as error:
             if not isinstance(error, UserError):
                 traceback.print_exc()
@@ -89,8 +97,6 @@ def carry_out(configs: Iterable[TrainConfig]) -> dict[Path, "Outcome"]:
             message = str(error).partition("\n")[0]
             outcome = Outcome("failed", directory, message, exit_code=1)
         outcomes[directory] = outcome
-        if outcome.status == "interrupted":
-            break
     return outcomes
 
 
@@ -101,7 +107,7 @@ def _execute(config: TrainConfig, on_start: Callable[[], None] | None = None) ->
 
     log_to_terminal()
     outcome = spurcor.runs.execute(config, Terminal(), on_start)
-    if outcome.status in ("failed", "interrupted"):
+    if outcome.status == "failed":
         print(f"spurcor: {outcome.directory}: {outcome.message}", file=sys.stderr, flush=True)
     return outcome
 
@@ -271,6 +277,8 @@ class LocalPool(Frozen):
         if n_jobs < 1:
             raise UserError(f"hydra.launcher.n_jobs={n_jobs} must be at least 1")
         self.n_jobs = n_jobs
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
 
     def run(self, points: Sequence[Point]) -> dict[Path, str]:
         """See `InProcess.run`."""
@@ -278,8 +286,15 @@ class LocalPool(Frozen):
         jobs = self.freeze(points)
         with ThreadPoolExecutor(self.n_jobs) as pool:
             messages = pool.map(lambda job: self._run_one(job, code), jobs)
-            found = zip((job[0].config.directory for job in jobs), messages, strict=True)
-            return {directory: message for directory, message in found if message}
+            try:
+                found = zip((job[0].config.directory for job in jobs), messages, strict=True)
+                return {directory: message for directory, message in found if message}
+            except BaseException:  # a signal to this process only: those under way save and end
+                pool.shutdown(wait=False, cancel_futures=True)
+                self._stopped = True
+                for process in list(self._processes):
+                    process.terminate()
+                raise
 
     def _run_one(self, job: Sequence[Point], code: Path) -> str:
         paths = [write_point(point) for point in job]
@@ -292,9 +307,14 @@ class LocalPool(Frozen):
         with log.open("wb") as output:
             # -P: the working folder stays the user's, and the copy is what is imported.
             command = [sys.executable, "-P", "-m", "spurcor.train", f"point=[{listed}]"]
-            exit_code = subprocess.run(
+            with subprocess.Popen(
                 command, env=environment, stdout=output, stderr=subprocess.STDOUT
-            ).returncode
+            ) as process:
+                self._processes.add(process)
+                if self._stopped:
+                    process.terminate()
+            self._processes.discard(process)
+            exit_code = process.returncode
         for point in job:
             print(
                 f"{'done' if point.done else 'not done'}: {' '.join(point.overrides)}", flush=True
@@ -374,9 +394,9 @@ class Slurm(Frozen):
             return None
         try:
             return self._wait(config, under_way)
-        except KeyboardInterrupt:
+        except Interrupted as interrupted:
             print(f"\nspurcor: the jobs go on without this command: {status}", file=sys.stderr)
-            raise SystemExit(130) from None
+            raise SystemExit(interrupted.exit_code) from None
 
     def _submit(self, jobs: Sequence[Sequence[Point]], folder: Path) -> None:
         """Arrays as long as the cluster allows, one after the other."""

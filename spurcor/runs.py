@@ -40,8 +40,9 @@ from spurcor.refusals import (
     refuse_impossible,
 )
 from spurcor.repair import refuse_leak, repair, repairing
+from spurcor.signals import Interrupted
 from spurcor.tracking import Record, Trackers
-from spurcor.trainer import Interrupted, Trainer, untouched
+from spurcor.trainer import Trainer, untouched
 
 log = logging.getLogger(__name__)
 DEFAULT_THREADS = torch.get_num_threads()  # before any run has set its own
@@ -292,9 +293,7 @@ def execute(
                         if config.init is not None and origin is not None:
                             _keep_origin(config.init, origin, context, config.choices["method"])
                             origin = None  # its memory is for training
-                        outcome = _train(config, context, method, trackers, terminal)
-                        if outcome is not None:
-                            return outcome
+                        _train(config, context, method, trackers, terminal)
                     if config.dfr is not None:
                         repair(directory, config, config.dfr, splits, method, trackers)
                     analyze_stored(config, context, method, trackers)
@@ -387,8 +386,8 @@ def _train(
     method: Method,
     trackers: Trackers,
     terminal: Terminal,
-) -> Outcome | None:
-    """Train to the end and write the result; an outcome only where that did not come about."""
+) -> None:
+    """Train to the end and write the result."""
     directory = config.directory
     if not (directory / "config.yaml").exists():
         tree = {**plain(config), "rerun": False}
@@ -401,15 +400,13 @@ def _train(
         try:
             trainer.fit(method)
             _finish(config, context.splits, method, trainer)
-        except Interrupted as interrupted:
+        except Interrupted:
             trackers.finish(record, "KILLED")
-            code = 128 + interrupted.number
-            return Outcome("interrupted", directory, str(interrupted), exit_code=code)
+            raise
         except Exception:
             trackers.finish(record, "FAILED")
             raise
     trackers.report(record)
-    return None
 
 
 def _failed(directory: Path, error: Exception, terminal: Terminal) -> Outcome:

@@ -3,7 +3,6 @@
 import logging
 import math
 import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from spurcor import checkpoint, results, selection
+from spurcor import checkpoint, results, selection, signals
 from spurcor.analysis import Analyses, Moment
 from spurcor.config import TrainOptions
 from spurcor.data import Batch, Split, Splits
@@ -24,6 +23,7 @@ from spurcor.method import Method, Phase, RunContext
 from spurcor.metrics import evaluate
 from spurcor.seeding import derive_seed
 from spurcor.selection import Best
+from spurcor.signals import Interrupted
 from spurcor.streams import Stream
 
 log = logging.getLogger(__name__)
@@ -41,14 +41,6 @@ class Observer(Protocol):
 
     def row(self, row: Mapping[str, Any], phase: Phase) -> None:
         """A row just written after an evaluation."""
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error: the run goes on later
-    """The scheduler or the user asked the run to stop; its state is saved."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on")
-        self.number = number
 
 
 @dataclass
@@ -97,7 +89,7 @@ class Trainer:
         plan = [{"name": phase.name, "epochs": phase.epochs} for phase in phases]
         write_json(self.directory / "phases.json", {"phases": plan})
         fresh = self._resume(method, phases)
-        with self._signals():
+        with signals.handled(self._remember):
             for phase in phases[progress.phase :]:
                 streams = self._enter(phase, method, fresh)
                 if fresh and self.analyses.due(0):
@@ -352,25 +344,11 @@ class Trainer:
         self.progress.seconds += now - self._clock
         self._clock = now
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Turn the scheduler's signals into a checkpoint at the next step boundary."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def remember(number: int, _frame: Any) -> None:
-            if number == signal.SIGINT and self._stop is not None:
-                raise KeyboardInterrupt  # a person who does not want to wait
-            self._stop = number
-
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-        before = {number: signal.signal(number, remember) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _remember(self, number: int) -> None:
+        """A checkpoint at the next step boundary, and the end there."""
+        if number == signal.SIGINT and self._stop is not None:
+            raise KeyboardInterrupt  # a person who does not want to wait
+        self._stop = number
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def test_a_signal_of_the_scheduler_saves_and_stops(command_line, tmp_path):
     command = ("method.epochs=400", "backbone=mlp", "tracker=none", f"paths.outputs={tmp_path}")
     ended = interrupt(command_line.start("train", *command), tmp_path)
     assert ended.code == 128 + signal.SIGUSR2
-    assert "the same command goes on" in ended.err
+    assert "run the same command again" in ended.err
     run = run_of(tmp_path)
     assert (run / "checkpoint.pt").exists()
     assert not (run / "done").exists()
