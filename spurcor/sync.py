@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> int:
     terminal = Terminal()
     for directory, reason in skipped:
         terminal.say(f"left out {directory}: {reason}")
-    terminal.say(f"sent {sent} runs" if trackers.alive else "nothing was sent")
+    terminal.say(f"sent {sent} runs" if trackers.alive else "not everything was sent")
     return 0 if trackers.alive else 1
 
 

@@ -6,7 +6,6 @@ import logging
 import os
 import queue
 import random
-import re
 import shlex
 import socket
 import sqlite3
@@ -23,13 +22,17 @@ from filelock import FileLock, Timeout
 
 from spurcor.files import read_json, write_json
 from spurcor.lock import holder, lock_of
-from spurcor.tracking import Record, Status, metrics_of
+from spurcor.tracking import Record, Status, metrics_of, store
+from spurcor.tracking.names import mlflow_name
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Param, Run, RunTag
+
+    Entity = Metric | Param | RunTag
 
 log = logging.getLogger(__name__)
 BATCH = 1000  # metrics in one request, MLflow's limit
+PARAM_LENGTH, TAG_LENGTH = 6000, 8000  # of their values
 # A server needs a third of a second for 1000: among many writers small requests are answered in
 # time where large ones run into their timeouts.
 SERVER_BATCH = 250
@@ -91,11 +94,12 @@ class MlflowTracker:
         self._experiments: dict[str, str] = {}
         self._statuses: dict[Path, str] = {}
         self._unsure: set[Path] = set()  # records that a failed request may have created
+        self._lost: set[str] = set()  # what the store refused
 
     @property
     def alive(self) -> bool:
         """Whether the store has taken everything so far."""
-        return self.failure is None
+        return self.failure is None and not self._lost
 
     @property
     def address(self) -> str:
@@ -125,9 +129,7 @@ class MlflowTracker:
 
     def artifact(self, record: Record, path: Path, folder: str = "") -> None:
         """Copy a file to the artifact store."""
-        self._put(
-            lambda: self._client.log_artifact(self._run_id(record), str(path), folder or None)
-        )
+        self._put(lambda: self._artifact(record, path, folder))
 
     def finish(self, record: Record, status: Status) -> None:
         """Close the MLflow run."""
@@ -186,7 +188,7 @@ class MlflowTracker:
         size = SERVER_BATCH if self._server else BATCH
         for record in {entry.record.directory: entry.record for entry in waiting}.values():
             metrics = [
-                (re.sub(r"[^\w\-. /]", "_", key), value, int(row["time"]), int(row["step"]))
+                (mlflow_name(key), value, int(row["time"]), int(row["step"]))
                 for entry in waiting
                 for row in entry.rows
                 for key, value in metrics_of(row)
@@ -194,7 +196,7 @@ class MlflowTracker:
             ]
             for first in range(0, len(metrics), size):
                 part = metrics[first : first + size]
-                self._carry_out(functools.partial(self._log, record, part))
+                self._carry_out(functools.partial(self._metrics, record, part))
 
     def _carry_out(self, task: Callable[[], None]) -> None:
         """Do a task, again if the store was only busy or away; nothing after a failure."""
@@ -228,27 +230,32 @@ class MlflowTracker:
         """Whether the same request may succeed in a moment."""
         if self._server is None:
             return "database is locked" in str(error)
-        import requests
-
-        network = (
-            *(ConnectionError, TimeoutError, socket.gaierror),
-            *(requests.ConnectionError, requests.Timeout),
-            requests.exceptions.RetryError,  # the server's own 429 and 5xx
-        )
-        return any(isinstance(cause, network) for cause in _chain(error))
+        return _unanswered(error)
 
     def _fail(self, error: Exception) -> None:
+        """Give the store up, and say why."""
         if self.failure is not None:
             return
         self.failure = error
+        how = "is not reached" if self._passing(error) or _unanswered(error) else "is refused"
+        log.warning(
+            "MLflow at %s %s (%s); python -m spurcor.sync sends what it misses",
+            self.uri,
+            how,
+            self._reason(error),
+        )
+
+    def _lose(self, what: str, error: Exception) -> None:
+        """Go on without one thing that the store refuses; that is told once."""
+        if what not in self._lost:
+            self._lost.add(what)
+            log.warning("MLflow at %s refuses %s (%s)", self.uri, what, self._reason(error))
+
+    def _reason(self, error: Exception) -> str:
         # The innermost reason says it: those around it repeat addresses.
         reasons = [e for e in _chain(error) if isinstance(e, OSError | sqlite3.Error)]
         text = str([error, *reasons][-1]).strip().splitlines()
-        log.warning(
-            "MLflow at %s is not reached (%s); python -m spurcor.sync sends what it misses",
-            self.uri,
-            text[0][:200] if text else type(error).__name__,
-        )
+        return text[0][:200] if text else type(error).__name__
 
     @property
     def _server(self) -> tuple[str, int] | None:
@@ -288,9 +295,14 @@ class MlflowTracker:
 
         if self._server is not None and self._asked is None:
             self._asked = time.monotonic()
+        database = store.database_of(self.uri)
         with contextlib.ExitStack() as stack:
-            if self._server is None:  # a fresh store breaks when two processes create it
+            if self._server is None:  # many may need a fresh store at once
                 stack.enter_context(self._lock("create"))
+            if database is not None:
+                store.make(database, self.outputs / store.ARTIFACTS)
+                if database == self.outputs / "mlflow.db":
+                    store.follow(database, self.outputs)
             client = MlflowClient(tracking_uri=self.uri)
             client.search_experiments(max_results=1)
         self._answered = time.monotonic()
@@ -320,7 +332,7 @@ class MlflowTracker:
             found = self._client.get_experiment_by_name(name)
             if found is None:
                 local = self.uri.startswith("sqlite")
-                place = (self.outputs / "mlflow-artifacts").as_uri() if local else None
+                place = (self.outputs / store.ARTIFACTS).as_uri() if local else None
                 try:
                     created = self._client.create_experiment(name, place, EXPERIMENT_TAGS)
                 except Exception:
@@ -349,8 +361,6 @@ class MlflowTracker:
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _start(self, record: Record) -> None:
-        from mlflow.entities import Param, RunTag
-
         path = record.directory / "mlflow.json"
         fresh = not path.exists()
         if fresh:  # written before the MLflow run, so that a kill in between loses nothing
@@ -363,11 +373,12 @@ class MlflowTracker:
         }
         run = None if fresh else self._known(record)
         if run is None:
+            first = {key: tags[key] for key in ("spurcor.directory", "spurcor.id", "spurcor.kind")}
             if record.parent is not None and (parent := self._stored_id(record.parent)):
-                tags["mlflow.parentRunId"] = parent
+                first["mlflow.parentRunId"] = parent
             experiment = self._experiment(record.sweep)
             try:
-                run = self._client.create_run(experiment, record.times[0], tags, record.name)
+                run = self._client.create_run(experiment, record.times[0], first, record.name)
             except Exception:
                 self._unsure.add(record.directory)
                 raise
@@ -377,11 +388,20 @@ class MlflowTracker:
         self._statuses[record.directory] = status
         if self._stored_id(record.directory) != run.info.run_id:
             write_json(path, {**read_json(path), self.uri: run.info.run_id})
-        known, shown = run.data.params, run.data.tags
-        params = [Param(k, value[:6000]) for k, value in record.params.items() if k not in known]
-        new_tags = [RunTag(key, value) for key, value in tags.items() if shown.get(key) != value]
-        if params or new_tags:
-            self._client.log_batch(run.info.run_id, params=params, tags=new_tags)
+        self._describe(run, record.params, tags)
+
+    def _describe(self, run: "Run", params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Log those parameters and tags that a run has not."""
+        from mlflow.entities import Param, RunTag
+
+        fresh: dict[str, list[Entity]] = {}
+        for key, text in _taken(params, PARAM_LENGTH).items():
+            if key not in run.data.params:
+                fresh[f"parameter {key}"] = [Param(key, text)]
+        for key, text in _taken(tags, TAG_LENGTH).items():
+            if run.data.tags.get(key) != text:
+                fresh[f"tag {key}"] = [RunTag(key, text)]
+        self._log(run.info.run_id, fresh)
 
     def _finish(self, record: Record, status: Status) -> None:
         run_id = self._run_id(record)
@@ -424,10 +444,76 @@ class MlflowTracker:
             raise RuntimeError(f"{record.directory} was never started in MLflow")
         return run_id
 
-    def _log(self, record: Record, metrics: Sequence[tuple[str, float, int, int]]) -> None:
+    def _metrics(self, record: Record, rows: Sequence[tuple[str, float, int, int]]) -> None:
         from mlflow.entities import Metric
 
-        self._client.log_batch(self._run_id(record), [Metric(*metric) for metric in metrics])
+        named: dict[str, list[Entity]] = {}
+        for row in rows:
+            named.setdefault(f"metric {row[0]}", []).append(Metric(*row))
+        self._log(self._run_id(record), named)
+
+    def _artifact(self, record: Record, path: Path, folder: str) -> None:
+        run_id = self._run_id(record)
+        try:
+            self._client.log_artifact(run_id, str(path), folder or None)
+        except Exception as error:
+            if self._passing(error):
+                raise
+            self._lose(f"file {Path(folder, path.name)}", error)
+
+    def _log(self, run_id: str, named: "Mapping[str, Sequence[Entity]]") -> None:
+        """Log metrics, parameters or tags: together, or name by name if the store refuses that.
+
+        What it refuses alone costs only itself; if it refuses all, something else is wrong.
+        """
+        try:
+            self._log_together(run_id, [entity for group in named.values() for entity in group])
+        except Exception as error:
+            if self._passing(error):
+                raise
+            refused: dict[str, Exception] = {}
+            for name, group in named.items():
+                try:
+                    self._log_together(run_id, group)
+                except Exception as of_one:
+                    if self._passing(of_one):
+                        raise
+                    refused[name] = of_one
+            if len(refused) == len(named) > 1:
+                raise
+            for name, reason in refused.items():
+                self._lose(name, reason)
+
+    def _log_together(self, run_id: str, entities: "Sequence[Entity]") -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        if entities:
+            self._client.log_batch(
+                run_id,
+                metrics=[entity for entity in entities if isinstance(entity, Metric)],
+                params=[entity for entity in entities if isinstance(entity, Param)],
+                tags=[entity for entity in entities if isinstance(entity, RunTag)],
+            )
+
+
+def _taken(values: Mapping[str, str], length: int) -> dict[str, str]:
+    """Parameters or tags as MLflow takes them; a text that is too long is cut, as its end shows."""
+    return {
+        mlflow_name(key, also=":"): text if len(text) <= length else f"{text[: length - 3]}..."
+        for key, text in values.items()
+    }
+
+
+def _unanswered(error: BaseException) -> bool:
+    """Whether the store did not answer, rather than answer with a refusal."""
+    import requests
+
+    network = (
+        *(ConnectionError, TimeoutError, socket.gaierror),
+        *(requests.ConnectionError, requests.Timeout),
+        requests.exceptions.RetryError,  # the server's own 429 and 5xx
+    )
+    return any(isinstance(cause, network) for cause in _chain(error))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
