@@ -8,12 +8,14 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
+import stat
 import statistics
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -23,32 +25,37 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spurcor.decoding import Decoded, decode, is_as_before, size_of
 from spurcor.errors import UserError
 from spurcor.files import replacing_folder, write_json
 from spurcor.images import Images, RaggedImages, shaped
 from spurcor.transforms import Prefix
 
 Facts = NDArray[np.int64]  # (M, 2): size and time of every file
-Pixels = NDArray[np.uint8]  # (H, W, 3)
 
 log = logging.getLogger(__name__)
-DECODER = "1"  # changed when the same files would be stored as other bytes
+DECODER = "2"  # changed when the same files would be stored as other bytes
+FORMER = "1"  # deep greys were clipped, and photographs lay on their side
 CHUNK = 32  # photographs decoded by a thread at a time
 SAMPLED = 100  # photographs whose size is looked at to say how large a store will be
-UNREADABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises on what is no whole image
-MAX_NAMED = 100  # unreadable files that a sentence lists
+MAX_NAMED = 3  # files that a sentence lists
 
 
 def open_store(root: Path, names: Sequence[str], prefix: Prefix) -> Images:
     """The images of files `names` under `root`, in their order; decoded now if nobody has yet."""
     facts = _look_at(root, names)
     listed = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
-    state = hashlib.sha256(facts.tobytes() + DECODER.encode() + _pillow().encode()).hexdigest()[:8]
-    base = place_of(root)
-    folder = base / f"{prefix.name}-{listed}-{state}"
+    folder, former = (
+        place_of(root) / f"{prefix.name}-{listed}-{_state(facts, decoder)}"
+        for decoder in (DECODER, FORMER)
+    )
     if not (folder / "store.json").exists():
-        _build(folder, root, names, facts, prefix)
+        _build(folder, former, root, names, facts, prefix)
     return _open(folder)
+
+
+def _state(facts: Facts, decoder: str) -> str:
+    return hashlib.sha256(facts.tobytes() + decoder.encode() + _pillow().encode()).hexdigest()[:8]
 
 
 def place_of(root: Path) -> Path:
@@ -68,22 +75,32 @@ def _pillow() -> str:
 def _look_at(root: Path, names: Sequence[str]) -> Facts:
     """Size and time (M, 2) of every file: what tells that a source has changed."""
     missing: list[str] = []
+    odd: list[str] = []
     facts = np.zeros((len(names), 2), np.int64)
-    prefix = f"{root}/"
     for i, name in enumerate(names):
         try:
-            found = os.stat(prefix + name)
-        except OSError:
+            found = os.stat(os.path.join(root, name))
+        except (OSError, ValueError):  # a name with a null byte
             missing.append(name)
             continue
+        if not stat.S_ISREG(found.st_mode):
+            odd.append(name)
         facts[i] = found.st_size, found.st_mtime_ns
     if missing:
-        raise UserError(f"{root} lacks {len(missing)} listed image files: {_some(missing)}")
+        raise UserError(
+            f"{root} lacks {len(missing):,} listed image files: {_some(missing)}; put them there,"
+            f" or leave them out of the {len(names):,} that are listed"
+        )
+    if odd:  # a pipe would be waited for, for ever
+        raise UserError(
+            f"{root} has {len(odd):,} listed images that are folders, pipes or devices:"
+            f" {_some(odd)}; put files there"
+        )
     return facts
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
     return ", ".join(names[:MAX_NAMED]) + more
 
 
@@ -92,6 +109,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _build(
     folder: Path,
+    former: Path,
     root: Path,
     names: Sequence[str],
     facts: Facts,
@@ -104,6 +122,9 @@ def _build(
             if (folder / "store.json").exists():
                 return
             _remove_leftovers(folder)
+            if (former / "store.json").exists() and _all_as_before(root, names):
+                os.rename(former, folder)
+                return
             needed = _estimate(root, names, prefix)
             free = shutil.disk_usage(folder.parent).free
             if needed > free:
@@ -121,6 +142,11 @@ def _build(
             f"decoded images cannot be written to {folder.parent} ({error.strerror or error}); set"
             " SPURCOR_STORE to a folder that has room"
         ) from error
+
+
+def _all_as_before(root: Path, names: Sequence[str]) -> bool:
+    """Whether all that is in a store of the first decoder is what would be stored now."""
+    return all(is_as_before(root / name) for name in names)
 
 
 def _decode_all(
@@ -141,28 +167,57 @@ def _decode_all(
         delayed(_decode)(root, chunk, prefix) for chunk in chunks
     )
     title = f"decoding {len(names):,} images ({_gigabytes(needed)})"
-    unreadable: list[str] = []
+    findings = Findings(root)
     sizes: list[tuple[int, int]] = []
+    marks: list[str] = []
     with (beside / "pixels.bin").open("wb") as file:
         for results in tracked(decoded, title, total=len(chunks)):
-            for name, pixels in results:
-                if pixels is None:
-                    unreadable.append(name)
-                elif not unreadable:
+            for result in results:
+                findings.add(result)
+                if result.pixels is not None and not findings.problems:
+                    pixels = result.pixels
                     sizes.append(pixels.shape[:2])
+                    marks.append(f"\0{DECODER}" * result.changed)
                     planes = pixels if prefix.interleaved else pixels.transpose(2, 0, 1)
                     file.write(np.ascontiguousarray(planes).data)
-        if unreadable:
-            raise UserError(
-                f"{root} has {len(unreadable)} files that cannot be read as images, perhaps cut off"
-                f" in a copy; put them anew: {_some(unreadable)}"
-            )
+        findings.tell()
         _sync(file)
     np.save(beside / "sizes.npy", np.array(sizes, np.int32))
-    crc = np.array([zlib.crc32(name.encode()) for name in names], np.int64)
+    # Pictures of which the first decoder made other bytes are other data.
+    known = [f"{name}{mark}" for name, mark in zip(names, marks, strict=True)]
+    crc = np.array([zlib.crc32(text.encode()) for text in known], np.int64)
     np.save(beside / "signature.npy", (crc << 31) ^ facts[:, 0])
     state = {"prefix": prefix.name, "images": len(names), "interleaved": prefix.interleaved}
     write_json(beside / "store.json", state)
+
+
+class Findings:
+    """What is wrong with the files under `root`, or worth a remark, by kind."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.problems: dict[str, list[str]] = {}
+        self.remarks: dict[str, list[str]] = {}
+
+    def add(self, result: Decoded) -> None:
+        """Take note of one file."""
+        if result.problem:
+            self.problems.setdefault(result.problem, []).append(result.name)
+        for remark in result.remarks:
+            self.remarks.setdefault(remark, []).append(result.name)
+
+    def tell(self) -> None:
+        """Refuse what cannot be stored; say once what was lost of the rest."""
+        if self.problems:
+            raise UserError("; ".join(self._sentences(self.problems)))
+        for sentence in self._sentences(self.remarks):
+            log.warning("%s", sentence)
+
+    def _sentences(self, kinds: Mapping[str, list[str]]) -> list[str]:
+        return [
+            f"{self.root} has {len(names):,} files that {kind}: {_some(names)}"
+            for kind, names in kinds.items()
+        ]
 
 
 def _sync(file: IO[bytes]) -> None:
@@ -174,33 +229,15 @@ def _num_threads() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _decode(root: Path, names: Sequence[str], prefix: Prefix) -> list[tuple[str, Pixels | None]]:
-    """Bytes (H, W, 3) of each file, or None where it is no whole image."""
-    from PIL import Image
-
-    results: list[tuple[str, Pixels | None]] = []
-    for name in names:
-        try:
-            with Image.open(root / name) as image:
-                pixels = np.asarray(prefix(image.convert("RGB")))
-            results.append((name, pixels))
-        except (*UNREADABLE, Image.DecompressionBombError):
-            results.append((name, None))  # told together with the others
-    return results
+def _decode(root: Path, names: Sequence[str], prefix: Prefix) -> list[Decoded]:
+    """What becomes of some of the files."""
+    return [decode(root, name, prefix) for name in names]
 
 
 def _estimate(root: Path, names: Sequence[str], prefix: Prefix) -> int:
     """Bytes that a store will take, from the sizes of some of the files."""
-    from PIL import Image
-
-    areas = []
-    for name in names[:: max(1, len(names) // SAMPLED)]:
-        try:
-            with Image.open(root / name) as image:
-                height, width = prefix.size(image.height, image.width)
-            areas.append(3 * height * width)
-        except (*UNREADABLE, Image.DecompressionBombError):
-            continue  # told when it is decoded
+    some = [size_of(root / name) for name in names[:: max(1, len(names) // SAMPLED)]]
+    areas = [3 * math.prod(prefix.size(*size)) for size in some if size is not None]
     return int(statistics.fmean(areas) * len(names)) if areas else 0
 
 
