@@ -3,6 +3,7 @@
 0 done, 1 the run or the sweep failed, 2 the user's mistake, told in one sentence.
 """
 
+import difflib
 import os
 import re
 import sys
@@ -177,7 +178,7 @@ def _added_twice(key: str, overrides: list[str]) -> str:
 def _unknown_override(key: str, config_name: str, overrides: list[str]) -> str:
     """Name the options of the group that have the key, or the key nearest to it."""
     parent, _, name = key.rpartition(".")
-    group, chosen, names = parent.replace(".", "/"), None, []
+    group, chosen, names, unlisted = parent.replace(".", "/"), None, [], []
     beside = f"{parent}." if parent else key
     others = [o for o in overrides if not o.lstrip("+~").startswith(beside) and "," not in o]
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
@@ -186,10 +187,17 @@ def _unknown_override(key: str, config_name: str, overrides: list[str]) -> str:
             chosen = composed.hydra.runtime.choices.get(group)
             node = OmegaConf.select(composed, parent) if parent else composed
             names = [str(each) for each in node if each not in ("_target_", "hydra")]
-        except (HydraException, OmegaConfBaseException, TypeError):
+            if "_target_" in node:
+                taken = config.arguments_of(node["_target_"], parent)
+                unlisted = [each for each in taken if each not in names]
+        except (HydraException, OmegaConfBaseException, UserError, TypeError):
             pass
+    if name in unlisted:
+        return f"{key} has its default, which {group}={chosen} does not list; say +{key}=..."
     files = sorted((config.CONF / group).glob("*.yaml")) if chosen else []
     takers = [path.stem for path in files if name in (yaml.safe_load(path.read_text()) or {})]
     if takers:
         return f"{key} is no key of {group}={chosen}; say {group}={' or '.join(takers)} too"
-    return config.unknown_key(key, names)
+    if (near := difflib.get_close_matches(name, [*names, *unlisted], 1)) and near[0] in unlisted:
+        return f"{key} is no key; did you mean +{parent}.{near[0]}?"
+    return config.unknown_key(key, [*names, *unlisted])

@@ -411,6 +411,12 @@ def locate(target: str) -> type:
     return found
 
 
+def arguments_of(target: str, path: str) -> list[str]:
+    """What the user may give to the constructor of the node at `path`."""
+    runtime = RUNTIME.get(path.partition(".")[0], set())
+    return [name for name in inspect.signature(locate(target)).parameters if name not in runtime]
+
+
 # --- check ----------------------------------------------------------------------------------------
 
 
@@ -646,6 +652,11 @@ def choice(group: str, dataset: str, method: str, features: str = "none") -> str
     return table.get(f"{dataset}/{method}") or table.get(dataset) or table["default"]
 
 
+def first(*values: Any) -> Any:
+    """The first value that is not null, or null."""
+    return next((value for value in values if value is not None), None)
+
+
 def register() -> None:
     """Make spurcor's resolvers known to OmegaConf."""
     if not CONF.is_dir():
@@ -654,4 +665,5 @@ def register() -> None:
             " with 'pip install -e .'"
         )
     OmegaConf.register_new_resolver("choice", choice, replace=True)
+    OmegaConf.register_new_resolver("first", first, replace=True)
     OmegaConf.register_new_resolver("repo_root", lambda: str(REPO), replace=True)

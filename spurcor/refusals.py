@@ -1,6 +1,8 @@
 """What a run is refused for before anything is written: it would fail, or say nothing, later."""
 
-from spurcor.config import MACHINE, Node, TrainConfig, TrainOptions, content, plain
+from typing import Any
+
+from spurcor.config import MACHINE, Node, TrainConfig, TrainOptions, content, flat, plain
 from spurcor.data import Split, Splits
 from spurcor.errors import UserError
 from spurcor.method import Method
@@ -56,12 +58,19 @@ def refuse_changed_defaults(config: TrainConfig, before: TrainConfig) -> None:
     """Defaults are left out of the identity, so a run from before one changed has the same name."""
     for name in ("dataset", "backbone", "method", "optimizer", "schedule", "train"):
         nodes = [getattr(c, name) for c in (before, config)]
-        then, now = (plain(n.arguments if isinstance(n, Node) else n) for n in nodes)
-        for key in then.keys() & now.keys() - {"store", "workers", "init", *MACHINE}:
+        then, now = (_flat(name, n.arguments if isinstance(n, Node) else n) for n in nodes)
+        # What only one of them has is a default that a file did not list: the same, by the hash.
+        for key in sorted(then.keys() & now.keys()):
             files = content(then[key], before.paths.data), content(now[key], config.paths.data)
             if then[key] != now[key] and files[0] != files[1]:
                 raise UserError(
-                    f"{name}.{key}={now[key]} was {then[key]} by default when"
-                    f" {config.directory} was made; say {name}.{key}={then[key]}, or rerun=true to"
+                    f"{key}={now[key]} was {then[key]} by default when"
+                    f" {config.directory} was made; say {key}={then[key]}, or rerun=true to"
                     " set that run aside"
                 )
+
+
+def _flat(name: str, values: Any) -> dict[str, Any]:
+    """Options with dotted keys, those of the machine left out."""
+    elsewhere = ("store", "workers", "init", *MACHINE)
+    return flat(name, {key: v for key, v in plain(values).items() if key not in elsewhere})

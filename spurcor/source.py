@@ -12,11 +12,13 @@ from torch import Tensor
 
 from spurcor.data import GroupedDataset, GroupSpec, Split, members_by
 from spurcor.errors import UserError
+from spurcor.images import Images, RaggedImages
 from spurcor.seeding import derive_seed
 from spurcor.store import open_store
 from spurcor.transforms import Transform
 
 log = logging.getLogger(__name__)
+ENLARGED = 1.5  # above what is published: CelebA's 178 pixels become 224
 
 
 @dataclass(kw_only=True)
@@ -185,6 +187,7 @@ class Photographs:
         """
         used = torch.unique(torch.cat(list(members.values())))
         images = open_store(self.root, self._names(used), transform.stored)
+        _warn_of_enlarging(images, transform)
         stores = dict.fromkeys(members, (images, used))
         if transform.stored_train != transform.stored:
             trained = [members[name] for name in (Split.TRAIN, Split.TARGET) if name in members]
@@ -224,3 +227,22 @@ class Photographs:
                     name,
                     ", ".join(differences),
                 )
+
+
+def _warn_of_enlarging(images: Images, transform: Transform) -> None:
+    """Pixels that are made up cost as much as real ones."""
+    if isinstance(images, RaggedImages):
+        return
+    stored = images.take(torch.zeros(1, dtype=torch.int64))
+    before, after = (x.shape[2] * x.shape[3] for x in (stored, transform(stored)))
+    if after > ENLARGED**2 * before:
+        height, width = stored.shape[2:]
+        log.warning(
+            "dataset.transform enlarges stored images of %d x %d pixels, which adds nothing to see"
+            " and makes every step about %.1f times as long; say dataset.transform.size=%d, or"
+            " leave more of the images by resize and crop",
+            height,
+            width,
+            after / before,
+            min(height, width),
+        )

@@ -189,14 +189,15 @@ class Photo(Transform):
     """The transforms published for photographs.
 
     Evaluation: `resize` both sides or `crop` the centre or both, in that order, then `size` if what
-    that left is of another size. Training, with `augment`: RandomResizedCrop to `size` with shares
-    of the area in `scale` and ratios in `ratio`, of the photograph with its shorter side at most
-    `short`, then `flip` with probability one half; without, as in evaluation.
+    that left is of another size; null is that size itself. Training, with `augment`:
+    RandomResizedCrop to `size` with shares of the area in `scale` and ratios in `ratio`, of the
+    photograph with its shorter side at most `short`, then `flip` with probability one half;
+    without, as in evaluation.
     """
 
     def __init__(
         self,
-        size: int = 224,
+        size: int | None = 224,
         resize: int | None = None,
         crop: int | None = None,
         augment: bool = False,
@@ -209,12 +210,18 @@ class Photo(Transform):
     ) -> None:
         if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
             raise ValueError(f"scale={list(scale)} and ratio={list(ratio)} must be rising ranges")
-        for name, value in (("size", size), ("resize", resize), ("crop", crop), ("short", short)):
+        for name, value in (("resize", resize), ("crop", crop), ("size", size), ("short", short)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        if resize is None and crop is None:
+        left = resize if crop is None else crop
+        if left is None:
             raise ValueError("resize and crop are both null: photographs would differ in size")
-        self.size, self.augment = size, augment
+        if resize is not None and left > resize:
+            raise ValueError(
+                f"crop={crop} is larger than resize={resize}: the rest would be black; say"
+                f" crop={resize} or less, or null"
+            )
+        self.size, self.augment = left if size is None else size, augment
         self.scale, self.ratio, self.flip = scale, ratio, flip
         self.stored = Prefix(None if resize is None else (resize, resize), None, crop)
         self.stored_train = Prefix(short=short) if augment else self.stored

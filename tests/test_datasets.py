@@ -168,7 +168,11 @@ def test_prepare_from_the_command_line(root, command_line, tmp_path):
             ("dataset.transform.mean=[0.1,0.2]", "dataset.transform.std=[1,1]"),
             "dataset.transform does not fit images of 3 channels",
         ),
-        (("dataset=waterbirds", "+dataset.transform.size=0"), "size=0 must be at least 1"),
+        (("dataset=waterbirds", "dataset.transform.size=0"), "size=0 must be at least 1"),
+        (
+            ("dataset=waterbirds", "dataset.transform.resize=48"),
+            "crop=224 is larger than resize=48: the rest would be black; say crop=48 or less",
+        ),
         (("dataset=waterbirds", "dataset.transform.crop=0"), "crop=0 must be at least 1"),
         (("dataset=waterbirds", "dataset.transform.resize=-3"), "resize=-3 must be at least 1"),
         (("dataset=waterbirds", "+dataset.transform.short=0"), "short=0 must be at least 1"),

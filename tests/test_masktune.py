@@ -490,7 +490,7 @@ def test_a_finished_run_takes_the_place_of_erm(tmp_path):
 def test_the_gate_of_resnet50_attention_starts_anew_on_a_trained_resnet(tmp_path, small_root):
     """Two networks on several labels, as published, with their selective answers."""
     common = ("dataset=celeba_attributes", f"paths.data={small_root}", "backbone.pretrained=none")
-    small = ("dataset.subset_size=8", "train.batch_size=4", "+dataset.transform.size=64")
+    small = ("dataset.subset_size=8", "train.batch_size=4", "dataset.transform.size=64")
     options = (*common, *small, f"paths.outputs={tmp_path}", "tracker=none")
     before = read("method=erm", *options, "backbone=resnet50", "method.epochs=1")
     assert runs.execute(before, Terminal(quiet=True)).status == "done"

@@ -314,6 +314,13 @@ def test_the_shape_is_that_of_the_input(root):
     assert load(root, transform=small).info.shape == (3, 40, 40)
 
 
+@pytest.mark.parametrize(("size", "told"), [(24, False), (32, False), (48, True)])
+def test_images_that_are_enlarged_are_told_once(root, caplog, size, told):
+    load(root, transform=Photo(size=size, resize=24))
+    sentences = [record.getMessage() for record in caplog.records]
+    assert ["of 24 x 24 pixels" in one and "size=24" in one for one in sentences] == [True] * told
+
+
 def test_images_too_large_for_the_device_stay_in_memory(root, monkeypatch, caplog):
     from spurcor import data
 

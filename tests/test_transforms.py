@@ -1,10 +1,27 @@
 """Batch transforms against plain per-sample computations."""
 
+import inspect
+from contextlib import nullcontext
+from dataclasses import replace
+
 import pytest
 import torch
+import yaml
 from torch.nn import functional as F
+from training import read
 
-from spurcor.transforms import CropFlip, Normalize
+from spurcor import cli
+from spurcor.config import CONF, locate
+from spurcor.errors import UserError
+from spurcor.refusals import refuse_changed_defaults
+from spurcor.transforms import CropFlip, Normalize, Photo
+
+TRANSFORMS = sorted(path.stem for path in (CONF / "dataset" / "transform").glob("*.yaml"))
+PHOTOS = [
+    name
+    for name in TRANSFORMS
+    if "Photo" in (CONF / "dataset" / "transform" / f"{name}.yaml").read_text()
+]
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SIZES = torch.tensor([9, 7]).expand(20_000, 2)
@@ -104,3 +121,87 @@ def test_draws_are_uniform_and_only_from_the_generator_given():
     torch.testing.assert_close(correlation, torch.eye(3), atol=0.03, rtol=0)
     again = transform.draw(SIZES, torch.Generator().manual_seed(1))
     assert torch.equal(drawn, again)
+
+
+# --- the size of the network's input --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"resize": 256, "crop": 224}, 224),
+        ({"resize": 256, "crop": 224, "size": None}, 224),
+        ({"resize": 48, "crop": 40, "size": None}, 40),
+        ({"resize": 48, "size": None}, 48),
+        ({"crop": 178}, 224),
+        ({"crop": 178, "size": None}, 178),
+        ({"crop": 178, "size": 96}, 96),
+    ],
+)
+def test_the_size_is_what_is_left_unless_it_is_given(options, size):
+    assert Photo(**options).size == size
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+@pytest.mark.parametrize(
+    ("typed", "derived", "published"),
+    [
+        ((), 224, 224),
+        (("resize=48", "crop=48"), 48, 224),
+        (("resize=48", "crop=null"), 48, 224),
+        (("resize=48", "crop=40", "size=32"), 32, 32),
+    ],
+)
+def test_files_derive_the_size_from_what_is_typed(name, typed, derived, published):
+    """CelebA's are published with a central 178 that becomes 224, and say so."""
+    overrides = [f"dataset.transform.{option}" for option in typed]
+    config = read("dataset=waterbirds", f"dataset/transform={name}", *overrides)
+    expected = published if "celeba" in name else derived
+    assert config.dataset.arguments["transform"].build().size == expected
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_the_listed_size_renames_no_run(name):
+    """The identity of the size that files did not list; another makes another run."""
+    command = ("dataset=waterbirds", f"dataset/transform={name}")
+    plain, whole, same, other = (
+        read(*command, *typed).dataset.hashed()["transform"]
+        for typed in ((), ("dataset.transform.size=224",), ("~dataset.transform.size",), SMALLER)
+    )
+    assert plain == whole == same != other
+
+
+def test_a_run_from_before_files_listed_the_size_goes_on():
+    """Another value of what both have is still told."""
+    now = read("dataset=waterbirds")
+    transform = now.dataset.arguments["transform"]
+    listed = {key: value for key, value in transform.arguments.items() if key != "size"}
+    for arguments, told in ((listed, False), ({**listed, "resize": 300}, True)):
+        then = replace(
+            now.dataset,
+            arguments={
+                **now.dataset.arguments,
+                "transform": replace(transform, arguments=arguments),
+            },
+        )
+        with (
+            pytest.raises(UserError, match=r"dataset\.transform\.resize=256 was 300 by default")
+            if told
+            else nullcontext()
+        ):
+            refuse_changed_defaults(now, replace(now, dataset=then))
+
+
+SMALLER = ("dataset.transform.resize=48", "dataset.transform.crop=48", "dataset.transform.size=48")
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_every_argument_is_listed_or_told_how_to_be_given(name):
+    listed = yaml.safe_load((CONF / "dataset" / "transform" / f"{name}.yaml").read_text())
+    arguments = inspect.signature(locate(listed["_target_"])).parameters
+    chosen = ["dataset=waterbirds", f"dataset/transform={name}"]
+    for argument in arguments.keys() - listed.keys():
+        key = f"dataset.transform.{argument}"
+        assert f"say +{key}=" in cli._unknown_override(key, "train", chosen)
+        typo = cli._unknown_override(f"{key}s", "train", chosen)
+        assert f"did you mean +{key}?" in typo
