@@ -541,6 +541,16 @@ def test_small_cnn_as_published_on_mnist():
     assert maps["hidden"].shape == (2, 256)
 
 
+def test_the_network_of_biased_mnist_has_the_weights_of_the_published_one():
+    node = read("dataset=biased_mnist").backbone
+    network = node.build(info=make_info(3, 28, 28))
+    weights = [*network.parameters(), *network.head(2).parameters()]
+    assert sum(map(torch.numel, weights)) == 149_202
+    norm = network.hidden[1]
+    assert isinstance(norm, torch.nn.BatchNorm1d)
+    assert isinstance(network.hidden[2], torch.nn.ReLU)
+
+
 @torch.no_grad()
 def test_small_cnn_with_padding_takes_images_of_8_pixels():
     assert SmallCnn(make_info(3, 8, 8))(torch.zeros(2, 3, 8, 8)).shape == (2, 256)

@@ -12,13 +12,14 @@ from spurcor.data import DataInfo
 class SmallCnn(Backbone):
     """Two blocks of two 3 x 3 convolutions (16, 32 channels), each with max pooling; 512 -> 256.
 
-    With `padding` 0 and 28 x 28 inputs it is MaskTune's (the pooling to 4 x 4 then does nothing);
-    padding keeps smaller images from vanishing.
+    With `padding` 0, `hidden_norm` and 28 x 28 inputs it is MaskTune's (the pooling to 4 x 4 then
+    does nothing); padding keeps smaller images from vanishing, and `hidden_norm` is a batch norm
+    between the linear layer and its ReLU.
     """
 
     layers = ("block1", "block2", "hidden")
 
-    def __init__(self, info: DataInfo, padding: int = 1) -> None:
+    def __init__(self, info: DataInfo, padding: int = 1, hidden_norm: bool = False) -> None:
         super().__init__()
         if min(info.shape[1:]) < (4 if padding else 16):
             raise ValueError(f"padding={padding} leaves nothing of images of {info.shape[1:]}")
@@ -27,7 +28,8 @@ class SmallCnn(Backbone):
         self.block1 = conv_block(info.shape[0], 16, padding)
         self.block2 = conv_block(16, 32, padding)
         self.pool = nn.Sequential(nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(4), nn.Flatten())
-        self.hidden = nn.Sequential(nn.Linear(512, 256), nn.ReLU())
+        norm = [nn.BatchNorm1d(256)] if hidden_norm else []
+        self.hidden = nn.Sequential(nn.Linear(512, 256), *norm, nn.ReLU())
 
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """Outputs of the blocks before their pooling, and of the hidden layer."""
