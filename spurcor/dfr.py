@@ -4,7 +4,9 @@ A pure function of feature tables: linear heads on group-balanced subsets of the
 averaged. It knows no network and no run.
 """
 
+import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,19 +25,24 @@ from spurcor.sgd_head import SgdOptions, fit_sgd
 
 __all__ = ["Dfr", "Fit", "Linear", "Table"]
 
+log = logging.getLogger(__name__)
+FEW = 10  # samples of a group, below which its accuracy, or what is fitted to it, is noise
+
 
 @dataclass(frozen=True)
 class Fit:
     """The averaged classifier, and what was chosen for it on the tuning data.
 
     `c` is the inverse regularisation, None without a penalty; `class_weight` the factors on the
-    losses of the two classes. `tuning` holds a row per candidate, or per epoch of head=sgd.
+    losses of the two classes. `tuning` holds a row per candidate, or per epoch of head=sgd, `note`
+    what one must know of the fit before believing it.
     """
 
     linear: Linear
     c: float | None = None
     class_weight: tuple[float, float] | None = None
     tuning: Sequence[Mapping[str, Any]] = ()
+    note: str = ""
 
 
 class Dfr:
@@ -45,15 +52,19 @@ class Dfr:
     network was trained on: its features are better separated there than on new images, so C is
     tuned on data that flatters. (`dataset.target_from=train` takes such a share out before
     training; `split=target` then fits on it.) C is chosen by `criterion` either on a random half
-    that does not fit (`tune=half`, the paper's for VAL) or on VAL (`tune=val`, for TRAIN).
-    `class_weights` w are tried as factors (1, w) and (w, 1) on the losses of two classes.
-    `add_train` appends as many random TRAIN samples to each subset as that has.
+    that does not fit (`tune=half`, the paper's for VAL; of an odd number the smaller half) or on
+    VAL (`tune=val`, for TRAIN). `class_weights` w are tried as factors (1, w) and (w, 1) on the
+    losses of two classes. `add_train` appends as many random TRAIN samples to each subset as that
+    has.
 
-    `scaler` says whose features standardise the final fits; `tune=half` standardises by the
-    balanced half that fits. `loss`, `penalty` and `max_iter` are those of `heads.Regression`.
+    `scaler` says whose features standardise the final fits. `tune=half` standardises by the
+    balanced half that fits, with what is added to it (`tune_scaler=half`), or like the final fits
+    (`same`). `loss`, `penalty` and `max_iter` are those of `heads.Regression`.
     `head=sgd` trains the layer by Adam instead, with `sgd`, and stops early on the tuning data.
     `layer`, `pooling` (null: the backbone's own) and `weights` say which features are read.
     """
+
+    revision = 2  # which half of an odd number fits; scaling with added samples; int(ratio n)
 
     def __init__(
         self,
@@ -75,6 +86,7 @@ class Dfr:
         head: Literal["regression", "sgd"] = "regression",
         sgd: SgdOptions | None = None,
         pooling: str | None = None,
+        tune_scaler: Literal["half", "same"] = "half",
     ) -> None:
         if num_retrains < 1 or max_iter < 1:
             raise ValueError(
@@ -108,6 +120,7 @@ class Dfr:
         self.regression = Regression(loss, penalty, max_iter)
         self.head, self.sgd = head, sgd or SgdOptions()
         self.layer, self.weights, self.pooling = layer, weights, pooling
+        self.tune_scaler = tune_scaler
 
     @property
     def reads(self) -> list[str]:
@@ -132,6 +145,13 @@ class Dfr:
                 " groups; choose another"
             )
         own = counts[self.split]
+        if self.criterion == "conflicting":
+            judge = Split.VAL if self.tune == "val" else self.split
+            if not counts[judge][~spec.is_aligned()].any():
+                raise UserError(
+                    f"dfr.criterion=conflicting is undefined: the {judge} split has no sample of a"
+                    " conflicting group; choose another"
+                )
         per_class = own.view(spec.num_classes, -1).sum(1).tolist()
         for name, count in zip(spec.classes, per_class, strict=True):
             if not count:
@@ -166,18 +186,36 @@ class Dfr:
             _refuse_broken(name, tables[name])
         data = tables[self.split]
         if not self.whole:
-            share = rng.permutation(len(data.y))[: max(1, round(self.ratio * len(data.y)))]
+            share = rng.permutation(len(data.y))[: max(1, int(self.ratio * len(data.y)))]
             data = data.take(share)
         if self.tune == "val":
             fitted, judged = data, tables[Split.VAL]
         else:
-            order = rng.permutation(len(data.y))
-            judged, fitted = (data.take(half) for half in np.array_split(order, 2))
+            order, half = rng.permutation(len(data.y)), len(data.y) // 2
+            judged, fitted = data.take(order[:half]), data.take(order[half:])
+        few = self._few(data, fitted, judged, spec)
         reference = tables[Split.TRAIN] if self.scaler == "train" else data
         scale = Scale.of(None if self.scaler == "none" else reference.x, data.x.shape[1])
         if self.head == "sgd":
-            return self._fit_sgd(fitted, judged, scale, spec, seed, torch.device(device), rng)
-        chosen = self._choose(tables, fitted, judged, scale, spec, rng)
+            fit = self._fit_sgd(fitted, judged, scale, spec, seed, torch.device(device), rng)
+        else:
+            chosen = self._choose(tables, fitted, judged, scale, spec, rng)
+            fit = self._average(tables, data, chosen, scale, spec, rng)
+        notes = [note for note in (few, fit.note) if note]
+        for note in notes:
+            log.warning("dfr: %s", note)
+        return dataclasses.replace(fit, note="; ".join(notes))
+
+    def _average(
+        self,
+        tables: Mapping[str, Table],
+        data: Table,
+        chosen: Fit,
+        scale: Scale,
+        spec: GroupSpec,
+        rng: np.random.Generator,
+    ) -> Fit:
+        """The mean of the fits on fresh subsets of all of `data`, with what was chosen."""
         c = math.inf if chosen.c is None else chosen.c
         x = scale.apply(data.x)
         problems = []
@@ -187,13 +225,33 @@ class Dfr:
             gather = functools.partial(_gather, x, data.y, rows, added, scale)
             problems.append(Problem(gather, c, chosen.class_weight))
         heads = [scale.fold(head) for head in self.regression.fit(problems, spec.num_classes)]
-        head = average(heads)
+        head, note = average(heads), ""
         if not head.weight.any():
-            raise UserError(
-                f"dfr.c_grid={list(self.c_grid)}: with C={chosen.c}, the best, the penalty sets"
-                " every weight to 0; give larger values"
-            )
-        return Fit(head, chosen.c, chosen.class_weight, chosen.tuning)
+            note = "every weight is 0, so that it gives all samples the same class"
+            if chosen.c is not None:
+                note += (
+                    f": the best of dfr.c_grid={list(self.c_grid)} was C={chosen.c}, which leaves"
+                    " no feature; give larger values"
+                )
+        return dataclasses.replace(chosen, linear=head, note=note)
+
+    def _few(self, data: Table, fitted: Table, judged: Table, spec: GroupSpec) -> str:
+        """A sentence on groups with so few samples that a fit, or the choice of C, is noise."""
+        halves = self.tune == "half"
+        split = f"{self.split}" if self.whole else f"the share of {self.split}"
+        parts = [(split, data, data)]
+        if halves:
+            parts.append((f"the half of {split} that tuning fits", fitted, data))
+        judge = f"the half of {split} that judges it" if halves else str(Split.VAL)
+        parts.append((judge, judged, data if halves else judged))
+        found = []
+        for what, table, whole in parts:
+            counts, of = (np.bincount(t.g, minlength=spec.num_groups) for t in (table, whole))
+            few = np.flatnonzero((of > 0) & (counts < FEW))
+            if len(few):
+                groups = ", ".join(f"{counts[g]} of {spec.names[g]}" for g in few)
+                found.append(f"{what} has {groups}")
+        return f"fewer than {FEW} samples of a group are noise: {'; '.join(found)}" if found else ""
 
     def _choose(
         self,
@@ -207,8 +265,9 @@ class Dfr:
         """The first candidate of the highest score, in the order of the grids."""
         fitted = fitted.take(self._subset(fitted, spec, rng))
         added = self._added(tables, len(fitted.y), rng)
-        if self.tune == "half":
-            scale = Scale.of(None if self.scaler == "none" else fitted.x, fitted.x.shape[1])
+        if self.tune == "half" and self.tune_scaler == "half" and self.scaler != "none":
+            together = fitted.x if added is None else np.concatenate([fitted.x, added.x])
+            scale = Scale.of(together, fitted.x.shape[1])
         x, everything = scale.apply(fitted.x), np.arange(len(fitted.y))
         gather = functools.partial(_gather, x, fitted.y, everything, added, scale)
         grid = (math.inf,) if self.penalty == "none" else self.c_grid
@@ -226,8 +285,8 @@ class Dfr:
                 row[name] = none_if_undefined(getattr(metrics, name))
             tuning.append(row)
         if not np.isfinite(scores).any():
-            raise UserError(
-                f"dfr.criterion={self.criterion} is undefined on this data; choose another"
+            raise RunError(
+                f"dfr.criterion={self.criterion} is undefined on what judges C; choose another"
             )
         best = int(np.nanargmax(scores))
         c, side = candidates[best]

@@ -97,6 +97,7 @@ def _make(folder: Path, seed: int, node: Node, splits: Splits, method: Method) -
         "c": fit.c,
         "class_weight": None if fit.class_weight is None else list(fit.class_weight),
         "tuning": list(fit.tuning),
+        "note": fit.note or None,
         **reports,
         "val": reports["val"] if unseen else None,
         "val_is": "held_out" if unseen else "none",
@@ -153,7 +154,7 @@ def draw_tuning(path: Path, fit: Fit, spec: GroupSpec) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with rc_context(STYLE), replacing(path) as beside:
         figure = draw(dataclasses.asdict(drawing))
-        if over == "c":
+        if over == "c" and len({row[over] for row in fit.tuning}) > 1:
             axes = figure.axes[0]
             axes.set_xscale("log")
             axes.xaxis.set_major_formatter("{x:g}")

@@ -31,7 +31,8 @@ def logistic(c):
 
 def tune(x, y, g, rng):
     order = rng.permutation(len(y))
-    judged, fitted = np.array_split(order, 2)
+    half = len(y) // 2
+    judged, fitted = order[:half], order[half:]
     fitted = fitted[balanced(g[fitted], rng)]
     scaler = StandardScaler().fit(x[fitted])
     x_fitted, x_judged = scaler.transform(x[fitted]), scaler.transform(x[judged])

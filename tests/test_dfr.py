@@ -187,6 +187,30 @@ def test_tuning_is_scaled_by_what_it_fits_and_the_final_fit_by_train(fits):
         assert {row.tobytes() for row in np.round(x, 9) + 0.0} <= allowed
 
 
+@pytest.mark.parametrize("scaler", ["train", "reweighting"])
+def test_tuning_may_be_scaled_like_the_final_fit(scaler, fits):
+    tables = make_tables()
+    dfr = Dfr("val", scaler=scaler, tune_scaler="same", c_grid=(0.3,), num_retrains=1)
+    dfr.fit(tables, SPEC, seed=0)
+    val, reference = tables["val"].x, tables["train" if scaler == "train" else "val"].x
+    scaled = (val - reference.mean(0)) / reference.std(0)
+    allowed = {row.tobytes() for row in np.round(scaled, 9) + 0.0}
+    for x, _, _ in fits:
+        assert {row.tobytes() for row in np.round(x, 9) + 0.0} <= allowed
+
+
+def test_the_gradient_flow_repair_scales_its_tuning_by_train():
+    dfr = from_conf("gradient_flow")
+    assert (dfr.scaler, dfr.tune, dfr.tune_scaler) == ("train", "half", "same")
+
+
+@pytest.mark.parametrize(("n", "fitted"), [(70, 35), (71, 36)])
+def test_of_an_odd_number_the_smaller_half_judges(n, fitted, fits):
+    tables = {"val": make([20, 15, 10, n - 45], seed=3)}
+    Dfr("val", balance="none", scaler="none", c_grid=(1.0,), num_retrains=1).fit(tables, SPEC, 0)
+    assert [len(x) for x, _, _ in fits] == [fitted, n]
+
+
 def test_constant_features_do_no_harm():
     tables = {name: Table(t.x.copy(), t.y, t.g) for name, t in make_tables().items()}
     for table in tables.values():
@@ -284,7 +308,7 @@ def test_criteria_disagree_on_these_data(hard):
 
 def test_an_undefined_criterion_is_refused():
     spec = GroupSpec(("a", "b"), ("x", "y"))
-    with pytest.raises(UserError, match="criterion=conflicting"):
+    with pytest.raises(RunError, match="criterion=conflicting"):
         Dfr("val", criterion="conflicting", c_grid=(1.0,)).fit(make_tables(), spec, seed=0)
 
 
@@ -567,6 +591,21 @@ def test_added_samples_are_scaled_like_the_others(fits):
     assert {row.tobytes() for row in np.round(fits[1][0][48:], 9) + 0.0} <= allowed
 
 
+def test_added_samples_count_where_the_half_scales_the_tuning(fits):
+    tables = make_tables()
+    dfr = Dfr("target", scaler="train", add_train=True, c_grid=(1.0,), num_retrains=1)
+    dfr.fit(tables, SPEC, seed=0)
+    np.testing.assert_allclose(fits[0][0].mean(0), 0, atol=1e-9)
+    np.testing.assert_allclose(fits[0][0].std(0), 1, atol=1e-9)
+
+
+def test_a_share_of_train_is_rounded_down(fits):
+    tables = {"train": make([20, 13, 13, 13], seed=41)}
+    dfr = Dfr("split_from_train", scaler="none", balance="none", c_grid=(1.0,), num_retrains=1)
+    dfr.fit(tables, SPEC, seed=0)
+    assert len(fits[-1][0]) == 11  # of 0.2 x 59
+
+
 def test_a_share_of_train_is_halved_and_balanced(fits):
     tables = {"train": make([60, 20, 20, 60], seed=41)}
     dfr = Dfr(
@@ -614,9 +653,43 @@ def test_features_that_are_not_finite_are_named(name, value):
         Dfr("val").fit(tables, SPEC, seed=0)
 
 
-def test_a_grid_that_leaves_no_feature_is_refused():
-    with pytest.raises(UserError, match=r"c_grid=\[1e-05\]: with C=1e-05, .* every weight to 0"):
-        Dfr("val", c_grid=(1e-5,)).fit(make_tables(), SPEC, seed=0)
+def test_a_grid_that_leaves_no_feature_gives_a_constant_classifier_and_says_so(caplog):
+    tables = make_tables()
+    fit = Dfr("val", c_grid=(1e-5,), balance="none").fit(tables, SPEC, seed=0)
+    assert not fit.linear.weight.any()
+    assert fit.c == 1e-5
+    assert len(set(fit.linear.logits(tables["test"].x).argmax(1))) == 1
+    for text in (fit.note, caplog.text):
+        assert "every weight is 0" in text
+        assert "dfr.c_grid=[1e-05]" in text
+    assert "every weight" not in Dfr("val", c_grid=(1.0,)).fit(tables, SPEC, seed=0).note
+
+
+def few_of(dfr, caplog, **counts):
+    """The sentence on groups of few samples, which is logged once."""
+    caplog.clear()
+    tables = {name: make(count, seed=7) for name, count in counts.items()}
+    note = dfr.fit(tables, SPEC, seed=0).note
+    assert [record.getMessage() for record in caplog.records] == [f"dfr: {note}"] * bool(note)
+    return note
+
+
+@pytest.mark.parametrize("head", ["regression", "sgd"])
+def test_groups_of_few_samples_are_told_with_their_counts(head, caplog):
+    trained = {"head": "sgd", "penalty": "none"} if head == "sgd" else {}
+    options = {"scaler": "none", "num_retrains": 1, **trained}
+    dfr = Dfr("target", "val", **options)
+    assert few_of(dfr, caplog, target=[10] * 4, val=[10] * 4) == ""
+    note = few_of(dfr, caplog, target=[10, 9, 10, 10], val=[10, 10, 3, 10])
+    assert "target has 9 of a/y" in note
+    assert "val has 3 of b/x" in note
+    assert note.count(" of ") == 3  # and "of a group"
+    note = few_of(Dfr("val", balance="none", **options), caplog, val=[80, 18, 80, 80])
+    assert "val has" not in note.replace("half of val", "")  # 18 in all, but not in its halves
+    told = [int(part.split()[0]) for part in note.split(" has ")[1:]]
+    assert min(told) < 10
+    assert note.count("of a/y") == len(told)
+    assert few_of(Dfr("val", balance="none", **options), caplog, val=[80, 0, 80, 80]) == ""
 
 
 def refusal(dfr, spec=SPEC, **counts):
@@ -637,6 +710,10 @@ def test_what_no_fit_can_come_of_is_refused_before():
     )
     plain = GroupSpec(("a", "b"), ("x", "y"))
     assert "criterion=conflicting is undefined" in refusal(Dfr(criterion="conflicting"), plain)
+    for dfr, split in ((Dfr("target", "val"), "val"), (Dfr("target"), "target")):
+        dfr.criterion, dfr.balance = "conflicting", "none"
+        aligned = {split: [9, 0, 0, 9]}
+        assert f"{split} split has no sample of a conflicting" in refusal(dfr, **aligned)
     labels = GroupSpec(("a", "b"), (), task="multilabel")
     assert "works on groups" in refusal(dfr, labels)
 

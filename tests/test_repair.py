@@ -76,8 +76,23 @@ def test_the_stored_head_gives_the_stored_predictions(
             assert part["test"]["average"] == pytest.approx(hit.mean())
     assert (part["val"] is None) == name.startswith("val-")
     assert part["tuning"]
+    assert (part["note"] is None) == ("dfr.split=split_from_train" not in options)  # few samples
     assert all(0 <= row["worst"] <= 1 for row in part["tuning"])
     assert (folder / "plots" / "tuning.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_repair_that_keeps_no_feature_is_made_and_says_so(command_line, finished):
+    run, _ = finished
+    before = set(parts(run))
+    ended = retrain(command_line, finished, "dfr=val", "dfr.c_grid=[1e-9]").wait()
+    assert ended.code == 0, ended.err
+    assert "every weight is 0" in ended.err
+    assert "Warning" not in ended.err  # of a plot with one point
+    (name,) = set(parts(run)) - before
+    part = json.loads((run / "dfr" / name / "result.json").read_text())
+    assert "every weight is 0" in part["note"]
+    assert part["test"]["balanced"] == pytest.approx(0.5)  # one class for all of them
+    assert not load_file(run / "dfr" / name / "weights.safetensors")["weight"].any()
 
 
 def test_retrains_of_one_run_at_once_all_succeed(command_line, finished):
