@@ -64,7 +64,24 @@ def run_single(cfg: DictConfig) -> int:
     """A run on its own belongs to the sweep it names."""
     config = read(cfg, HydraConfig.get().runtime.choices)
     point = Point(tuple(HydraConfig.get().overrides.task), config)
+    log_to_terminal()
+    _tell_of_other_code([point])
     return _execute(config, on_start=lambda: write_manifest([point])).exit_code
+
+
+def _tell_of_other_code(points: Sequence[Point]) -> None:
+    """Numbers on disk that this version of the code might not give again are named, not hidden."""
+    from spurcor.runs import outdated
+
+    done = {point.config.directory: point.config for point in points if point.done}
+    found = [parts for config in done.values() if not config.rerun and (parts := outdated(config))]
+    if found:
+        log.warning(
+            "%s was finished by another version of the code of %s, and is shown as it is;"
+            " rerun=true sets it aside and trains it again",
+            f"{len(found)} of {len(done)} runs" if len(points) > 1 else next(iter(done)),
+            ", ".join(dict.fromkeys(part for parts in found for part in parts)),
+        )
 
 
 def run_points(paths: Iterable[Path]) -> int:
@@ -191,6 +208,7 @@ class InProcess(Launcher):
         points = self._compose(job_overrides)
         self.refuse_impossible()
         log_to_terminal()
+        _tell_of_other_code(points)
         write_manifest(points)
         open_sweep(points)
         failures = self.run(points)

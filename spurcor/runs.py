@@ -15,7 +15,7 @@ import psutil
 import torch
 import yaml
 
-from spurcor import checkpoint, results
+from spurcor import checkpoint, provenance, results, selection
 from spurcor.analysis import Analyses
 from spurcor.analysis.stored import analyze_stored
 from spurcor.config import (
@@ -391,7 +391,15 @@ def _train(
     directory = config.directory
     if not (directory / "config.yaml").exists():
         tree = {**plain(config), "rerun": False}
+        write_json(directory / "code.json", provenance.code_of(config))
         write_text(directory / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
+    elif other := provenance.changed(_code(directory), config):
+        log.warning(
+            "%s was begun by another version of the code of %s, and is continued by this one;"
+            " rerun=true sets it aside and starts over",
+            directory,
+            ", ".join(other),
+        )
     record = Record.of_run(directory, config)
     trackers.start(record)
     analyses = Analyses.build(config.analysis)
@@ -436,6 +444,7 @@ def _finish(config: TrainConfig, splits: Splits, method: Method, trainer: Traine
         **{key: config.choices.get(key) for key in ("dataset", "method", "backbone")},
         "config": config.settings,
         "commit": results.commit(),
+        "code": _code(directory),
         "versions": results.versions(),
         "environment": progress.environment,
         "moved": progress.moved,
@@ -472,6 +481,27 @@ def _optimizers(config: TrainConfig) -> tuple[Callable[..., Any], Callable[..., 
     return optimizer, schedule
 
 
+def _code(directory: Path) -> dict[str, str]:
+    """Fingerprints of the code that a run was begun by; earlier versions kept none."""
+    path = directory / "code.json"
+    return read_json(path) if path.exists() else {}
+
+
+def outdated(config: TrainConfig) -> list[str]:
+    """What the numbers of a finished run come from that is different now, as it is typed."""
+    directory = config.directory
+    result = read_json(directory / "result.json")
+    parts = provenance.changed(result["run"].get("code", {}), config)
+    selected = result["selected"]
+    rows = read_lines(directory / "metrics.jsonl")
+    rows = [row for row in rows if row["phase"] == selected["phase"]]
+    if selected["criterion"] and selected["epoch"] != selection.best_epoch(
+        rows, config.train.selection
+    ):
+        parts.append(f"train.selection={config.train.selection}")
+    return parts
+
+
 def _complete(config: TrainConfig, directory: Path) -> bool:
     """Whether the run and the repairs asked for are on disk."""
     return all((directory / path).exists() for path in config.needs)
@@ -480,7 +510,7 @@ def _complete(config: TrainConfig, directory: Path) -> bool:
 def _report(config: TrainConfig, directory: Path, terminal: Terminal, how: str) -> Outcome:
     result = read_json(directory / "result.json")
     made, now = result["run"]["commit"], results.commit()
-    if made != now:
+    if made != now and not result["run"].get("code"):  # else it is known whether that matters
         how += f" (trained at commit {made}; the code is at {now})"
     terminal.result(result, directory, how, config)
     return Outcome("done", directory, result=result)

@@ -243,7 +243,7 @@ class Trainer:
     def _select(self, method: Method, row: Mapping[str, Any], wanted: str) -> None:
         criterion = selection.default_criterion(row, wanted)
         score = selection.score(row, criterion)
-        if self.progress.best.add(score):
+        if self.progress.best.add(score, selection.tie_breaker(row)):
             self._best = checkpoint.snapshot(method)
             self.progress.selected = {
                 "criterion": None if score is None else criterion,  # then it is the last epoch

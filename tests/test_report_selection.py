@@ -69,16 +69,17 @@ def test_a_criterion_that_names_another_split_is_refused(criterion):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_epoch_is_the_one_that_training_keeps(seed):
+@pytest.mark.parametrize("averages", [(None,), (0.5, 0.6, 0.7)])
+def test_the_epoch_is_the_one_that_training_keeps(seed, averages):
     draw = random.Random(seed)
     figures = [draw.choice([None, 0.1, 0.2, 0.3, 0.3]) for _ in range(8)]
-    made = rows(*figures, **{"val/average": None})
+    made = [row | {"val/average": draw.choice(averages)} for row in rows(*figures)]
     best = Best()
-    kept = [row for row in made if best.add(row["val/worst"])]
+    kept = [row for row in made if best.add(row["val/worst"], row["val/average"])]
     (one,) = chosen([trial(rows=made)], "val/worst")
     if any(figure is not None for figure in figures):
         assert one.picks[0].row is kept[-1]
-    else:
+    elif averages == (None,):
         assert one.picks[0].row is made[-1]
 
 
@@ -89,6 +90,12 @@ def test_test_figures_are_read_off_at_the_epoch_that_validation_chose():
     assert {name: metric.of(one).mean for name, one in found.items()} == pytest.approx(
         {"val/worst": 30.0, LAST: 70.0, ORACLE: 90.0}
     )
+
+
+def test_the_average_decides_between_settings_whose_worst_groups_are_equal():
+    low = trial("r1", 0, [row | {"val/average": 0.5} for row in rows(0.0)], lr=1)
+    high = trial("r2", 0, [row | {"val/average": 0.6} for row in rows(0.0)], lr=2)
+    assert [one.trial.setting for one in chosen([low, high], "val/worst")] == ["lr=2"]
 
 
 def test_the_setting_is_chosen_by_its_mean_over_seeds_at_the_chosen_epochs():

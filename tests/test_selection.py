@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from spurcor.selection import Best, default_criterion, score
+from spurcor.selection import Best, best_epoch, default_criterion, score
 
 
 def after(values, criterion="val/worst"):
@@ -51,6 +51,31 @@ def test_the_best_row_is_the_first_of_the_highest():
     assert best_index([0.5, 0.1]) == 0
     assert best_index([0.1, 0.2, 0.3]) == 2
     assert best_index([3.0, 1.0, 2.0, 1.0], "val/loss") == 1
+
+
+def val(worst, average):
+    return {"val/worst": worst, "val/average": average}
+
+
+@pytest.mark.parametrize(
+    ("figures", "epoch"),
+    [
+        ([(0.0, 0.5), (0.0, 0.7), (0.0, 0.6)], 1),  # the worst group says nothing
+        ([(0.0, 0.9), (0.1, 0.2), (0.1, 0.4), (0.1, 0.4)], 2),
+        ([(0.2, 0.1), (0.1, 0.9)], 0),
+        ([(None, 0.1), (None, 0.3), (None, 0.2)], 1),  # without groups the average itself
+        ([(0.3, None), (0.3, None)], 0),
+    ],
+)
+def test_the_average_decides_between_equal_worst_groups(figures, epoch):
+    made = [{"epoch": i, **val(*pair)} for i, pair in enumerate(figures)]
+    assert best_epoch(made, "val/worst") == epoch
+
+
+def test_a_row_that_was_not_evaluated_is_not_chosen():
+    made = [{"epoch": 0, "gap/loss": 1.0}, {"epoch": 1, **val(0.1, 0.1)}, {"epoch": 2}]
+    assert best_epoch(made, "val/worst") == 1
+    assert best_epoch(made[:1], "val/worst") is None
 
 
 def test_undefined_rows_lose_against_defined_ones():

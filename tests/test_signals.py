@@ -1,4 +1,4 @@
-"""A signal ends a command with a sentence wherever it is, and the same command finishes the work."""
+"""A signal ends any command with a sentence, and the same command finishes the work."""
 
 import os
 import signal

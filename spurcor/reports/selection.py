@@ -24,6 +24,7 @@ class Pick:
     trial: Trial
     row: Row
     score: float | None
+    tie: float | None = None  # what decides between equal scores
 
     def value(self, column: str) -> float | None:
         """A column of the row, or else what was measured when the run ended; None if undefined."""
@@ -52,9 +53,11 @@ class Candidate:
         known = [pick.score for pick in self.picks if pick.score is not None]
         return fmean(known) if known else None
 
-    def rank(self) -> float:
-        """For sorting by score; a candidate without one comes last."""
-        return -math.inf if self.score is None else self.score
+    def rank(self) -> tuple[float, float]:
+        """For sorting by score, then by what decides between equal ones; without, it comes last."""
+        ties = [pick.tie for pick in self.picks if pick.tie is not None]
+        score = -math.inf if self.score is None else self.score
+        return score, fmean(ties) if ties else -math.inf
 
     @property
     def name(self) -> str:
@@ -79,7 +82,8 @@ def judge(
     """The settings among trials of one data set and method, with the best one marked as chosen.
 
     Per trial the first row with the best score; then the setting with the best mean score over
-    its seeds. Settings without any score are marked too: nothing speaks against them.
+    its seeds. The average decides between equal scores. Settings without any score are marked too:
+    nothing speaks against them.
     """
     column = _column(trials, criterion)
     settings: dict[str, list[Pick]] = {}
@@ -109,11 +113,20 @@ def _column(trials: Iterable[Trial], criterion: str) -> str:
 
 def _pick(trial: Trial, column: str, criterion: str) -> Pick:
     rows = trial.rows[-1:] if criterion == LAST else trial.rows
-    scores = [_score(row, column, criterion) for row in rows]
-    known = [score for score in scores if score is not None]
+    average = f"{column.partition('/')[0]}/average"
+    picks = [
+        Pick(trial, row, _score(row, column, criterion), _score(row, average, criterion))
+        for row in rows
+    ]
+    known = [pick for pick in picks if pick.score is not None]
     if not known:  # as training does: the last epoch, where a criterion is defined nowhere
         return Pick(trial, rows[-1], None)
-    return Pick(trial, rows[scores.index(max(known))], max(known))
+    return max(known, key=_order)
+
+
+def _order(pick: Pick) -> tuple[float, float]:
+    assert pick.score is not None
+    return pick.score, -math.inf if pick.tie is None else pick.tie
 
 
 def _score(row: Row, column: str, criterion: str) -> float | None:
