@@ -3,69 +3,46 @@
 0 done, 1 the run or the sweep failed, 2 the user's mistake, told in one sentence.
 """
 
+import argparse
 import difflib
+import io
 import os
 import re
+import shlex
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import hydra
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from spurcor import config, launcher
+from spurcor import composition, config, launcher
 from spurcor.errors import PointError, RunError, UserError
 from spurcor.signals import Interrupted, interrupting
+
+TOLD = (UserError, RunError, PointError, HydraException, OmegaConfBaseException)
 
 
 def run(main: Callable[[DictConfig], int], config_name: str) -> int:
     """Compose the configuration named, hand it to `main`; returns the exit code."""
     show_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing: we say what happened
-    code = 0
-    refused: UserError | RunError | None = None
-
-    def task(cfg: DictConfig) -> None:
-        nonlocal code, refused
-        try:
-            code = max(code, main(cfg))
-            if code and _is_job():
-                raise RunError(f"the run ended with exit code {code}")
-        except (UserError, RunError) as error:  # Hydra would print its own line about it
-            if _is_job():
-                raise
-            refused = error
-
-    overrides: list[str] = []
+    _mend_streams()
+    command = _Command(main, config_name)
     try:
-        config.register()
-        arguments = get_args_parser().parse_intermixed_args(sys.argv[1:])
-        overrides = list(arguments.overrides)
-        for override in overrides:  # Hydra ends in a traceback over a group that is null
-            group, _, value = override.partition("=")
-            if value == "null" and (config.CONF / group).is_dir():
-                options = sorted(path.stem for path in (config.CONF / group).glob("*.yaml"))
-                raise UserError(f"{override} names no option; choose one of {', '.join(options)}")
-        if arguments.help:
-            print(_help(config_name, overrides))
-            return 0
-        Plugins.instance().class_name_to_class.update(launcher.PLUGINS)
-        sys.argv[1:] = _flags_first(sys.argv[1:])
-        composed = hydra.main(
-            version_base="1.3", config_path=str(config.CONF), config_name=config_name
-        )
-        with interrupting():
-            composed(task)()
-        if refused is not None:
-            raise refused
-        return code
+        command.carry_out()
+        sys.stdout.flush()
+        return command.code
     except Interrupted as interrupted:
         print(f"spurcor: {interrupted}", file=sys.stderr)
         return interrupted.exit_code
@@ -74,24 +51,117 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
         return 130
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return code
-    except (UserError, RunError, PointError, HydraException, OmegaConfBaseException) as error:
-        if show_trace:
+        return command.code
+    except Exception as error:
+        if show_trace or not (isinstance(error, TOLD) or _from_hydra(error)):
             raise
-        wrapped = not isinstance(error, UserError | RunError)
-        if wrapped and isinstance(error.__cause__, UserError):  # while Hydra built a launcher
-            error = error.__cause__
-        sentence = str(error)
-        if isinstance(error, PointError) and error.__cause__ is not None:
-            point = error.overrides
-            sentence = f"{' '.join(point)}: {_explain(error.__cause__, config_name, point)}"
-        elif not isinstance(error, UserError | RunError):
-            sentence = _explain(error, config_name, overrides)
-        print(f"spurcor: {sentence}", file=sys.stderr)
+        cause = error.__cause__
+        if isinstance(cause, UserError) and not isinstance(error, PointError):
+            error = cause  # while Hydra built a launcher
+        print(f"spurcor: {_one_line(_sentence(error, command))}", file=sys.stderr)
         return 1 if isinstance(error, RunError) else 2
+    except SystemExit as ended:  # Hydra has said why
+        if ended.code != 1 or not _from_hydra(ended):
+            raise
+        return 2
     finally:
         if not show_trace:
             del os.environ["HYDRA_FULL_ERROR"]
+
+
+class _Command:
+    """A command line: what it asks of Hydra, and of `main` through it."""
+
+    def __init__(self, main: Callable[[DictConfig], int], config_name: str) -> None:
+        self.main, self.config_name = main, config_name
+        self.overrides: list[str] = []
+        self.code = 0
+        self._refused: UserError | RunError | None = None
+
+    def carry_out(self) -> None:
+        """Everything but the telling of errors."""
+        config.register()
+        composition.install()
+        arguments = get_args_parser().parse_intermixed_args(sys.argv[1:])
+        self.overrides = list(arguments.overrides)
+        _refuse_flags(arguments)
+        for override in self.overrides:
+            _refuse_no_option(override)
+        if arguments.help:
+            print(_help(self.config_name, self.overrides))
+            return
+        Plugins.instance().class_name_to_class.update(launcher.PLUGINS)
+        sys.argv[1:] = _flags_first(sys.argv[1:])
+        decorate = hydra.main(
+            version_base="1.3", config_path=str(config.CONF), config_name=self.config_name
+        )
+        with interrupting():
+            decorate(self._task)()
+        if self._refused is not None:
+            raise self._refused
+
+    def _task(self, cfg: DictConfig) -> None:
+        """Called by Hydra for a single run, or by a launcher that is not ours."""
+        try:
+            self.code = max(self.code, self.main(cfg))
+            if self.code and _is_job():
+                raise RunError(f"the run ended with exit code {self.code}")
+        except (UserError, RunError) as error:  # Hydra would print its own line about it
+            if _is_job():
+                raise
+            self._refused = error
+
+
+def _mend_streams() -> None:
+    """What is printed never ends a command: closed streams go nowhere, odd letters become ?."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file that is opened would get the number
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _refuse_flags(arguments: argparse.Namespace) -> None:
+    """Those of Hydra that load code, or leave spurcor's configuration behind."""
+    if arguments.experimental_rerun is not None:
+        raise UserError(
+            f"--experimental-rerun {arguments.experimental_rerun} would load a pickle, which may"
+            " run anything; repeat the command that made it"
+        )
+    if arguments.config_path is not None:
+        raise UserError(
+            f"--config-path {arguments.config_path} leaves spurcor's configuration out; say"
+            " --config-dir to add a folder of your own"
+        )
+
+
+def _refuse_no_option(override: str) -> None:
+    """A value that is no option of its group, which Hydra ends in a traceback over."""
+    parsed = OverridesParser.create().parse_override(override)
+    key = parsed.key_or_group
+    if key == "hydra" and not parsed.is_delete():
+        raise UserError(f"{override} replaces all of Hydra's own; name a key, as in hydra.run.dir")
+    group = config.CONF / key
+    if parsed.is_sweep_override() or "." in key or not group.is_dir():
+        return
+    value = parsed.value()
+    named = isinstance(value, str) or (value is None and parsed.is_delete())
+    several = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    if not (named or (several and not parsed.is_delete())):
+        options = sorted(path.stem for path in group.glob("*.yaml"))
+        raise UserError(f"{override} names no option; choose one of {', '.join(options)}")
+
+
+def _from_hydra(error: BaseException) -> bool:
+    """Whether Hydra raised it over a configuration, and not code of ours that it has called."""
+    files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [Path(file).stem for file in files if Path(file).parent == Path(__file__).parent]
+    return ours[-1:] in (["cli"], ["composition"])
 
 
 def _is_job() -> bool:
@@ -106,7 +176,9 @@ def _help(config_name: str, overrides: list[str]) -> str:
     """
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
         composed = compose(config_name, overrides)
-    header = (config.CONF / f"{config_name}.yaml").read_text().split("\ndefaults:")[0]
+    header = (
+        (config.CONF / f"{config_name}.yaml").read_text(encoding="utf-8").split("\ndefaults:")[0]
+    )
     groups = []
     for folder in sorted(path for path in config.CONF.iterdir() if path.is_dir()):
         options = sorted(path.stem for path in folder.glob("*.yaml"))
@@ -135,6 +207,20 @@ def _flags_first(arguments: list[str]) -> list[str]:
     return rest + list(overrides)
 
 
+def _sentence(error: BaseException, command: _Command) -> str:
+    if isinstance(error, UserError | RunError):
+        return str(error)
+    if isinstance(error, PointError) and error.__cause__ is not None:
+        point = error.overrides
+        return f"{' '.join(point)}: {_explain(error.__cause__, command.config_name, point)}"
+    return _explain(error, command.config_name, command.overrides)
+
+
+def _one_line(text: str) -> str:
+    """Control characters as they are typed; several problems keep their lines."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def _explain(error: BaseException, config_name: str, overrides: list[str]) -> str:
     """Hydra's and OmegaConf's errors in one sentence."""
     text = str(error)
@@ -144,13 +230,58 @@ def _explain(error: BaseException, config_name: str, overrides: list[str]) -> st
     if match := re.search(r"Could not (?:load|find) '([^']+)'", text):
         return _missing_option(match[1])
     if isinstance(error, OverrideParseException):
-        return f"{error.override} cannot be read; quote a value with brackets, commas or spaces"
+        return _unreadable(error)
+    if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'\s", text):
+        return _swept(match[1])
     if match := re.search(r"Could not (?:override|delete from config\. ) ?'([^']+)'", text):
         return _unknown_override(match[1], config_name, overrides)
     if match := re.search(r"An item is already at '([^']+)'", text):
         return _added_twice(match[1], overrides)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    first = lines[0] if lines else type(error).__name__
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        cause = str(error.__cause__ or "").strip().splitlines()
+        return ": ".join([first, *cause[:1]])
+    return f"Hydra cannot do this ({type(error).__name__}: {first})"
+
+
+def _swept(override: str) -> str:
+    """Several values where one is wanted."""
+    key, _, value = override.partition("=")
+    return (
+        f"{override} is several values; add -m to run each of them, or say {key}=[{value}] where a"
+        " list is meant"
+    )
+
+
+def _unreadable(error: OverrideParseException) -> str:
+    """Which character Hydra stops at, and how the value is quoted."""
+    override, text = error.override, str(error.message)
+    key, equals, value = override.partition("=")
+    if "\r" in override or "\n" in override:
+        return (
+            f"{override} holds the end of a line; save a script that has Windows line ends (\\r\\n)"
+            " with those of Unix (\\n)"
+        )
+    if not equals:
+        return f"{override} has no value; say {override}=..."
+    if error.__cause__ is not None:
+        return f"{override} cannot be read: {str(error.__cause__).splitlines()[0]}"
+    escaped = value.replace('"', '\\"')
+    quoted = shlex.quote(f'{key}="{escaped}"')
+    return f"{override} cannot be read{_stop(text)}; to take it as it is, quote it twice: {quoted}"
+
+
+def _stop(text: str) -> str:
+    """Where Hydra's grammar gave up, from what it says."""
+    caret = [line.index("^") for line in text.split("\n") if line.strip() == "^"]
+    if caret:  # under the first line
+        return f" at {text.split(chr(10))[0][caret[0]]}"
+    match = re.search(r"(?:extraneous|mismatched) input '(.*?)'", text)
+    if match and match[1] != "<EOF>":
+        return f" at {match[1]}"
+    match = re.search(r"no viable alternative at input '(.*)'", text)
+    return f" after {match[1]}" if match else ""
 
 
 def _missing_option(path: str) -> str:
@@ -195,7 +326,11 @@ def _unknown_override(key: str, config_name: str, overrides: list[str]) -> str:
     if name in unlisted:
         return f"{key} has its default, which {group}={chosen} does not list; say +{key}=..."
     files = sorted((config.CONF / group).glob("*.yaml")) if chosen else []
-    takers = [path.stem for path in files if name in (yaml.safe_load(path.read_text()) or {})]
+    takers = [
+        path.stem
+        for path in files
+        if name in (yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    ]
     if takers:
         return f"{key} is no key of {group}={chosen}; say {group}={' or '.join(takers)} too"
     if (near := difflib.get_close_matches(name, [*names, *unlisted], 1)) and near[0] in unlisted:

@@ -11,10 +11,11 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -55,6 +56,7 @@ ROLES = {
     "analysis.*": "spurcor.analysis.Analysis",
     "dataset": "spurcor.source.DataSource",
     "dataset.transform": "spurcor.transforms.Transform",
+    "tracker.*": "spurcor.tracking.Tracker",
 }
 METRICS = (
     "worst",
@@ -66,6 +68,8 @@ METRICS = (
     "conflicting",
     "loss",
 )
+LARGEST = 2**63 - 1  # what torch, numpy and JSON readers hold
+MOST_THREADS = 1024  # torch crashes when it is asked for more than the system gives
 Loss = Literal["cross_entropy", "logistic", "mse"]
 T = TypeVar("T")
 
@@ -78,8 +82,8 @@ def check_criterion(key: str, criterion: str) -> None:
     split, _, name = criterion.partition("/")
     if split == "val" and (name in METRICS or name.startswith("group/")):
         return
-    near = difflib.get_close_matches(name, METRICS, 1) if split == "val" else []
-    fix = f"did you mean val/{near[0]}?" if near else f"only val/... selects: {', '.join(METRICS)}"
+    near = nearest(name, METRICS) if split == "val" else None
+    fix = f"did you mean val/{near}?" if near else f"only val/... selects: {', '.join(METRICS)}"
     raise ValueError(f"{key}={criterion} is no metric of the validation split; {fix}")
 
 
@@ -117,7 +121,11 @@ class TrainOptions:
         for name in ("batch_size", "eval_every", "num_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1")
+                raise ValueError(f"{name}={value} must be at least 1")
+        if (self.num_threads or 1) > MOST_THREADS:
+            raise ValueError(f"num_threads={self.num_threads} must be at most {MOST_THREADS}")
+        if self.keep_epochs and min(self.keep_epochs) < 1:
+            raise ValueError(f"keep_epochs={list(self.keep_epochs)}: epochs are counted from 1")
         if self.checkpoint_seconds < 0:
             raise ValueError("checkpoint_seconds must not be negative")
         check_criterion("selection", self.selection)
@@ -399,7 +407,7 @@ def locate(target: str) -> type:
         raise UserError(f"_target_={target} is not a class of spurcor, torch, torchvision or timm")
     try:
         found = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a module may raise anything while it is imported
         raise UserError(f"_target_={target} does not exist ({error})") from error
     refusal = UserError(f"_target_={target} is not a class that a configuration may build")
     if not isinstance(found, type):
@@ -477,8 +485,6 @@ def _check_arguments(
     dot = f"{path}." if path else ""
     coerced: dict[str, Any] = {}
     for key, value in values.items():
-        if key in ("_target_", "_revision_"):
-            continue
         if key not in parameters:
             problems.append(unknown_key(f"{dot}{key}", list(parameters)))
         elif value == "???":
@@ -503,37 +509,68 @@ def _coerce(path: str, value: Any, hint: Any, problems: list[str]) -> Any:
     """One value as its type hint wants it."""
     from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+    members = _members(hint)
     if nested := _nested(hint, value):
         return _check_nested(path, value, nested, problems)
-    members = _members(hint)
+    if unsound := _unsound(value):
+        problems.append(f"{path}={value} {unsound}")
+        return None
+    options = any(dataclasses.is_dataclass(member) for member in members)  # come as a mapping
     # Python counts True as an int, and a switch given where a number belongs is always a mistake.
-    if isinstance(value, bool) and not ({bool, Any} & members):
+    switch = isinstance(value, bool) and not ({bool, Any} & members)
+    if switch or (options and not (value is None and types.NoneType in members)):
         problems.append(f"{path}={value} is not {_describe(hint)}")
         return None
     try:
         settings = ConfigDict(arbitrary_types_allowed=True)
         found = TypeAdapter(hint, config=settings).validate_python(value)
+        if unsound := _unsound(found):  # a number that was a text
+            problems.append(f"{path}={value} {unsound}")
         # Points run in another working directory.
         return found.expanduser().absolute() if isinstance(found, Path) else found
     except ValidationError:
-        near = difflib.get_close_matches(str(value), [str(m) for m in _literals(hint)], 1)
-        hint_text = f"; did you mean {near[0]}?" if near else ""
+        near = nearest(str(value), [str(member) for member in _literals(hint)])
+        hint_text = f"; did you mean {near}?" if near else ""
         problems.append(f"{path}={value} is not {_describe(hint)}{hint_text}")
         return None
 
 
+def _unsound(value: Any) -> str:
+    """What is wrong with a plain value wherever it stands; nothing if it is sound."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is no finite number"
+    if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+        return "is too large"
+    if isinstance(value, str | Path):
+        if "\0" in str(value):
+            return "holds a NUL character, which no file name may"
+        if not str(value).isascii() and str(value) != str(value).encode(errors="replace").decode():
+            return "is not written in UTF-8"
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return "names a class, where only plain values are taken"
+        return next(filter(None, map(_unsound, [*value, *value.values()])), "")
+    if isinstance(value, list | tuple):
+        return next(filter(None, map(_unsound, value)), "")
+    return ""
+
+
 def _nested(hint: Any, value: Any) -> Any:
     """The dataclass, `Node` or mapping of nodes that a mapping is to become, or None."""
+    members = _members(hint)
+    if Node in members and value is not None and not (value == {} and types.NoneType in members):
+        return Node
     if not isinstance(value, Mapping):
         return None
-    if "_target_" in value:
-        return Node
     if typing.get_args(hint) == (str, Node):
         return dict
-    for member in (hint, *typing.get_args(hint)):
+    for member in members:
         if isinstance(member, type) and dataclasses.is_dataclass(member):
-            empty_allowed = types.NoneType in _members(hint) and not value
+            empty_allowed = types.NoneType in members and not value
             return types.NoneType if empty_allowed else member
+        # A constructor that takes another part of spurcor, as a data set does its transform.
+        if "_target_" in value and getattr(member, "__module__", "").startswith("spurcor."):
+            return Node
     return None
 
 
@@ -570,15 +607,19 @@ def _check_node(path: str, value: Any, problems: list[str]) -> Node | None:
         return None
     group = path.partition(".")[0]
     bases = {f"{base.__module__}.{base.__qualname__}" for base in owner.__mro__}
-    role = ROLES.get(path) or ROLES.get(f"{group}.*", "builtins.object")
-    if role not in bases or inspect.isabstract(owner):
-        problems.append(f"{path}._target_={value['_target_']} is no {group}")
+    role = ROLES.get(path) or ROLES.get(f"{group}.*")
+    # The role itself is a contract, not a part that keeps it.
+    if role not in bases or inspect.isabstract(owner) or role == value["_target_"]:
+        name = path.rpartition(".")[2] if path in ROLES else group
+        problems.append(f"{path}._target_={value['_target_']} is no {name}")
         return None
     revision = value.get("_revision_", getattr(owner, "revision", 1))
     if not isinstance(revision, int):
         problems.append(f"{path}._revision_={revision} is not a whole number")
         return None
-    arguments = _check_arguments(path, value, owner, RUNTIME.get(group, set()), problems)
+    runtime = RUNTIME.get(group, set())
+    arguments = {k: item for k, item in value.items() if k not in ("_target_", "_revision_")}
+    arguments = _check_arguments(path, arguments, owner, runtime, problems)
     return Node(path, value["_target_"], arguments, revision)
 
 
@@ -608,6 +649,9 @@ def _describe(hint: Any) -> str:
         known.append("null")
     if known:
         return " or ".join(known)
+    for member in _members(hint):
+        if isinstance(member, type) and dataclasses.is_dataclass(member):
+            return f"a mapping of {', '.join(field.name for field in dataclasses.fields(member))}"
     return f"a value of type {getattr(hint, '__name__', hint)}".replace("typing.", "")
 
 
@@ -623,12 +667,18 @@ def _several(hint: Any) -> str:
     return names.get(inner) or f"lists of {_several(inner)}"
 
 
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The name that was most likely meant, which is never the word itself."""
+    near = difflib.get_close_matches(word, [name for name in names if name != word], 1)
+    return near[0] if near else None
+
+
 def unknown_key(path: str, names: list[str]) -> str:
     """The sentence for a key that nothing takes."""
     parent, _, key = path.rpartition(".")
     dot = f"{parent}." if parent else ""
-    if near := difflib.get_close_matches(key, names, 1):
-        return f"{path} is no key; did you mean {dot}{near[0]}?"
+    if near := nearest(key, names):
+        return f"{path} is no key; did you mean {dot}{near}?"
     taken = f"; {parent or 'the top level'} takes {', '.join(sorted(names))}" if names else ""
     return f"{path} is no key{taken}"
 
@@ -640,7 +690,9 @@ def unknown_key(path: str, names: list[str]) -> str:
 def _choices() -> Mapping[str, Mapping[str, str]]:
     import yaml
 
-    loaded: Mapping[str, Mapping[str, str]] = yaml.safe_load((CONF / "choices.yaml").read_text())
+    loaded: Mapping[str, Mapping[str, str]] = yaml.safe_load(
+        (CONF / "choices.yaml").read_text(encoding="utf-8")
+    )
     return loaded
 
 

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -28,6 +29,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from spurcor import slurm
+from spurcor.composition import refuse_impossible_sweep
 from spurcor.config import Site, TrainConfig, check
 from spurcor.errors import PointError, RunError, UserError
 from spurcor.lock import Held, lock_of, locked
@@ -153,13 +155,19 @@ class Points(Sweeper):
     """
 
     def __init__(self, points: Sequence[str] = (), params: dict[str, str] | None = None) -> None:
-        self.points = [shlex.split(point) for point in points] or [[]]
+        if isinstance(points, str) or not isinstance(points or [], Sequence):
+            raise UserError(f"hydra.sweeper.points={points} is no list of texts")
+        if not isinstance(params or {}, Mapping):
+            raise UserError(f"hydra.sweeper.params={params} is no mapping of keys to values")
+        self.points = [_words(point) for point in points or ()] or [[]]
         self.params = params or {}
+        self._loader: ConfigLoader | None = None
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Called by Hydra."""
+        self._loader = hydra_context.config_loader
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -175,7 +183,9 @@ class Points(Sweeper):
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
         params = [f"{key}={value}" for key, value in self.params.items()]
-        typed = OverridesParser.create().parse_overrides([*params, *arguments])
+        parser = OverridesParser.create(config_loader=self._loader)
+        typed = parser.parse_overrides([*params, *arguments])
+        refuse_impossible_sweep(typed)
         (product,) = BasicSweeper.split_arguments(typed, None)
         keys = {override.get_key_element().lstrip("+~") for override in typed}
         listed = [
@@ -184,6 +194,20 @@ class Points(Sweeper):
         ]
         distinct = dict.fromkeys(map(tuple, listed))
         return [[*point, *rest] for point in distinct for rest in product]
+
+
+def _words(point: Any) -> list[str]:
+    """The overrides of a point, a text as it would be typed."""
+    try:
+        if isinstance(point, str):
+            return shlex.split(point)
+        problem = "it is no text"
+    except ValueError as error:
+        problem = str(error).lower()
+    raise UserError(
+        f'hydra.sweeper.points: {point} is no list of overrides such as "seed=0 optimizer.lr=0.1"'
+        f" ({problem})"
+    )
 
 
 def _told(error: str, points: Sequence[str]) -> str:
@@ -292,8 +316,8 @@ class LocalPool(Frozen):
     """`n_jobs` processes at a time on this machine."""
 
     def __init__(self, n_jobs: int = 2) -> None:
-        if n_jobs < 1:
-            raise UserError(f"hydra.launcher.n_jobs={n_jobs} must be at least 1")
+        if not isinstance(n_jobs, int) or n_jobs < 1:
+            raise UserError(f"hydra.launcher.n_jobs={n_jobs} must be a whole number, at least 1")
         self.n_jobs = n_jobs
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._stopped = False

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from spurcor.config import MACHINE, Node, TrainConfig, TrainOptions, content, flat, plain
+from spurcor.config import MACHINE, Node, TrainConfig, TrainOptions, content, flat, nearest, plain
 from spurcor.data import Split, Splits
 from spurcor.errors import UserError
 from spurcor.method import Method
@@ -23,6 +23,28 @@ def refuse_impossible(node: Node, splits: Splits, method: Method) -> None:
     dfr.check({name: split.group_counts.cpu() for name, split in splits.data.items()}, spec)
     method.backbone.layer(dfr.layer)
     method.backbone.size(dfr.layer, dfr.pooling)
+
+
+def refuse_unknown_criterion(options: TrainOptions, splits: Splits) -> None:
+    """What val does not have chooses no epoch and ends no phase: the last one would be taken."""
+    val = splits.data.get(Split.VAL)
+    if val is None:
+        return
+    criteria = {"train.selection": options.selection}
+    if options.early_stopping is not None:
+        criteria["train.early_stopping.metric"] = options.early_stopping.metric
+    there = [name for name, count in zip(val.spec.names, val.group_counts, strict=True) if count]
+    for key, criterion in criteria.items():
+        name = criterion.partition("/")[2]
+        if name.startswith("group/") and name.removeprefix("group/") not in there:
+            near = nearest(name.removeprefix("group/"), there)
+            hint = f"did you mean val/group/{near}?" if near else f"there is {', '.join(there)}"
+            raise UserError(f"{key}={criterion}: val has no such group; {hint}")
+        if name in ("aligned", "conflicting") and not val.spec.aligned:
+            raise UserError(
+                f"{key}={criterion}: no attribute of this data set is usual for a class; say"
+                f" {key}=val/average"
+            )
 
 
 def refuse_blind_selection(options: TrainOptions, splits: Splits) -> None:

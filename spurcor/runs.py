@@ -38,6 +38,7 @@ from spurcor.refusals import (
     refuse_blind_stopping,
     refuse_changed_defaults,
     refuse_impossible,
+    refuse_unknown_criterion,
 )
 from spurcor.repair import refuse_leak, repair, repairing
 from spurcor.signals import Interrupted
@@ -143,8 +144,8 @@ def device(options: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(options)
-        torch.zeros(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=chosen).item()  # meta has no values
+    except (RuntimeError, AssertionError, ImportError, ValueError, TypeError) as error:
         raise UserError(f"train.device={options} cannot be used here; say cpu or auto") from error
     return chosen
 
@@ -258,6 +259,7 @@ def execute(
     for phase in method.phases():
         phase.check(context)
     if method.phases():  # else there is no epoch to select
+        refuse_unknown_criterion(config.train, splits)
         refuse_blind_selection(config.train, splits)
         refuse_blind_stopping(config.train, method)
     if config.dfr is None and not method.phases():

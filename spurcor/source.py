@@ -19,6 +19,7 @@ from spurcor.transforms import Transform
 
 log = logging.getLogger(__name__)
 ENLARGED = 1.5  # above what is published: CelebA's 178 pixels become 224
+MOST_WORKERS = 256  # each is a process
 
 
 @dataclass(kw_only=True)
@@ -52,8 +53,8 @@ class DataSource(ABC):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        if self.workers < 0:
-            raise ValueError(f"workers={self.workers} must not be negative")
+        if not 0 <= self.workers <= MOST_WORKERS:
+            raise ValueError(f"workers={self.workers} must be between 0 and {MOST_WORKERS}")
 
     @abstractmethod
     def load(self, root: Path) -> "dict[str, GroupedDataset] | Photographs":

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from spurcor.config import METRICS
+from spurcor.config import METRICS, nearest
 from spurcor.errors import UserError
 from spurcor.reports.selection import STANDARD
 from spurcor.reports.tables import Metric
@@ -124,8 +124,8 @@ def _check(option: str, value: str, known: Sequence[str]) -> None:
         near = difflib.get_close_matches(value, known, 8, cutoff=0)
         rest = f"of its {len(known)} the nearest are {_listed(near)}"
     else:
-        near = difflib.get_close_matches(value, known, 1)
-        hint = f"did you mean {near[0]}? T" if near else "t"
+        meant = nearest(value, known)
+        hint = f"did you mean {meant}? T" if meant else "t"
         rest = f"{hint}here is {_listed(known)}"
     raise UserError(f"{option}={value} is none of this report; {rest}")
 

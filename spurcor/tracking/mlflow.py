@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from spurcor.files import read_json, write_json
 from spurcor.lock import holder, lock_of
-from spurcor.tracking import Record, Status, metrics_of, store
+from spurcor.tracking import Record, Status, Tracker, metrics_of, store
 from spurcor.tracking.names import mlflow_name
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class _Rows:
     rows: list[dict[str, Any]]
 
 
-class MlflowTracker:
+class MlflowTracker(Tracker):
     """One MLflow experiment per sweep; runs below their sweep, DFR below its run.
 
     The id of the MLflow run is kept in the record's folder, so a requeued or resumed run continues

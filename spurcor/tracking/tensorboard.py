@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from spurcor.tracking import Record, Status, metrics_of, require
+from spurcor.tracking import Record, Status, Tracker, metrics_of, require
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 
-class TensorboardTracker:
+class TensorboardTracker(Tracker):
     """One TensorBoard run per record, <outputs>/tensorboard/<sweep>/<record>, DFR below its run.
 
     A process that sends a record writes it anew, since it sends all of it, and then removes the

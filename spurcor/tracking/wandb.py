@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from spurcor.files import read_json, write_json
-from spurcor.tracking import Record, Status, metrics_of, require
+from spurcor.tracking import Record, Status, Tracker, metrics_of, require
 
 if TYPE_CHECKING:
     import wandb
@@ -23,7 +23,7 @@ CLOSE_SECONDS = 60.0  # since anything was taken, when a run ends
 INIT_SECONDS = 30.0
 
 
-class WandbTracker:
+class WandbTracker(Tracker):
     """One W&B run per record that has rows or files; a sweep is the group of its runs.
 
     The id of the W&B run is kept in the record's folder, so a requeued or resumed run continues it,

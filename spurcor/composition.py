@@ -1,0 +1,213 @@
+"""What Hydra composes, checked before Hydra acts on it.
+
+Callbacks, launcher, sweeper, logging, search path and environment of a configuration make Hydra
+build classes, import modules and set variables. A sweep file of somebody else must run nothing.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import hydra._internal.hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, RangeSweep, Sweep
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from spurcor.errors import UserError
+
+SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
+PLUGINS = {
+    "launcher": (
+        "hydra_plugins.spurcor.InProcess",
+        "hydra_plugins.spurcor.LocalPool",
+        "hydra_plugins.spurcor.Slurm",
+        "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+        f"{SUBMITIT}.LocalLauncher",
+        f"{SUBMITIT}.SlurmLauncher",
+    ),
+    "sweeper": (
+        "hydra_plugins.spurcor.Points",
+        "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    ),
+}
+INSTRUCTIONS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
+LOGGING_CLASSES = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler")
+STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+# Options of launchers that end up in a shell.
+SHELL = ("setup", "additional_parameters", "srun_args", "python")
+MOST_POINTS = 100_000  # composing them alone takes hours
+
+
+def install() -> None:
+    """Make Hydra load configurations by `CheckedLoader`; it has no setting for that."""
+    vars(hydra._internal.hydra)["ConfigLoaderImpl"] = CheckedLoader
+
+
+class CheckedLoader(ConfigLoaderImpl):
+    """Every configuration that Hydra composes, refused if it would run foreign code."""
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """See `ConfigLoaderImpl`."""
+        if run_mode == RunMode.MULTIRUN:
+            parser = OverridesParser.create(config_loader=self)
+            refuse_impossible_sweep(parser.parse_overrides(overrides))
+        cfg = super().load_configuration(
+            config_name, overrides, run_mode, from_shell, validate_sweep_overrides
+        )
+        refuse_foreign(cfg.hydra)
+        self._refuse_shell_lines(cfg, overrides)
+        return cfg
+
+    def load_sweep_config(
+        self, master_config: DictConfig, sweep_overrides: list[str]
+    ) -> DictConfig:
+        """See `ConfigLoaderImpl`."""
+        for override in sweep_overrides:
+            if override.lstrip("+~ ").startswith(("hydra.", "hydra/", "hydra=", "hydra@")):
+                raise UserError(
+                    f"{override}: a point of a sweep changes its run, not Hydra; leave it out of"
+                    " hydra.sweeper and type it for the whole sweep"
+                )
+        return super().load_sweep_config(master_config, sweep_overrides)
+
+    def _process_config_searchpath(
+        self, config_name: str | None, parsed_overrides: list[Override], repo: Any
+    ) -> None:
+        file = None if config_name is None else repo.load_config(config_path=config_name)
+        asked = [o.value() for o in parsed_overrides if o.get_key_element() == "hydra.searchpath"]
+        if file is not None and OmegaConf.is_dict(file.config):
+            asked.append(_plain(file.config, "hydra.searchpath"))
+        for _, place in _entries("", asked):
+            if isinstance(place, str) and "://" in place and not place.startswith("file://"):
+                raise UserError(
+                    f"hydra.searchpath={place} would import Python code; name a folder, or say"
+                    " --config-dir <folder>"
+                )
+        super()._process_config_searchpath(config_name, parsed_overrides, repo)
+
+    def _refuse_shell_lines(self, cfg: DictConfig, overrides: Sequence[str]) -> None:
+        """What a launcher hands to a shell is in the files of the site, or typed."""
+        typed = [override.lstrip("+~ ").partition("=")[0] for override in overrides]
+        files = [self._chosen(cfg, group) for group in ("site", "hydra/launcher")]
+        for group in ("site", "hydra.launcher"):
+            node = _plain(cfg, group)
+            for key in SHELL if isinstance(node, Mapping) else ():
+                value, names = node.get(key), (f"site.{key}", f"hydra.launcher.{key}")
+                trusted = any(value == file.get(key) for file in files)
+                if value and not trusted and not any(one.startswith(names) for one in typed):
+                    raise UserError(
+                        f"{group}.{key}={value} runs in a shell; write it in conf/site/<name>.yaml"
+                        f" or type it, as in {group}.{key}=..."
+                    )
+
+    def _chosen(self, cfg: DictConfig, group: str) -> Mapping[str, Any]:
+        """The file of a group's option, as it is."""
+        option = cfg.hydra.runtime.choices.get(group)
+        file = self.repository.load_config(f"{group}/{option}") if option else None
+        tree = None if file is None else OmegaConf.to_container(file.config)
+        return tree if isinstance(tree, dict) else {}  # type: ignore[return-value]
+
+
+def refuse_foreign(cfg: DictConfig) -> None:
+    """Whatever Hydra would build or set, unless it is ours or Hydra's own; `cfg` is its part."""
+    if OmegaConf.select(cfg, "callbacks"):
+        raise UserError(
+            f"hydra.callbacks={list(cfg.callbacks)} would run code of their own; leave them out"
+        )
+    for role, allowed in PLUGINS.items():
+        _refuse_other_plugin(f"hydra.{role}", _plain(cfg, role), allowed)
+    for name in ("job_logging", "hydra_logging"):
+        _refuse_factories(f"hydra.{name}", _plain(cfg, name))
+    for name in ("env_set", "env_copy"):
+        if OmegaConf.select(cfg, f"job.{name}"):
+            raise UserError(
+                f"hydra.job.{name}={list(cfg.job[name])} would change the environment; set"
+                " variables in the shell"
+            )
+
+
+def _plain(cfg: DictConfig, key: str) -> Any:
+    """As Hydra will read it: what an interpolation brings in counts too."""
+    value = OmegaConf.select(cfg, key)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _refuse_other_plugin(path: str, value: Any, allowed: Sequence[str]) -> None:
+    """Also a class below an allowed one: Hydra builds what it finds in the arguments."""
+    if value is None:
+        return
+    arguments = dict(value) if isinstance(value, Mapping) else {}
+    target = arguments.pop("_target_", None)
+    if target not in allowed:
+        said = f"{path}={value}" if target is None else f"{path}._target_={target}"
+        group = path.replace(".", "/")
+        raise UserError(f"{said} is none of spurcor's or Hydra's; choose one by {group}=...")
+    for key, _ in _entries("", arguments):
+        if key.rpartition(".")[2] in INSTRUCTIONS:
+            raise UserError(f"{path}.{key} is refused; {path} takes plain values only")
+
+
+def _refuse_factories(path: str, value: Any) -> None:
+    """Logging resolves names to classes and calls them, in ways of its own."""
+    for key, item in _entries("", value):
+        name = key.rpartition(".")[2]
+        refused = name in ("()", "queue", "listener") or key.endswith(".")
+        refused |= name == "class" and item not in LOGGING_CLASSES
+        refused |= isinstance(item, str) and "://" in item and item not in STREAMS
+        if refused:
+            raise UserError(
+                f"{path}.{key}={item} is refused: logging may use {', '.join(LOGGING_CLASSES)} on"
+                f" {' or '.join(STREAMS)}; hydra/{path.partition('.')[2]}=none switches it off"
+            )
+
+
+def _entries(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Every entry of nested mappings and lists, by its dotted key."""
+    items: Any = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    for key, item in items:
+        dotted = f"{path}.{key}" if path else str(key)
+        yield dotted, item
+        yield from _entries(dotted, item)
+
+
+def refuse_impossible_sweep(overrides: Sequence[Override]) -> None:
+    """A sweep over nothing, or over more than could ever be run."""
+    total = 1.0
+    for override in overrides:
+        if not override.is_discrete_sweep():
+            continue
+        try:
+            number = _number_of_values(override)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{override.input_line}: {error}") from error
+        if number == 0:
+            raise UserError(f"{override.input_line} sweeps over nothing; name some values")
+        total *= number
+        if not total <= MOST_POINTS:  # nor where that is not a number
+            raise UserError(
+                f"{override.input_line} makes more than {MOST_POINTS} points; say fewer"
+            )
+
+
+def _number_of_values(override: Override) -> float:
+    """Without making them: a range may be endless."""
+    sweep = override.value()
+    if isinstance(sweep, RangeSweep):
+        start, stop, step = (float(v or 0) for v in (sweep.start, sweep.stop, sweep.step))
+        length = (stop - start) / step if step else math.nan
+        return max(0, math.ceil(length)) if math.isfinite(length) else math.inf
+    assert isinstance(sweep, Sweep)
+    return float(sum(1 for _ in override.sweep_iterator()))
