@@ -25,6 +25,7 @@ from filelock import FileLock
 
 from spurcor.errors import UserError
 from spurcor.files import read_json, replacing_folder, write_json
+from spurcor.shapes import Extracted
 
 MAX_BYTES = 60 * 10**9  # of all members; the largest data set here takes 2 GB
 MAX_MEMBERS = 2_000_000  # CelebA has 202,599 images
@@ -58,8 +59,9 @@ def extracted(
     try:
         if not folder.exists():
             _extract_once(archive, folder, max_bytes, max_members)
-        size = read_json(folder / MARK)["bytes"]
-    except (OSError, ValueError, KeyError) as error:
+        fix = f"remove {folder}, and it is extracted anew"
+        size = read_json(folder / MARK, Extracted, fix)["bytes"]
+    except (OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         reason = getattr(error, "strerror", None) or error

@@ -4,48 +4,49 @@ What is kept of a run for others is a plain network: a weight that torch paramet
 it acts in eval mode, under its own name.
 """
 
-import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from spurcor.errors import UserError
-from spurcor.files import replacing
+from spurcor.errors import Damaged, RunError, UserError
+from spurcor.files import decoding, reason, replacing
 
 if TYPE_CHECKING:
     from spurcor.method import Method
 
-# What torch's weights_only unpickler raises on damaged or foreign files.
-UNREADABLE = (
-    *(RuntimeError, EOFError, OSError, ValueError, LookupError),
-    *(TypeError, AttributeError, AssertionError, pickle.UnpicklingError),
-)
 PLAIN = (Tensor, int, float, str, bool, type(None))
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint as a whole."""
     _refuse_unloadable(state, "checkpoint")
-    with replacing(path) as beside:
-        torch.save(dict(state), beside)
+    with replacing(path) as beside, beside.open("wb") as file:
+        try:
+            torch.save(dict(state), file)
+        except RuntimeError as error:  # torch's own, about the file that it could not end either
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU; nothing in it is executed."""
+def load(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
+    """Read a checkpoint to the CPU, which must have `keys`; nothing in it is executed."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        raise UserError(
-            f"{path} is not a readable checkpoint; rerun=true sets the run aside and starts over"
-        ) from error
+        with decoding(path):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Damaged as error:  # of whose reason torch's own makes a paragraph
+        raise Damaged(path, "is not a readable checkpoint") from error
+    if not isinstance(state, dict):
+        raise Damaged(path, "is no checkpoint")
+    if missing := [key for key in keys if key not in state]:
+        raise Damaged(path, f"is no checkpoint of this version: it lacks {', '.join(missing)}")
     return state
 
 
@@ -54,13 +55,12 @@ def of_this_version(path: Path) -> Iterator[None]:
     """A checkpoint whose state the code does not know any more is told in a sentence."""
     try:
         yield
-    except torch.cuda.OutOfMemoryError:  # a RuntimeError that the checkpoint is not to blame for
+    except (UserError, RunError, torch.cuda.OutOfMemoryError):  # not the checkpoint's fault
         raise
-    except (LookupError, TypeError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{path} does not fit this version of the code ({reason}); go on with the one that"
-            " wrote it, or rerun=true sets the run aside and starts over"
+            f"{path} does not fit this version of the code ({reason(error)}); go on with the one"
+            " that wrote it, or rerun=true sets the run aside and starts over"
         ) from error
 
 
@@ -73,10 +73,8 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 
 def load_state(path: Path) -> dict[str, Tensor]:
     """Read what `save_weights` wrote."""
-    try:
+    with decoding(path):
         return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise _foreign(path, error) from error
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -129,12 +127,8 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise _foreign(path, error) from error
-
-
-def _foreign(path: Path, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0]
-    return UserError(f"{path} does not hold the weights of this run ({reason})")
+        said = str(error).splitlines()[0]
+        raise Damaged(path, f"does not hold the weights of this run ({said})") from error
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:

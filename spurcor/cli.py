@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spurcor import composition, config, launcher
-from spurcor.errors import PointError, RunError, UserError
+from spurcor.errors import PointError, RunError, UserError, of_system
 from spurcor.signals import Interrupted, interrupting
 
 TOLD = (UserError, RunError, PointError, HydraException, OmegaConfBaseException)
@@ -52,6 +52,13 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return command.code
+    except OSError as error:
+        if show_trace:
+            raise
+        _leave_stdout_if_full()
+        told = of_system(error)
+        print(f"spurcor: {told}", file=sys.stderr)
+        return 1 if isinstance(told, RunError) else 2
     except Exception as error:
         if show_trace or not (isinstance(error, TOLD) or _from_hydra(error)):
             raise
@@ -67,6 +74,14 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
     finally:
         if not show_trace:
             del os.environ["HYDRA_FULL_ERROR"]
+
+
+def _leave_stdout_if_full() -> None:
+    """What it did not take would be tried again, and told again, when Python ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Command:

@@ -37,14 +37,14 @@ def main(cfg: DictConfig) -> int:
     from spurcor import checkpoint, clustering, runs
     from spurcor.console import Terminal
     from spurcor.data import Split
-    from spurcor.files import read_json
     from spurcor.launcher import log_to_terminal
     from spurcor.repair import refuse_leak
+    from spurcor.results import read_result
 
     log_to_terminal()
     directory, run = runs.reopen(config.run, config.paths)
     splits, method = runs.build(replace(run, train=replace(run.train, device=config.device)))
-    refuse_leak(read_json(directory / "result.json")["run"]["splits"], splits)
+    refuse_leak(read_result(directory)["run"]["splits"], splits)
     train = splits[Split.TRAIN]
     train.spec.require_groups("a table of clusters against classes and attributes")
     if config.num_clusters > len(train):

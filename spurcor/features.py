@@ -17,7 +17,7 @@ from spurcor.config import FeatureOptions, Node
 from spurcor.console import tracked
 from spurcor.data import DataInfo, GroupedDataset, Splits
 from spurcor.errors import RunError, UserError
-from spurcor.files import replacing
+from spurcor.files import decoding, replacing
 from spurcor.images import Images
 from spurcor.metrics import EVALUATION_BATCH
 from spurcor.seeding import derive_seed
@@ -103,13 +103,11 @@ def _key(parts: Mapping[str, Any]) -> str:
 
 def _read(path: Path, count: int) -> Tensor:
     """Features (N, D) that were kept, all of them."""
-    try:
+    with decoding(path, "remove it, and it is made anew"):
         features = torch.from_numpy(np.load(path, allow_pickle=False))
-        if len(features) != count:
-            raise ValueError(f"{len(features)} of {count} samples")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged ({error}); remove it, and it is made anew") from error
-    return features
+        if features.dim() != 2 or len(features) != count:
+            raise ValueError(f"{tuple(features.shape)} is not {count} samples")
+        return features
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:

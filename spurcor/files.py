@@ -1,13 +1,33 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and what is said of those that are neither."""
 
 import contextlib
+import errno
+import fcntl
+import functools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
+
+from spurcor.errors import Damaged, UserError
+
+JsonObject = dict[str, Any]
+CHUNK = 1 << 16
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What a write to a full disk raises does not say where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = error.filename or str(path)
+        raise
 
 
 @contextlib.contextmanager
@@ -15,12 +35,14 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it takes the place of `path` once it is on disk."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield beside
-        with beside.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(beside, path)
+        with _named(path):
+            yield beside
+            with beside.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(beside, path)
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder may be gone, or no longer to be written
+            beside.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -58,26 +80,129 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote."""
-    value = json.loads(path.read_text(encoding="utf-8"))
+# --- reading --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def decoding(path: Path, fix: str | None = None) -> Iterator[None]:
+    """Whatever a decoder says of bytes that are not what was written is told in one sentence.
+
+    A file that may not be read, or cannot be for now, is not damaged: that error is left as it is.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Damaged(Path(error.filename or path), "is missing", fix) from error
+    except IsADirectoryError as error:
+        raise Damaged(path, "is a folder and should be a file", fix) from error
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # EINVAL: a seek to where nothing can be
+            raise
+        raise Damaged(path, f"is damaged ({reason(error)})", fix) from error
+    except Exception as error:  # decoders of foreign formats raise whatever they stumble over
+        raise Damaged(path, f"is damaged ({reason(error)})", fix) from error
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+def read_json(path: Path, shape: Any = JsonObject, fix: str | None = None) -> dict[str, Any]:
+    """Read what `write_json` wrote; what has another shape is damaged."""
+    with decoding(path, fix):
+        return checked(path, json.loads(path.read_text(encoding="utf-8")), shape, fix)
+
+
+def checked(path: Path, value: Any, shape: Any, fix: str | None = None) -> dict[str, Any]:
+    """A value read from a file, which must have the types that its readers count on."""
+    from pydantic import ValidationError
+
     if not isinstance(value, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
+        raise Damaged(path, "does not hold a JSON object", fix)
+    try:
+        _validator(shape).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise Damaged(path, f"is damaged ({place}: {first['msg']})", fix) from error
     return value
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+@functools.cache
+def _validator(shape: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(shape)
+
+
+def read_lines(path: Path, shape: Any = JsonObject, fix: str | None = None) -> list[dict[str, Any]]:
     """Read a JSON-lines file; a last line that was cut off in the writing is left out."""
-    if not path.exists():
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
         return []
-    lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise Damaged(path, "is a folder and should be a file", fix) from error
+    if not _whole(lines[-1]):
+        lines.pop()
+    return [_line(path, number, line, shape, fix) for number, line in enumerate(lines, 1) if line]
+
+
+def _line(path: Path, number: int, line: bytes, shape: Any, fix: str | None) -> dict[str, Any]:
+    try:
+        return checked(path, json.loads(line), shape, fix)
+    except Damaged as error:
+        raise Damaged(path, f"{error.reason}, line {number}", fix) from error
+    except ValueError as error:
+        raise Damaged(path, f"cannot be read in line {number} ({error})", fix) from error
+
+
+def _whole(line: bytes) -> bool:
+    """Whether a last line lacks nothing but its end, as where a person has edited the file."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+# --- adding ---------------------------------------------------------------------------------------
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
     """Add a line to a JSON-lines file; it is on its way to the disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(value, allow_nan=False) + "\n")
+    append_lines(path, [value])
+
+
+def append_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
+    """Add lines to a JSON-lines file, one process at a time.
+
+    What a process killed in its writing has left of a line is cut off: it would join with the next.
+    """
+    text = "".join(json.dumps(value, allow_nan=False) + "\n" for value in values)
+    with _named(path), path.open("a+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _end_last_line(file)
+        left = memoryview(text.encode())
+        while left:
+            left = left[file.write(left) :]
+
+
+def _end_last_line(file: FileIO) -> None:
+    size = file.seek(0, os.SEEK_END)
+    end = b""
+    while size > len(end) and b"\n" not in end:  # from the end: rows may be megabytes
+        start = max(0, size - len(end) - CHUNK)
+        file.seek(start)
+        end = file.read(size - len(end) - start) + end
+    last = end.rpartition(b"\n")[2]
+    if _whole(last):
+        file.write(b"\n")
+    elif last:
+        os.truncate(file.fileno(), size - len(last))
 
 
 def sync(path: Path) -> None:

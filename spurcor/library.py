@@ -9,7 +9,6 @@ import functools
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
@@ -19,9 +18,11 @@ from spurcor.config import REPO, TrainConfig
 from spurcor.console import Terminal
 from spurcor.data import GroupedDataset, Splits
 from spurcor.errors import RunError, UserError
-from spurcor.files import read_json, read_lines
+from spurcor.files import read_lines
 from spurcor.method import Method
 from spurcor.metrics import GroupMetrics, apply, group_metrics
+from spurcor.results import read_predictions, read_result
+from spurcor.shapes import Row
 from spurcor.trainer import untouched
 
 
@@ -43,12 +44,12 @@ class FinishedRun:
     @property
     def result(self) -> dict[str, Any]:
         """What is in result.json."""
-        return read_json(self.directory / "result.json")
+        return read_result(self.directory)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """What was recorded epoch by epoch."""
-        return read_lines(self.directory / "metrics.jsonl")
+        return read_lines(self.directory / "metrics.jsonl", Row)
 
     @functools.cached_property
     def _built(self) -> tuple[Splits, Method]:
@@ -76,14 +77,12 @@ class FinishedRun:
     def logits(self, split: str = "test", dfr: str | None = None) -> Tensor:
         """(N, K) of the selected epoch, or of a repair by the beginning of its name."""
         folder = self.directory if dfr is None else self._repair(dfr)
-        path = folder / "predictions.npz"
-        if not path.exists():
+        if not (folder / "predictions.npz").exists():
             raise UserError(f"{folder} holds no predictions: nothing was trained there")
-        with np.load(path, allow_pickle=False) as arrays:
-            if f"{split}/logits" not in arrays:
-                known = sorted({key.partition("/")[0] for key in arrays})
-                raise UserError(f"{split} was not evaluated; there are {', '.join(known)}")
-            return torch.from_numpy(arrays[f"{split}/logits"])
+        found = read_predictions(folder)
+        if split not in found:
+            raise UserError(f"{split} was not evaluated; there are {', '.join(sorted(found))}")
+        return torch.from_numpy(found[split]["logits"])
 
     def metrics(self, split: str = "test", dfr: str | None = None) -> GroupMetrics:
         """Accuracies by group of the stored predictions."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spurcor.data import GroupedDataset
-from spurcor.files import replacing
+from spurcor.files import decoding, replacing
 from spurcor.images import Images
 from spurcor.transforms import Transform
 
@@ -89,7 +89,8 @@ class Masks:
     @classmethod
     def load(cls, path: Path, height: int, width: int) -> "Masks":
         """Read what `save` wrote, memory-mapped."""
-        packed = np.load(path, allow_pickle=False, mmap_mode="c")
+        with decoding(path):
+            packed = np.load(path, allow_pickle=False, mmap_mode="c")
         return cls(torch.from_numpy(packed), height, width)
 
 

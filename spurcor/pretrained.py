@@ -1,16 +1,14 @@
 """Published weights: from a file of the user's, from torch's cache, or from their authors."""
 
 from collections.abc import Mapping
-from http.client import HTTPException
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from spurcor.checkpoint import UNREADABLE
-from spurcor.errors import UserError
+from spurcor.errors import Damaged, UserError
+from spurcor.files import decoding
 
 SHOWN = 3  # mismatches that a refusal names
 
@@ -54,10 +52,11 @@ def _read(pretrained: str, name: str, url: str) -> dict[str, Tensor]:
             f" {url} is"
         )
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (*UNREADABLE, SafetensorError) as error:
+        with decoding(path):
+            if path.suffix == ".safetensors":
+                return load_file(path)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Damaged as error:
         raise UserError(
             f"backbone.pretrained={pretrained} cannot be read as a state dict"
         ) from error
@@ -72,7 +71,7 @@ def _published(pretrained: str, url: str) -> dict[str, Tensor]:
         state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
             url, map_location="cpu", check_hash=True, weights_only=True
         )
-    except (*UNREADABLE, HTTPException) as error:
+    except Exception as error:  # whatever the network, the cache or the decoder stumbles over
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise UserError(
             f"backbone.pretrained={pretrained} needs {url.rpartition('/')[2]}, which is neither in"

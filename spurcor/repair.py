@@ -15,7 +15,7 @@ from spurcor.config import Node, TrainConfig, dfr_name, plain
 from spurcor.data import GroupSpec, Split, Splits
 from spurcor.dfr import Dfr, Fit, Table
 from spurcor.errors import RunError, UserError
-from spurcor.files import read_json, remove_leftovers, replacing, write_json
+from spurcor.files import remove_leftovers, replacing, write_json
 from spurcor.lock import Held, holder, lock_of, locked
 from spurcor.method import Method
 from spurcor.metrics import apply
@@ -39,7 +39,7 @@ def repair(
     folder = directory / "dfr" / dfr_name(node)
     if (folder / "result.json").exists():
         return folder
-    trained = read_json(directory / "result.json")["run"]
+    trained = results.read_result(directory)["run"]
     refuse_leak(trained["splits"], splits)
     guard = config.paths.outputs / ".guard"
     with locked(lock_of(folder), guard):

@@ -14,9 +14,13 @@ from torch import Tensor
 
 from spurcor.config import REPO
 from spurcor.data import Split, Splits
-from spurcor.files import read_json, replacing, write_json
+from spurcor.errors import Damaged
+from spurcor.files import decoding, read_json, replacing, write_json
 from spurcor.metrics import apply, group_metrics, label_scores
+from spurcor.shapes import Found, Phase, Plan, Repair, Result
 
+COLUMNS = ("index", "y", "a", "logits")  # of predictions.npz, by split
+PARTS: dict[str, Any] = {"dfr": Repair, "analysis": Found}
 VERSIONS = ("spurcor", "torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 
@@ -41,6 +45,29 @@ def predict_all(predict: Callable[[Tensor], Tensor], splits: Splits, path: Path)
     return reports
 
 
+def read_predictions(folder: Path) -> dict[str, dict[str, np.ndarray[Any, Any]]]:
+    """Positions (N,), classes or labels, attributes (N,) and logits (N, K), by split."""
+    path, splits = folder / "predictions.npz", dict[str, dict[str, np.ndarray[Any, Any]]]()
+    with decoding(path), np.load(path, allow_pickle=False) as arrays:
+        for key in arrays.files:
+            split, _, column = key.rpartition("/")
+            splits.setdefault(split, {})[column] = arrays[key]
+    for name, columns in splits.items():
+        if not columns.keys() >= set(COLUMNS):
+            raise Damaged(path, f"lacks columns of {name}")
+        logits = columns["logits"]
+        sizes = {np.shape(columns[column])[:1] for column in COLUMNS}
+        numbers = all(columns[column].dtype.kind in "iubf" for column in COLUMNS)
+        if len(sizes) != 1 or logits.ndim != 2 or not numbers:
+            raise Damaged(path, f"is damaged (the columns of {name} do not belong together)")
+    return splits
+
+
+def read_result(directory: Path) -> dict[str, Any]:
+    """result.json of a finished run, with all that its readers count on."""
+    return read_json(directory / "result.json", Result)
+
+
 def write_phase(
     folder: Path, predict: Callable[[Tensor], Tensor], splits: Splits, **about: Any
 ) -> None:
@@ -52,8 +79,8 @@ def write_phase(
 
 def kept_phases(directory: Path) -> dict[str, Any]:
     """What a run has kept of its phases, in their order, after that of the run it started from."""
-    parts = {p.parent.name: read_json(p) for p in directory.glob("phases/*/result.json")}
-    plan = read_json(directory / "phases.json")["phases"] if parts else []
+    parts = {p.parent.name: read_json(p, Phase) for p in directory.glob("phases/*/result.json")}
+    plan = read_json(directory / "phases.json", Plan)["phases"] if parts else []
     order = [phase["name"] for phase in plan]
     first = [name for name in parts if name not in order]
     return {name: parts[name] for name in (*first, *order) if name in parts}
@@ -70,14 +97,13 @@ def write_result(
     as `dfr={name: part}`. Repairs of a run may end at the same time: whoever rebuilds last must
     have seen all parts, so the caller holds a lock.
     """
-    path = directory / "result.json"
-    parts = dict(trained) if trained is not None else read_json(path)
-    for kind in ("dfr", "analysis"):
+    parts = dict(trained) if trained is not None else read_result(directory)
+    for kind, shape in PARTS.items():
         places = directory.glob(f"{kind}/*/result.json")
-        found = {place.parent.name: read_json(place) for place in places}
+        found = {place.parent.name: read_json(place, shape) for place in places}
         parts[kind] = dict(sorted({**found, **given.get(kind, {})}.items()))
     parts["phases"] = kept_phases(directory)
-    write_json(path, parts)
+    write_json(directory / "result.json", parts)
     return parts
 
 

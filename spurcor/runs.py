@@ -6,7 +6,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,13 +23,12 @@ from spurcor.config import (
     Paths,
     RunPaths,
     TrainConfig,
-    check_saved,
     dfr_name,
     plain,
 )
 from spurcor.console import Terminal
 from spurcor.data import DataInfo, Splits
-from spurcor.errors import RunError, UserError
+from spurcor.errors import Damaged, RunError, UserError, of_system
 from spurcor.files import read_json, read_lines, remove_leftovers, write_json, write_text
 from spurcor.lock import Held, holder, lock_of, locked
 from spurcor.method import Method, RunContext
@@ -41,7 +40,10 @@ from spurcor.refusals import (
     refuse_unknown_criterion,
 )
 from spurcor.repair import refuse_leak, repair, repairing
+from spurcor.results import read_result
+from spurcor.shapes import Repair, Row
 from spurcor.signals import Interrupted
+from spurcor.sweeps import cannot_write, read_frozen
 from spurcor.tracking import Record, Trackers
 from spurcor.trainer import Trainer, untouched
 
@@ -65,15 +67,8 @@ class Outcome:
 
 
 def read_config(directory: Path) -> TrainConfig:
-    """The configuration a run was made with. It is data: nothing in it is resolved or imported."""
-    path = directory / "config.yaml"
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{directory} is not a run: it has no readable config.yaml") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} is not the configuration of a run")
-    return check_saved(tree, TrainConfig)
+    """The configuration a run was made with."""
+    return read_frozen(directory / "config.yaml")
 
 
 def find(reference: str, outputs: Path, key: str = "run") -> Path:
@@ -86,6 +81,10 @@ def find(reference: str, outputs: Path, key: str = "run") -> Path:
         directory = _from_mlflow(reference, outputs, key)
     elif Path(reference).is_dir():
         directory = Path(reference).absolute()
+    elif Path(reference).is_file():
+        raise UserError(
+            f"{key}={reference} is a file; name the run's directory, which holds its config.yaml"
+        )
     else:
         identity, _, seed = reference.partition("/")
         found = [
@@ -192,7 +191,7 @@ def start_from(directory: Path, splits: Splits, method: Method) -> Method:
 
     Returns that run's own network, since the method's may have parts that it had not.
     """
-    result = read_json(directory / "result.json")
+    result = read_result(directory)
     refuse_leak(result["run"]["splits"], splits)
     if result["val"] is None:
         raise UserError(
@@ -213,7 +212,7 @@ def _keep_origin(init: Path, origin: Method, context: RunContext, method: str | 
     Figures are of the last weights, as a phase's are, since training goes on from them; MaskTune's
     masks alone are of the `selected` ones, here by that run's criterion.
     """
-    result = read_json(init / "result.json")
+    result = read_result(init)
     run, selected = result["run"], result["selected"]
     name = run["method"] if run["method"] != method else f"{run['identity']}-seed{run['seed']}"
     folder = context.kept(name)
@@ -308,9 +307,7 @@ def execute(
     except OSError as error:
         if directory.exists():
             raise
-        raise UserError(
-            f"paths.outputs={config.paths.outputs} cannot be written ({error})"
-        ) from error
+        raise cannot_write(config.paths.outputs, error) from error
     return _report(config, directory, terminal, "done")
 
 
@@ -365,11 +362,11 @@ def analyze(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome
 def mirror(directory: Path, config: TrainConfig, trackers: Trackers) -> None:
     """Send everything that is on disk of a run that nobody works on."""
     record = Record.of_run(directory, config)
-    rows = read_lines(directory / "metrics.jsonl")
+    rows = read_lines(directory / "metrics.jsonl", Row)
     done = (directory / "done").exists()
     if not done:  # later rows will be made again, with another time
         saved = directory / "checkpoint.pt"
-        rows = rows[: checkpoint.load(saved)["progress"]["rows"] if saved.exists() else 0]
+        rows = rows[: _rows_of(saved) if saved.exists() else 0]
     trackers.start(record)
     trackers.rows(record, rows)
     if not done:
@@ -377,9 +374,17 @@ def mirror(directory: Path, config: TrainConfig, trackers: Trackers) -> None:
         return
     trackers.report(record)
     for part in sorted(directory.glob("dfr/*/result.json")):
-        options = read_json(part)["options"]
+        options = read_json(part, Repair)["options"]
         node = Node("dfr", "spurcor.dfr.Dfr", options)
         trackers.report(Record.of_dfr(directory, part.parent, node, config))
+
+
+def _rows_of(path: Path) -> int:
+    """How many rows a checkpoint counts."""
+    progress = checkpoint.load(path, ("progress",))["progress"]
+    if not isinstance(progress, dict) or not isinstance(progress.get("rows"), int):
+        raise Damaged(path, "is no checkpoint of this version: it counts no rows")
+    return int(progress["rows"])
 
 
 def _train(
@@ -420,9 +425,13 @@ def _train(
 
 
 def _failed(directory: Path, error: Exception, terminal: Terminal) -> Outcome:
-    write_text(directory / "failed", traceback.format_exc())
+    if not directory.exists():
+        message = "the run's directory was removed meanwhile; the same command starts over"
+        return Outcome("failed", directory, message, exit_code=1)
+    with suppress(OSError):  # the disk may be what failed
+        write_text(directory / "failed", traceback.format_exc())
     log.error("the run failed: %s", error)
-    if not isinstance(error, RunError):
+    if not isinstance(error, RunError | OSError):
         terminal.trace()
     return Outcome("failed", directory, _one_line(error), exit_code=1)
 
@@ -492,10 +501,10 @@ def _code(directory: Path) -> dict[str, str]:
 def outdated(config: TrainConfig) -> list[str]:
     """What the numbers of a finished run come from that is different now, as it is typed."""
     directory = config.directory
-    result = read_json(directory / "result.json")
+    result = read_result(directory)
     parts = provenance.changed(result["run"].get("code", {}), config)
     selected = result["selected"]
-    rows = read_lines(directory / "metrics.jsonl")
+    rows = read_lines(directory / "metrics.jsonl", Row)
     rows = [row for row in rows if row["phase"] == selected["phase"]]
     if selected["criterion"] and selected["epoch"] != selection.best_epoch(
         rows, config.train.selection
@@ -510,8 +519,8 @@ def _complete(config: TrainConfig, directory: Path) -> bool:
 
 
 def _report(config: TrainConfig, directory: Path, terminal: Terminal, how: str) -> Outcome:
-    result = read_json(directory / "result.json")
-    made, now = result["run"]["commit"], results.commit()
+    result = read_result(directory)
+    made, now = result["run"].get("commit", "unknown"), results.commit()
     if made != now and not result["run"].get("code"):  # else it is known whether that matters
         how += f" (trained at commit {made}; the code is at {now})"
     terminal.result(result, directory, how, config)
@@ -538,7 +547,7 @@ def _refuse_other_data(config: TrainConfig, directory: Path) -> None:
     if read_config(directory).paths.data == config.paths.data:
         return
     found = build(config)[0].fingerprints
-    if found != read_json(directory / "result.json")["run"]["splits"]:
+    if found != read_result(directory)["run"]["splits"]:
         raise UserError(
             f"{directory} was trained on other data than paths.data={config.paths.data} holds now;"
             " name another paths.outputs, or say rerun=true to set that run aside"
@@ -546,15 +555,29 @@ def _refuse_other_data(config: TrainConfig, directory: Path) -> None:
 
 
 def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return str(of_system(error))
     text = str(error).strip().splitlines()
     first = text[0] if text else ""
     return first if isinstance(error, RunError) else f"{type(error).__name__}: {first}"
 
 
+class RunLog(logging.FileHandler):
+    """train.log; what a full disk does not take is lost without another word."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Called by logging."""
+
+    def close(self) -> None:
+        """Write what is left, if there is room."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def logged(path: Path) -> Iterator[None]:
     """Write spurcor's log to a file for the while."""
-    handler = logging.FileHandler(path)
+    handler = RunLog(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("spurcor")
     logger.addHandler(handler)

@@ -38,11 +38,12 @@ def main(cfg: DictConfig) -> int:
 
     from spurcor.config import plain
     from spurcor.console import Terminal
-    from spurcor.files import read_json, write_json
+    from spurcor.files import write_json
+    from spurcor.results import read_result
     from spurcor.runs import find_done
 
     directories = [find_done(run, config.paths.outputs, "runs") for run in config.runs]
-    results = [read_json(directory / "result.json") for directory in directories]
+    results = [read_result(directory) for directory in directories]
     _refuse_other_splits(results)
     names = [f"{result['run']['identity']}-seed{result['run']['seed']}" for result in results]
     folder = config.paths.outputs / "selective" / "_".join(names)
@@ -73,7 +74,7 @@ def _networks(results: Sequence[Mapping[str, Any]], directories: Sequence[Path])
     from spurcor.data import GroupSpec
 
     for result, directory in zip(results, directories, strict=True):
-        if result["val"] is None or "classes" not in (result["test"] or ()):
+        if result["val"] is None or not (result["test"] or {}).get("classes"):
             raise UserError(
                 f"runs: {directory} lacks predictions of val, of test, or by class; name a run that"
                 " trains, and not on val, made with this version"

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from spurcor.decoding import Decoded, decode, is_as_before, size_of
 from spurcor.errors import UserError
-from spurcor.files import replacing_folder, write_json
+from spurcor.files import decoding, replacing_folder, write_json
 from spurcor.images import Images, RaggedImages, shaped
 from spurcor.transforms import Prefix
 
@@ -271,7 +271,7 @@ def _remove_outdated(folder: Path) -> None:
 
 
 def _open(folder: Path) -> Images:
-    try:
+    with decoding(folder, f"remove the folder {folder}, and it is made anew"):
         sizes = torch.from_numpy(np.load(folder / "sizes.npy", allow_pickle=False).astype(np.int64))
         signature = torch.from_numpy(np.load(folder / "signature.npy", allow_pickle=False))
         state = json.loads((folder / "store.json").read_text())
@@ -280,10 +280,6 @@ def _open(folder: Path) -> Images:
         whole = len(sizes) == len(signature) == count
         if not whole or len(pixels) != 3 * int(sizes.prod(1).sum()):
             raise ValueError("its parts do not belong together")
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"the store {folder} is damaged ({error}); remove it, and it is made anew"
-        ) from error
     if not bool((sizes == sizes[0]).all()):
         return RaggedImages(pixels, sizes, signature, interleaved, mapped=True)
     height, width = sizes[0].tolist()

@@ -14,14 +14,23 @@ from omegaconf import DictConfig
 
 from spurcor import slurm
 from spurcor.config import REPO, TrainConfig, check, check_saved, composed, plain
-from spurcor.errors import UserError
-from spurcor.files import read_json, read_lines, replacing_folder, tail, write_text
+from spurcor.errors import Damaged, UserError, of_system
+from spurcor.files import (
+    append_lines,
+    decoding,
+    read_json,
+    read_lines,
+    replacing_folder,
+    tail,
+    write_text,
+)
 from spurcor.lock import holder, lock_of
+from spurcor.shapes import Entry, Plan
 
 COPIED = ("spurcor", "conf", "sweeps")
 GROUPS = ("dataset", "backbone", "method", "optimizer", "schedule", "features", "dfr", "site")
-Status = Literal["done", "running", "queued", "held", "failed", "interrupted", "missing"]
-FIELDS = {"overrides", "identity", "seed", "directory", "needs", "job", "log"}  # of a point's line
+CHOSEN = ("dataset", "backbone", "method")  # every run has one of each
+Status = Literal["done", "running", "queued", "held", "failed", "interrupted", "missing", "damaged"]
 UNDER_WAY = ("queued", "running")
 
 
@@ -97,11 +106,12 @@ def _with_origin(config: TrainConfig, init: str) -> TrainConfig:
     An identity without a seed is the run of the same seed.
     """
     from spurcor import runs
+    from spurcor.results import read_result
 
     if "/" not in init and ":" not in init and not Path(init).is_dir():
         init = f"{init}/seed{config.seed}"
     directory = runs.find_done(init, config.paths.outputs, "method.init")
-    run = read_json(directory / "result.json")["run"]
+    run = read_result(directory)["run"]
     if directory.parts[-2:] != (run["identity"], f"seed{run['seed']}"):
         raise UserError(
             f"method.init={init} is no longer at its place, which is"
@@ -111,6 +121,11 @@ def _with_origin(config: TrainConfig, init: str) -> TrainConfig:
     return dataclasses.replace(
         config, method=dataclasses.replace(config.method, arguments=arguments)
     )
+
+
+def cannot_write(outputs: Path, error: OSError) -> UserError:
+    """The outputs folder as a whole is not there to be written to."""
+    return UserError(f"paths.outputs={outputs} cannot be written ({of_system(error)})")
 
 
 # --- the manifest ---------------------------------------------------------------------------------
@@ -146,8 +161,7 @@ def write_manifest(points: Sequence[Point]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     except OSError as error:
-        outputs = points[0].config.paths.outputs
-        raise UserError(f"paths.outputs={outputs} cannot be written ({error.strerror})") from error
+        raise cannot_write(points[0].config.paths.outputs, error) from error
     known = _entries(path)
     entries = {_key(point.entry): point.entry for point in points}
     fresh = [
@@ -155,22 +169,13 @@ def write_manifest(points: Sequence[Point]) -> None:
         for key, entry in entries.items()
         if key not in known or (entry["log"] and entry != known[key])
     ]
-    # One write in append mode: concurrent single runs of the same sweep lose no line.
-    text = "".join(json.dumps(entry) + "\n" for entry in fresh)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(text)
+    append_lines(path, fresh)
 
 
 def _entries(path: Path) -> dict[tuple[str, ...], dict[str, Any]]:
     """The lines of a manifest, the last of each point."""
-    entries = {}
-    for number, entry in enumerate(read_lines(path), 1):
-        if not isinstance(entry, dict) or not entry.keys() >= FIELDS:
-            raise UserError(
-                f"{path}: line {number} is no point of a sweep of this version; remove the line"
-            )
-        entries[_key(entry)] = entry
-    return entries
+    lines = read_lines(path, Entry, "remove the line, and run the sweep again")
+    return {_key(entry): entry for entry in lines}
 
 
 def _key(entry: Mapping[str, Any]) -> tuple[str, ...]:
@@ -197,14 +202,24 @@ def write_point(point: Point) -> Path:
 
 
 def read_point(path: Path) -> TrainConfig:
-    """The configuration of a frozen point. It is data: nothing in it is resolved or imported."""
-    try:
+    """The configuration of a frozen point."""
+    return read_frozen(path, "start the sweep again: it writes its points anew")
+
+
+def read_frozen(path: Path, fix: str | None = None) -> TrainConfig:
+    """A configuration kept on disk. It is data: nothing in it is resolved or imported."""
+    with decoding(path, fix):
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"point={path} is not a point of a sweep") from error
     if not isinstance(tree, dict):
-        raise UserError(f"point={path} is not a point of a sweep")
-    return check_saved(tree, TrainConfig)
+        raise Damaged(path, "does not hold the configuration of a run", fix)
+    try:
+        config = check_saved(tree, TrainConfig)
+    except UserError as error:
+        said = "; ".join(str(error).splitlines())
+        raise Damaged(path, f"does not fit this version of the code ({said})", fix) from error
+    if missing := [group for group in CHOSEN if not config.choices.get(group)]:
+        raise Damaged(path, f"is damaged (choices lacks {', '.join(missing)})", fix)
+    return config
 
 
 def copy_code(folder: Path) -> Path:
@@ -267,12 +282,27 @@ def state(entry: Mapping[str, Any], job: slurm.Job | None = None) -> PointState:
     return PointState(entry, status, progress=_progress(directory))
 
 
+def inspected(state: PointState) -> PointState:
+    """The same, or that the result of a point that is done cannot be read."""
+    from spurcor.results import read_result
+
+    if state.status != "done":
+        return state
+    try:
+        read_result(Path(state.entry["directory"]))
+    except (UserError, OSError) as error:
+        return dataclasses.replace(state, status="damaged", message=str(error))
+    return state
+
+
 def figures(state: PointState) -> tuple[float | None, float | None]:
     """Test accuracy of the worst group, before and after the repair asked for."""
-    path = Path(state.entry["directory"]) / "result.json"
-    if not path.exists():
+    from spurcor.results import read_result
+
+    try:
+        result = read_result(Path(state.entry["directory"]))
+    except (UserError, OSError):  # none yet, or damaged, as `inspected` says
         return None, None
-    result = read_json(path)
     repairs = [need.split("/")[1] for need in state.entry["needs"] if need.startswith("dfr/")]
     repaired = [result["dfr"].get(name, {}).get("test", {}).get("worst") for name in repairs]
     worst = None if result["test"] is None else result["test"]["worst"]
@@ -292,14 +322,14 @@ def _done(entry: Mapping[str, Any]) -> bool:
 def _progress(directory: Path) -> str:
     """Epochs done, and the time that the others will take at the same pace."""
     try:
-        phases = read_json(directory / "phases.json")["phases"]
+        phases = read_json(directory / "phases.json", Plan)["phases"]
         row = json.loads(tail(directory / "metrics.jsonl").splitlines()[-1])
         names = [phase["name"] for phase in phases]
         before = sum(phase["epochs"] for phase in phases[: names.index(row["phase"])])
         total, done = sum(phase["epochs"] for phase in phases), before + row["epoch"]
         left = row["seconds"] / max(done, 1) * (total - done)
         epochs = phases[names.index(row["phase"])]["epochs"]
-    except (OSError, ValueError, KeyError, IndexError):  # the first row is yet to come
+    except (OSError, ValueError, TypeError, KeyError, IndexError):  # the first row is yet to come
         return ""
     return f"{row['phase']} {row['epoch']}/{epochs}, {duration(left)} left"
 

@@ -23,10 +23,12 @@ from spurcor.method import Method, Phase, RunContext
 from spurcor.metrics import evaluate
 from spurcor.seeding import derive_seed
 from spurcor.selection import Best
+from spurcor.shapes import Row
 from spurcor.signals import Interrupted
 from spurcor.streams import Stream
 
 log = logging.getLogger(__name__)
+STATE = ("progress", "method", "phase", "analyses", "random", "fingerprints")  # of a checkpoint
 CHECK_STEPS = 64  # losses stay on the device for this many steps before they are looked at
 
 
@@ -282,11 +284,11 @@ class Trainer:
         """Go back to the last checkpoint; returns whether the next phase begins afresh."""
         self._saved_at = self._clock = time.monotonic()
         progress, path = self.progress, self.directory / "checkpoint.pt"
-        state = checkpoint.load(path) if path.exists() else None
-        if state is None:
+        if not path.exists():
             keep_lines(self.directory / "metrics.jsonl", 0)
             progress.environment = self._environment()
             return True
+        state = checkpoint.load(path, STATE)
         if state["fingerprints"] != self.context.splits.fingerprints:
             raise UserError(
                 f"{path} was trained on other data splits than the data set gives now; rerun=true"
@@ -296,8 +298,8 @@ class Trainer:
             values = {name: state["progress"][name] for name in vars(progress)}
             best = {name: Best(**values[name]) for name in ("best", "watched")}
             vars(progress).update(values, **best)
-        if self.options.num_threads is None:
-            torch.set_num_threads(progress.environment["num_threads"])
+            if self.options.num_threads is None:
+                torch.set_num_threads(progress.environment["num_threads"])
         if progress.environment != (environment := self._environment()):
             log.warning(
                 "resumed under %s after %s: the numbers may differ in the last digits",
@@ -317,10 +319,11 @@ class Trainer:
             for i, phase in enumerate(phases[progress.phase :])
             for epoch in range(0 if i else progress.epoch + inside, phase.epochs + 1)
         ]
-        self.analyses.load_state_dict(state["analyses"], coming)
-        checkpoint.restore_random_state(state["random"])
+        with checkpoint.of_this_version(path):
+            self.analyses.load_state_dict(state["analyses"], coming)
+            checkpoint.restore_random_state(state["random"])
         keep_lines(self.directory / "metrics.jsonl", progress.rows)
-        self._rows = read_lines(self.directory / "metrics.jsonl")
+        self._rows = read_lines(self.directory / "metrics.jsonl", Row)
         if len(self._rows) != progress.rows:
             raise UserError(
                 f"{self.directory}/metrics.jsonl has lost rows that its checkpoint counts;"

@@ -110,7 +110,7 @@ def test_another_archive_of_the_same_name_is_told(place):
     with pytest.raises(UserError, match=r"another archive than the a\.zip"):
         archives.extracted(path)
     (folder / archives.MARK).unlink()
-    with pytest.raises(UserError, match="remove that folder"):
+    with pytest.raises(UserError, match="is missing; remove "):
         archives.extracted(path)
 
 

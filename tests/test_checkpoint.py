@@ -14,8 +14,9 @@ from spurcor import checkpoint
 from spurcor.config import CONF, Node
 from spurcor.data import Splits
 from spurcor.datasets.digits import Digits
-from spurcor.errors import UserError
+from spurcor.errors import Damaged, UserError
 from spurcor.files import (
+    CHUNK,
     append_line,
     keep_lines,
     read_json,
@@ -140,9 +141,11 @@ def test_rows_are_read_as_written(rows):
 def test_a_last_row_that_was_cut_off_is_left_out(rows):
     whole = rows.read_bytes()
     last = len(whole.splitlines(keepends=True)[-1])
-    for cut in range(1, last + 1):
+    for cut in range(2, last + 1):
         rows.write_bytes(whole[:-cut])
         assert numbers(rows) == [0, 1]
+    rows.write_bytes(whole[:-1])  # it lacks nothing but its end
+    assert numbers(rows) == [0, 1, 2]
     rows.write_bytes(whole + '{"row": 3, "name": "ä'.encode()[:-1])
     assert numbers(rows) == [0, 1, 2]
 
@@ -150,8 +153,37 @@ def test_a_last_row_that_was_cut_off_is_left_out(rows):
 def test_a_broken_row_in_the_middle_is_no_cut_off(rows):
     lines = rows.read_text().splitlines(keepends=True)
     rows.write_text(lines[0] + "{broken\n" + lines[2])
-    with pytest.raises(json.JSONDecodeError):
+    with pytest.raises(Damaged, match=r"metrics\.jsonl cannot be read in line 2"):
         read_lines(rows)
+    rows.write_text(lines[0] + "3\n" + lines[2])
+    with pytest.raises(Damaged, match=r"JSON object, line 2"):
+        read_lines(rows)
+
+
+def test_a_row_cut_off_in_its_writing_does_not_join_with_the_next(rows):
+    """Wherever a process was killed, and however long the row is."""
+    whole = rows.read_bytes()
+    long = json.dumps({"row": 3, "text": "ä" * CHUNK}, ensure_ascii=False).encode() + b"\n"
+    for size in (0, 1, 9, 10, CHUNK - 1, CHUNK, CHUNK + 1, len(long) - 2, len(long) - 1):
+        rows.write_bytes(whole + long[:size])
+        append_line(rows, {"row": 9})
+        assert numbers(rows) == [0, 1, 2, *([3] if size == len(long) - 1 else []), 9]
+        assert rows.read_bytes().startswith(whole)
+    rows.write_bytes(long[:20])
+    append_line(rows, {"row": 9})
+    assert numbers(rows) == [9]
+
+
+def test_rows_of_several_processes_do_not_mix(tmp_path):
+    path, count = tmp_path / "points.jsonl", 50
+    code = (
+        "import sys; from pathlib import Path; from spurcor.files import append_lines\n"
+        f"for i in range({count}):\n"
+        "    append_lines(Path(sys.argv[1]), [{'row': i, 'text': 'x' * 70_000}] * 2)"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(path)]) for _ in range(3)]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert sorted(numbers(path)) == sorted(6 * list(range(count)))
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
@@ -182,7 +214,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(path, monkeypatch):
     checkpoint.save(path, {"step": 1})
 
     def write_half(state, beside):
-        beside.write_bytes(b"PK half")
+        beside.write(b"PK half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", write_half)
@@ -258,6 +290,13 @@ def test_a_truncated_checkpoint_is_refused(path):
         path.write_bytes(whole[:size])
         with pytest.raises(UserError, match="rerun=true"):
             checkpoint.load(path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], "text", torch.ones(2), {"step": 1}])
+def test_what_is_no_checkpoint_of_a_run_is_refused(path, content):
+    torch.save(content, path)
+    with pytest.raises(Damaged, match=r"checkpoint\.pt is no checkpoint.*rerun=true"):
+        checkpoint.load(path, ("step", "method"))
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -370,7 +409,8 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, content):
         checkpoint.save_weights(path, torch.nn.Linear(3, 3).state_dict())
     elif content != "missing":
         path.write_bytes(b"" if content == "empty" else b"hello, these are no weights")
-    with pytest.raises(UserError, match=r"model\.safetensors does not hold the weights"):
+    says = {"missing": "is missing", "other": "does not hold the weights"}
+    with pytest.raises(Damaged, match=rf"model\.safetensors {says.get(content, 'is damaged')}"):
         checkpoint.load_weights(torch.nn.Linear(2, 2), path)
 
 

@@ -341,7 +341,7 @@ def test_a_damaged_store_is_told(root, part):
     path = root.parent / ".spurcor" / root.name / folder / part
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"store .* is damaged .*remove it"):
+    with pytest.raises(UserError, match=r"is damaged .*remove the folder .*, and it is made anew"):
         open_store(root, names, RESIZE)
 
 

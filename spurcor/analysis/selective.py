@@ -9,19 +9,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from spurcor.analysis import Analysis, Ended
 from spurcor.data import GroupSpec, Split, Splits
-from spurcor.errors import UserError
+from spurcor.errors import Damaged, UserError
 from spurcor.files import replacing, write_text
 from spurcor.method import Method
 from spurcor.metrics import none_if_undefined
 from spurcor.reports.render import markdown, show
 from spurcor.reports.tables import Table
-from spurcor.results import kept_phases
+from spurcor.results import kept_phases, read_predictions
 
 COVERAGES = (0.8, 0.85, 0.9, 0.95, 1.0)
 POINTS = 300  # of a curve in the plot
@@ -121,15 +120,30 @@ class Stored:
     @classmethod
     def load(cls, name: str, spec: GroupSpec, directory: Path) -> "Stored":
         """What a run, or a phase that it kept, has left in a folder."""
-        columns: dict[str, dict[str, Tensor]] = {"logits": {}, "y": {}, "a": {}}
-        with np.load(directory / "predictions.npz", allow_pickle=False) as arrays:
-            for key in arrays.files:
-                split, _, column = key.partition("/")
-                if column in columns:
-                    columns[column][split] = torch.from_numpy(arrays[key])
-        y = columns["y"]
-        g = {split: spec.group(y[split], columns["a"][split]) for split in y}
-        return cls(name, spec, columns["logits"], y, g)
+        found = read_predictions(directory)
+        logits, y, a = (
+            {split: torch.from_numpy(columns[column]) for split, columns in found.items()}
+            for column in ("logits", "y", "a")
+        )
+        g = {split: spec.group(y[split], a[split]) for split in y}
+        one = cls(name, spec, logits, y, g)
+        one._refuse_foreign(directory / "predictions.npz", a)
+        return one
+
+    def _refuse_foreign(self, path: Path, a: Mapping[str, Tensor]) -> None:
+        """Predictions must be of val and test, and of the classes and attributes of the spec."""
+        classes, attributes = self.spec.num_classes, len(self.spec.attributes)
+        for split in (Split.VAL, Split.TEST, *self.y):
+            if split not in self.y or not len(self.y[split]):
+                raise Damaged(path, f"holds no predictions of {split}")
+            y = self.y[split]
+            known = {"multilabel": (2, None), "multiclass": (classes, attributes)}[self.spec.task]
+            within = all(
+                count is None or (int(of.min()) >= 0 and int(of.max()) < count)
+                for of, count in zip((y, a[split]), known, strict=True)
+            )
+            if self.logits[split].shape[1] != classes or not within:
+                raise Damaged(path, f"is damaged ({split} has other classes than result.json)")
 
 
 # --- the analysis ---------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ from spurcor import checkpoint, results
 from spurcor.analysis import Analyses, Moment
 from spurcor.config import TrainConfig, analysis_name
 from spurcor.errors import UserError
-from spurcor.files import read_json, read_lines, remove_leftovers, write_json
+from spurcor.files import read_lines, remove_leftovers, write_json
 from spurcor.lock import lock_of, locked
 from spurcor.method import Method, RunContext
 from spurcor.repair import refuse_leak
+from spurcor.shapes import Row
 from spurcor.tracking import Record, Trackers
 from spurcor.trainer import untouched
 
@@ -39,7 +40,7 @@ def analyze_stored(
 
     if not missing():
         return
-    refuse_leak(read_json(directory / "result.json")["run"]["splits"], splits)
+    refuse_leak(results.read_result(directory)["run"]["splits"], splits)
     guard = config.paths.outputs / ".guard"
     with locked(lock_of(place), guard):
         remove_leftovers(place)
@@ -76,17 +77,20 @@ def restore(method: Method, context: RunContext) -> None:
     for phase in method.phases():
         phase.setup(context)
     if method.phases():
-        method.load_state_dict(checkpoint.load(context.directory / "checkpoint.pt")["method"])
+        path = context.directory / "checkpoint.pt"
+        state = checkpoint.load(path, ("method",))
+        with checkpoint.of_this_version(path):
+            method.load_state_dict(state["method"])
 
 
 def kept_weights(directory: Path) -> Iterator[tuple[Moment, Path]]:
     """Weights of `train.keep_epochs`, of the selected and of the last epoch, each epoch once."""
-    rows = read_lines(directory / "metrics.jsonl")
+    rows = read_lines(directory / "metrics.jsonl", Row)
     if not rows:
         return
     steps = {(row["phase"], row["epoch"]): row["step"] for row in rows}
     last = (rows[-1]["phase"], rows[-1]["epoch"])
-    selected = read_json(directory / "result.json")["selected"]
+    selected = results.read_result(directory)["selected"]
     files = {
         (path.stem.rpartition("-")[0], int(path.stem.rpartition("-")[2])): path
         for path in (directory / "weights").glob("*-*.safetensors")

@@ -139,8 +139,10 @@ class Finetune(Phase):
         before = method.init if from_run else run.kept(self.before)
         assert before is not None
         if method.finetune_lr is None and not from_run:
-            state = checkpoint.load(before / "state.pt")
-            self.update.optimizer.load_state_dict(state["optimizer"])
+            path = before / "state.pt"
+            state = checkpoint.load(path, ("optimizer",))
+            with checkpoint.of_this_version(path):
+                self.update.optimizer.load_state_dict(state["optimizer"])
         if not self.masks:
             return
         last = checkpoint.snapshot(method)

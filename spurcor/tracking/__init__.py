@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 from spurcor.config import MACHINE, Node, TrainConfig, plain
 from spurcor.errors import UserError
 from spurcor.files import read_json, read_lines
+from spurcor.shapes import Repair, Result, Row
 
 log = logging.getLogger(__name__)
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -65,7 +66,7 @@ class Record:
     @property
     def times(self) -> tuple[int | None, int | None]:
         """Begin and end of a run by its rows, in epoch ms; of what has none, the present."""
-        rows = read_lines(self.directory / "metrics.jsonl")
+        rows = read_lines(self.directory / "metrics.jsonl", Row)
         if not rows:
             return None, None
         return int(rows[0]["time"] - 1000 * rows[0]["seconds"]), int(rows[-1]["time"])
@@ -235,10 +236,10 @@ class Trackers:
 def _result_row(record: Record) -> dict[str, Any]:
     """Metrics of result.json as one row; `selected/` marks those of a run's selected epoch."""
     path = record.directory / "result.json"
-    result = read_json(path)
+    result = read_json(path, Result if record.kind == "run" else Repair)
     prefix = "selected/" if record.kind == "run" else ""
     reports = {"val": result["val"], "test": result["test"], **result["tests"]}
-    rows = read_lines(record.directory / "metrics.jsonl")
+    rows = read_lines(record.directory / "metrics.jsonl", Row)
     if rows:
         row = {"step": rows[-1]["step"], "time": rows[-1]["time"]}
     else:
