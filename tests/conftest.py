@@ -59,21 +59,21 @@ class CommandLine:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.count = folder, 0
-        environment = {
+        self.environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_LOGGING_LEVEL": "WARNING",
         }
-        environment.pop("HYDRA_FULL_ERROR", None)
-        environment.pop("MLFLOW_TRACKING_URI", None)
+        self.environment.pop("HYDRA_FULL_ERROR", None)
+        self.environment.pop("MLFLOW_TRACKING_URI", None)
         self.process = subprocess.Popen(
             [sys.executable, str(REPO / "tests" / "zygote.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=folder,
-            env=environment,
+            env=self.environment,
         )
 
     def start(self, module: str, *arguments: str, cwd: Path | None = None, **env: str) -> Started:

@@ -1,14 +1,28 @@
-"""Kill a run again and again, restart it with the same command, compare with one left in peace."""
+"""Kill a command again and again, issue it anew, compare with what it leaves when left in peace.
+
+A process is killed by the clock, or right before a change of a file, where the clock seldom hits.
+"""
 
 import json
+import os
 import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
 import time
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from conftest import CommandLine
+from conftest import REPO, CommandLine, Ended, Started
 
-# Checkpoints all the time, so that kills fall inside their writing too.
-OPTIONS = ("train.checkpoint_seconds=0.1", "train.num_threads=1", "tracker=none")
+CLOCKS = {"time", "seconds", "commit"}  # a commit may come between
+# Files that two runs never have in common, or that hold clocks in a form of their own.
+UNLIKE = {"train.log", "checkpoint.pt", "mlflow.json"}
+PATIENCE = 120.0  # seconds beyond a multiple of the peaceful run's, after which it counts as hung
+TRIES = 30  # of a command that another process keeps from its work
 
 
 def run_of(outputs: Path) -> Path:
@@ -18,13 +32,10 @@ def run_of(outputs: Path) -> Path:
 
 
 def contents(run: Path) -> dict[str, object]:
-    """All that must be equal: rows and result but for clocks, and weights to the bit."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    result = json.loads((run / "result.json").read_text())
-    del result["run"]["seconds"], result["run"]["commit"]  # a commit may come between
+    """All of a run that must be equal: rows and result but for clocks, and weights to the bit."""
     return {
-        "rows": [{k: v for k, v in row.items() if k not in ("time", "seconds")} for row in rows],
-        "result": result,
+        "rows": comparable(run / "metrics.jsonl"),
+        "result": comparable(run / "result.json"),
         **{
             str(path.relative_to(run)): path.read_bytes()
             for path in sorted(run.rglob("*.safetensors"))
@@ -33,77 +44,238 @@ def contents(run: Path) -> dict[str, object]:
     }
 
 
-def kill_at_random(
-    line: CommandLine,
-    command: tuple[str, ...],
-    outputs: Path,
-    rng: random.Random,
-    longest: float,
-    at_the_end: bool,
-) -> str:
-    """Start a run and SIGKILL it; returns where it was, or 'ended'.
+def comparable(path: Path) -> object:
+    """What of a file must be equal."""
+    if path.name in UNLIKE or path.suffix == ".log":
+        return None
+    if path.suffix == ".json":
+        return _without_clocks(json.loads(path.read_text()))
+    if path.suffix == ".jsonl":
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        if path.name == "points.jsonl":  # a manifest: the last line of each point counts
+            return {(line["directory"], *line["needs"]): line for line in lines}
+        return [_without_clocks(line) for line in lines]
+    return path.read_bytes()
 
-    The moment is random, up to `longest` seconds after the run took its lock, or, `at_the_end`,
-    random between the end of its last phase and the word that it is done.
+
+def _without_clocks(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: _without_clocks(v) for k, v in value.items() if k not in CLOCKS}
+    return [_without_clocks(one) for one in value] if isinstance(value, list) else value
+
+
+def everything(folder: Path) -> dict[str, object]:
+    """Every file and folder under `folder`."""
+    return {
+        str(path.relative_to(folder)): "folder" if path.is_dir() else comparable(path)
+        for path in sorted(folder.rglob("*"))
+        if "__pycache__" not in path.parts
+    }
+
+
+@dataclass(frozen=True)
+class Command:
+    """Words of a command line, in which `{place}` is the folder where everything happens."""
+
+    module: str
+    words: tuple[str, ...]
+    again: bool = True  # whether a second issue changes nothing
+    processes: bool = False  # whether it starts others that work on
+
+
+class Cold(Started):
+    """A command in a Python process of its own."""
+
+    def __init__(self, command: list[str], folder: Path, env: dict[str, str]) -> None:
+        folder.mkdir()
+        with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=env, stdout=out, stderr=err, start_new_session=True
+            )
+        super().__init__(self.process.pid, folder)
+
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def wait(self, seconds: float = 120) -> Ended:
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise TimeoutError(f"{self.folder}: {self.text('err')}") from None
+        return Ended(code, self.text("out"), self.text("err"))
+
+
+@dataclass
+class Battle:
+    """A command in a folder of its own, first in peace, then under fire.
+
+    `findings` has a sentence for all that a user could have told the two apart by.
     """
-    started = line.start("train", *command, f"paths.outputs={outputs}")
-    before_the_lock = rng.random() < 0.1
-    delay = rng.uniform(0.0, longest)  # from the moment that the run is this process's
-    while started.running() and not before_the_lock:
-        locks = list(outputs.glob("runs/*/*/*/seed0.lock"))  # the last one's may still be there
-        if locks and json.loads(locks[0].read_text())["pid"] == started.pid:
-            break
-        time.sleep(0.001)
-    deadline = None if at_the_end else time.monotonic() + delay
-    while started.running():
-        if deadline is None and list(outputs.glob("runs/*/*/*/seed*/last.safetensors")):
-            deadline = time.monotonic() + delay * 0.1
-        if deadline is not None and time.monotonic() > deadline:
-            break
-        time.sleep(0.001)
-    else:
-        started.wait()
-        return "ended"
-    try:
-        started.kill()
-    except ProcessLookupError:
-        return "ended"
-    started.wait()
-    runs = list(outputs.glob("runs/*/*/*/seed0"))
-    if not runs or not (runs[0] / "metrics.jsonl").exists():
-        return "before the first row"
-    if (runs[0] / "last.safetensors").exists():
-        return "finishing"
-    rows = len((runs[0] / "metrics.jsonl").read_text().splitlines())
-    writing = ", inside the writing of a file" if list(runs[0].glob(".*.tmp")) else ""
-    return f"after {rows} rows{writing}"
+
+    line: CommandLine
+    folder: Path
+    command: Command
+    before: tuple[Command, ...] = ()
+    cold_percent: int = 0
+    signals: tuple[signal.Signals, ...] = (signal.SIGKILL,)
+    findings: list[str] = field(default_factory=list)
+    moments: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def place(self) -> Path:
+        return self.folder / "place"
+
+    def make_peace(self) -> None:
+        """What the command works on, and what it leaves of it undisturbed."""
+        self.place.mkdir(parents=True, exist_ok=True)
+        for command in self.before:
+            ended = self._start(command).wait(600)
+            assert ended.code == 0, (command, ended.err)
+        _copy(self.place, self.folder / "before")
+        began = time.monotonic()
+        started = self._start(self.command, watched=0)
+        ended = started.wait(600)
+        self.seconds = time.monotonic() - began
+        assert ended.code == 0, (self.command, ended.err)
+        self.changes = int(started.text("changes") or 1)
+        self.expected = everything(self.place)
+
+    def fight(self, rng: random.Random, kills: int, latest: float = 1.0) -> int:
+        """Kill it up to `kills` times, all before a share `latest` of it; returns how often."""
+        shutil.rmtree(self.place, ignore_errors=True)
+        _copy(self.folder / "before", self.place)
+        count = 0
+        while count < kills:
+            ended = self._kill(rng, latest)
+            self._look_for_trace(ended)
+            if ended.code == 0:
+                break
+            count += 1
+        self._finish()
+        return count
+
+    # --- one kill ---------------------------------------------------------------------------------
+
+    def _kill(self, rng: random.Random, latest: float) -> Ended:
+        number = rng.choice(self.signals)
+        if rng.random() < 0.5 and not self.command.processes:
+            before = 1 + int(_early(rng) * self.changes * latest)
+            ended = self._start(self.command, watched=before, number=number).wait(self._patience)
+            self._count(number, "before a change of a file", ended)
+            return ended
+        cold = rng.random() * 100 < self.cold_percent
+        started = self._start(self.command, cold=cold)
+        # A cold process imports for some seconds first, which are worth a kill, too.
+        deadline = time.monotonic() + _early(rng) * (self.seconds * latest + 4.0 * cold)
+        while started.running() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        if started.running():
+            if cold and self.command.processes and rng.random() < 0.5:
+                os.killpg(started.pid, number)
+            else:
+                started.kill(number)
+        ended = started.wait(self._patience)
+        self._count(number, "by the clock" + ", cold" * cold, ended)
+        return ended
+
+    def _count(self, number: signal.Signals, how: str, ended: Ended) -> None:
+        if ended.code == 0:
+            return
+        inside = ", inside the writing of a file" if list(self.place.rglob(".*.tmp")) else ""
+        self.moments[f"{number.name} {how}{inside}"] += 1
+        if ended.code not in (-number, 128 + number):
+            self.findings.append(f"{number.name} ended it with exit code {ended.code}")
+
+    def _start(
+        self,
+        command: Command,
+        cold: bool = False,
+        watched: int | None = None,
+        number: signal.Signals = signal.SIGKILL,
+    ) -> Started:
+        words = [word.replace("{place}", str(self.place)) for word in command.words]
+        env = {"SOURCE_DATE_EPOCH": "0"}  # else a PDF tells when it was made
+        if cold:
+            self.line.count += 1
+            folder = self.line.folder / f"cold{self.line.count}"
+            python = [sys.executable, "-P", "-m", f"spurcor.{command.module}", *words]
+            return Cold(python, folder, {**self.line.environment, "PYTHONPATH": str(REPO), **env})
+        if watched is not None:
+            env |= {"WATCHED": str(self.place), "FATAL": f"{watched} {number:d}"}
+        return self.line.start(command.module, *words, **env)
+
+    @property
+    def _patience(self) -> float:
+        return PATIENCE + 10 * self.seconds
+
+    # --- what must hold ---------------------------------------------------------------------------
+
+    def _look_for_trace(self, ended: Ended) -> None:
+        if "Traceback" in ended.err:
+            self.findings.append(f"a traceback: {_last(ended.err)}")
+
+    def _finish(self) -> None:
+        """Issue the command until it is done, compare, issue it once more."""
+        for _ in range(TRIES):
+            ended = self._start(self.command).wait(self._patience)
+            self._look_for_trace(ended)
+            if ended.code == 0:
+                break
+            if "is being worked on" not in ended.out + ended.err:
+                break
+            time.sleep(1)  # what a killed launcher started works on
+        if ended.code != 0:
+            self.findings.append(f"exit code {ended.code} after the kills: {_last(ended.err)}")
+            return
+        found = everything(self.place)
+        names = sorted(self.expected.keys() | found.keys())
+        for name in names:
+            if name not in found:
+                self.findings.append(f"{name} is missing")
+            elif name not in self.expected:
+                self.findings.append(f"{name} is left over")
+            elif self.expected[name] != found[name]:
+                self.findings.append(f"{name} differs")
+        for path in (self.place / "outputs").rglob("*"):
+            if re.fullmatch(r"\..*\.tmp|selected-.*\.safetensors|.*\.lock", path.name):
+                self.findings.append(f"{path.relative_to(self.place)} stays behind")
+        if self.command.again:
+            self._issue_again()
+
+    def _issue_again(self) -> None:
+        before = self._stamps()
+        ended = self._start(self.command).wait(self._patience)
+        self._look_for_trace(ended)
+        if ended.code != 0:
+            self.findings.append(f"exit code {ended.code} of a second issue: {_last(ended.err)}")
+        after = self._stamps()
+        for name in sorted(before.keys() | after.keys()):
+            if before.get(name) != after.get(name):
+                self.findings.append(f"{name} was touched by a second issue")
+
+    def _stamps(self) -> dict[str, tuple[int, int]]:
+        """Size and time of every file but a sweep's own."""
+        files = [path for path in self.place.rglob("*") if path.is_file()]
+        return {
+            str(path.relative_to(self.place)): (path.stat().st_size, path.stat().st_mtime_ns)
+            for path in files
+            if not {"sweeps", "reports"} & set(path.relative_to(self.place).parts)
+            and not path.name.endswith((".lock", ".guard"))
+        }
 
 
-def compare(
-    line: CommandLine,
-    command: tuple[str, ...],
-    folder: Path,
-    kills: int,
-    seed: int,
-    longest: float,
-    at_the_end: int = 1,
-) -> tuple[list[str], list[str]]:
-    """Returns where the kills fell, and the names of what differs in the end.
+def _early(rng: random.Random) -> float:
+    """A share of a run: the early ones more often, since what was done before is not done again."""
+    return rng.random() ** 2
 
-    The last `at_the_end` kills fall after training, where weights and results are written.
-    """
-    command = (*command, *OPTIONS)
-    peace, war = folder / "peace", folder / "war"
-    assert line.run("train", *command, f"paths.outputs={peace}").code == 0
-    rng = random.Random(seed)
-    moments: list[str] = []
-    for left in range(kills, 0, -1):
-        moment = kill_at_random(line, command, war, rng, longest, left <= at_the_end)
-        if moment == "ended":
-            break
-        moments.append(moment)
-    ended = line.run("train", *command, f"paths.outputs={war}")
-    assert ended.code == 0, ended.err
-    expected, found = contents(run_of(peace)), contents(run_of(war))
-    names = expected.keys() | found.keys()
-    return moments, sorted(name for name in names if expected.get(name) != found.get(name))
+
+def _copy(source: Path, target: Path) -> None:
+    """With the times of files, which stores of photographs go by."""
+    shutil.copytree(source, target, symlinks=True)
+
+
+def _last(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "(nothing was said)"

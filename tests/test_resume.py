@@ -1,23 +1,33 @@
 """Runs that are killed and go on: nothing in the end tells them from runs left in peace."""
 
 import json
+import random
 import shutil
 import signal
 
 import pytest
-from killing import compare, contents, run_of
+from killing import Battle, Command, contents, run_of
 from test_contracts import METHODS
 from training import smallest
 
 from spurcor import checkpoint
 
+# Checkpoints all the time, so that kills fall inside their writing too.
+OFTEN = (
+    "train.checkpoint_seconds=0.1",
+    "train.num_threads=1",
+    "tracker=none",
+    "paths.outputs={place}/outputs",
+)
+
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_killed_twice_ends_like_one_left_in_peace(method, command_line, tmp_path):
-    command = (f"method={method}", "method.epochs=40", *smallest(method))
-    moments, different = compare(command_line, command, tmp_path, kills=2, seed=3, longest=0.6)
-    assert different == []
-    assert moments, "the run ended before it could be killed"
+    words = (f"method={method}", "method.epochs=40", *smallest(method), *OFTEN)
+    battle = Battle(command_line, tmp_path, Command("train", words))
+    battle.make_peace()
+    assert battle.fight(random.Random(3), kills=2, latest=0.7), "it ended before any kill"
+    assert battle.findings == []
 
 
 def interrupt(started, outputs):

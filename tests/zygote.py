@@ -2,6 +2,10 @@
 
 Reads one JSON order per line, answers with the child's pid; the child's exit code is written to
 <folder>/code when it ends (negative: the signal that killed it).
+
+Where an order's environment has WATCHED, a folder, and FATAL, a count and a signal, the child sends
+itself that signal right before its so-manyth change of a file in there (0: never), and how many it
+has made is written to <folder>/changes.
 """
 
 import importlib
@@ -11,6 +15,7 @@ import selectors
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.figure  # noqa: F401
@@ -25,6 +30,26 @@ import spurcor.tracking.mlflow  # noqa: F401
 from spurcor import cli
 
 
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+def watch(folder: str, fatal: str) -> Callable[[], int]:
+    """See above; returns what tells how many changes there were."""
+    count, (limit, number) = 0, map(int, fatal.split())
+
+    def look(event: str, arguments: tuple) -> None:
+        nonlocal count
+        writes = event in CHANGES or (event == "open" and arguments[2] & WRITING)
+        if writes and str(arguments[0]).startswith(folder):
+            count += 1
+            if count == limit:
+                os.kill(os.getpid(), number)
+
+    sys.addaudithook(look)
+    return lambda: count
+
+
 def child(order: dict) -> int:
     folder = Path(order["folder"])
     for number, name in ((1, "out"), (2, "err")):
@@ -34,11 +59,19 @@ def child(order: dict) -> int:
     os.environ.update(order["env"])
     sys.argv = [f"{order['module']}.py", *order["arguments"]]
     module = importlib.import_module(f"spurcor.{order['module']}")
+    fatal = os.environ.get("FATAL")
+    count = watch(os.environ["WATCHED"], fatal) if fatal else None
     try:
-        return cli.run(module.main, order["module"])
+        code = cli.run(module.main, order["module"])
+        if count is not None:
+            (folder / "changes").write_text(str(count()))
+        return code
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-    except BaseException:
+    except BaseException as error:
+        assert error.__traceback__ is not None
+        if error.__traceback__.tb_next is None:  # a signal came before the command's own line
+            return 128 + signal.SIGINT
         traceback.print_exc()
         return 1
 

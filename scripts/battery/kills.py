@@ -1,0 +1,156 @@
+"""Kill real commands at random moments, issue them anew until they are done, compare the result.
+
+python -m scripts.battery.kills [--seconds 600] [--seed 0] [--kills 300] [--only train,report]
+
+Every method, repairs, analyses, stores of photographs, features, archives, reports and sweeps: each
+command runs once in peace, then again and again in the same place under SIGKILL, SIGTERM, SIGINT and
+SIGUSR1. In the end rows (but for clocks), weights, predictions, results, pictures, tables and the
+list of files must be the same, no lock and no half-written file may stay behind, a second issue must
+change nothing, and nobody may have seen a traceback.
+"""
+
+import random
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from conftest import CommandLine
+from generators_photos import NAMES, csv, jpeg, make_rows, put, put_tar, waterbirds
+from killing import Battle, Command
+from training import smallest
+
+from scripts.battery.runner import Tally, parser
+from spurcor.config import CONF
+
+SIGNALS = (
+    *(signal.SIGKILL,) * 5, signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1,
+)  # fmt: skip
+OUTPUTS = ("paths.outputs={place}/outputs",)
+DATA = (*OUTPUTS, "paths.data={place}/data")
+# Checkpoints all the time, so that kills fall inside their writing too.
+TRAIN = (*DATA, "tracker=none", "train.num_threads=1", "train.checkpoint_seconds=0.05")
+SMALL = ("backbone=mlp", "backbone.width=16")
+EPOCHS = {"masktune": 6, "prusc": 20, "erm_target": 20}
+MEASURED = "analysis=[gradient_basis,gap_dynamics,jacobian_norm,output_moments,selective]"
+PHOTOS = {0: (40, 20, 20, 30), 1: (6, 6, 6, 6), 2: (6, 6, 6, 6)}  # per split and group
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is killed, what is there before, and what data lie about."""
+
+    name: str
+    command: Command
+    before: tuple[Command, ...] = ()
+    data: str = ""  # "photos" or "archive"
+
+
+def train(*words: str, again: bool = True, processes: bool = False) -> Command:
+    """A training command."""
+    return Command("train", (*words, *TRAIN), again, processes)
+
+
+def of_method(method: str) -> Command:
+    """A short run of a method."""
+    epochs = () if method == "frozen" else (f"method.epochs={EPOCHS.get(method, 12)}",)
+    return train(f"method={method}", *epochs, *smallest(method))
+
+
+def scenes() -> Iterator[Scene]:
+    """All there are."""
+    for path in sorted((CONF / "method").glob("*.yaml")):
+        yield Scene(f"train-{path.stem}", of_method(path.stem))
+    short = (*SMALL, "method.epochs=5")
+    erm = train(*short, "dfr=none", "train.keep_epochs=[2]")
+    on_run = ("run=r", *DATA)
+    yield Scene("train-analyses", train(*short, MEASURED, "train.keep_epochs=[2]"))
+    stopping = ("train.early_stopping={patience: 3, metric: val/loss}", "schedule=cosine")
+    yield Scene("train-stopping", train(*SMALL, "method.epochs=12", *stopping))
+    prusc = (*smallest("prusc"), "method=prusc", "method.init=r")
+    origin = train(*smallest("prusc"), "method.epochs=5", "dfr=none")
+    yield Scene("train-init", train(*prusc), (origin,))
+    features = ("features=frozen", "features/backbone=mlp", "features.backbone.width=16")
+    yield Scene("features", train(*features, "method.epochs=3"))
+    for dfr in ("val", "sgd", "gradient_flow"):
+        repair = Command("retrain", (*on_run, f"dfr={dfr}", "tracker=none"))
+        yield Scene(f"retrain-{dfr}", repair, (erm,))
+    repairs = Command("retrain", ("-m", *on_run, "dfr=val,target,train", "tracker=none"))
+    yield Scene("retrain-several", repairs, (erm,))
+    yield Scene("analyze", Command("analyze", (*on_run, MEASURED, "tracker=none")), (erm,))
+    yield Scene("clusters", Command("clusters", (*on_run, "num_clusters=3"), again=False), (erm,))
+    prepare = ("dataset=folder", *DATA)
+    yield Scene("store", Command("prepare", prepare, again=False), data="photos")
+    photos = train("dataset=folder", "backbone=resnet18", "backbone.pretrained=none", "dfr=none",
+                   "method.epochs=1", "dataset.transform.crop=32", "dataset.transform.resize=36")  # fmt: skip
+    yield Scene("train-photos", photos, data="photos")
+    birds = ("dataset=waterbirds", *DATA)
+    yield Scene("archive", Command("prepare", birds, again=False), data="archive")
+    sweep = ("-m", "method=erm,iw", "seed=0,1", *short)
+    yield Scene("sweep", train(*sweep))
+    report = Command("report", ("sweep=default", *OUTPUTS, "tracker=none"), again=False)
+    yield Scene("report", report, (train(*sweep),))
+    pool = ("hydra/launcher=local_pool", "hydra.launcher.n_jobs=2")
+    yield Scene("pool", train("-m", "method=erm,iw", *short, *pool, processes=True))
+
+
+def put_data(kind: str, folder: Path) -> None:
+    """Photographs with a table, or Waterbirds as an archive."""
+    rows = make_rows(PHOTOS)
+    if kind == "photos":
+        lines = [(f"{row.index}.jpg", NAMES[row.split], row.y, row.a) for row in rows]
+        images = {f"{row.index}.jpg": jpeg(row.index, (60 + row.index % 9, 54)) for row in rows}
+        put(folder / "folder", {"metadata.csv": csv("filename,split,y,a", lines), **images})
+    if kind == "archive":
+        put_tar(folder / "waterbirds_v1.0.tar.gz", waterbirds(rows))
+
+
+def main() -> int:
+    """Returns 1 if anything tells."""
+    described = parser(__doc__)
+    described.add_argument("--kills", type=int, default=10**9, help="end after so many")
+    described.add_argument("--cold", type=int, default=10, help="percent of cold processes")
+    described.add_argument("--only", default="", help="beginnings of the names of scenes")
+    options = described.parse_args()
+    rng = random.Random(options.seed)
+    only = tuple(options.only.split(","))
+    chosen = [scene for scene in scenes() if scene.name.startswith(only)]
+    rng.shuffle(chosen)
+    tally = Tally("kills", options.seconds)
+    with tempfile.TemporaryDirectory(prefix="battery-") as folder:
+        line = CommandLine(Path(folder))
+        battles: dict[str, Battle] = {}
+        number = 0
+        while tally.time_left and tally.counts["kills"] < options.kills:
+            scene = chosen[number % len(chosen)]
+            seed, number = options.seed + number // len(chosen), number + 1
+            if (battle := battles.get(scene.name)) is None:
+                place = Path(folder) / scene.name
+                (place / "place" / "data").mkdir(parents=True)
+                put_data(scene.data, place / "place" / "data")
+                battle = Battle(line, place, scene.command, scene.before, options.cold, SIGNALS)
+                battle.make_peace()
+                battles[scene.name] = battle
+            fight(tally, scene, battle, seed)
+        line.close()
+    return tally.end()
+
+
+def fight(tally: Tally, scene: Scene, battle: Battle, seed: int) -> None:
+    """Some kills of one command, until it is done."""
+    rng = random.Random(f"{seed} {scene.name}")
+    battle.moments.clear()
+    battle.findings.clear()
+    kills = battle.fight(rng, rng.randint(2, 10))
+    tally.count("kills", kills)
+    tally.count("commands brought to their end")
+    told = ", ".join(f"{n} x {moment}" for moment, n in battle.moments.most_common())
+    again = f"python -m scripts.battery.kills --seconds 1 --seed {seed} --only {scene.name}"
+    for finding in battle.findings:
+        tally.find(f"{scene.name} ({told}): {finding}", again)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
