@@ -119,6 +119,7 @@ class Battle:
     command: Command
     before: tuple[Command, ...] = ()
     cold_percent: int = 0
+    clock_percent: int = 50
     signals: tuple[signal.Signals, ...] = (signal.SIGKILL,)
     findings: list[str] = field(default_factory=list)
     moments: Counter[str] = field(default_factory=Counter)
@@ -134,8 +135,8 @@ class Battle:
             ended = self._start(command).wait(600)
             assert ended.code == 0, (command, ended.err)
         _copy(self.place, self.folder / "before")
-        began = time.monotonic()
         started = self._start(self.command, watched=0)
+        began = time.monotonic()
         ended = started.wait(600)
         self.seconds = time.monotonic() - began
         assert ended.code == 0, (self.command, ended.err)
@@ -160,7 +161,7 @@ class Battle:
 
     def _kill(self, rng: random.Random, latest: float) -> Ended:
         number = rng.choice(self.signals)
-        if rng.random() < 0.5 and not self.command.processes:
+        if rng.random() * 100 >= self.clock_percent and not self.command.processes:
             before = 1 + int(_early(rng) * self.changes * latest)
             ended = self._start(self.command, watched=before, number=number).wait(self._patience)
             self._count(number, "before a change of a file", ended)

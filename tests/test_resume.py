@@ -24,9 +24,9 @@ OFTEN = (
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_killed_twice_ends_like_one_left_in_peace(method, command_line, tmp_path):
     words = (f"method={method}", "method.epochs=40", *smallest(method), *OFTEN)
-    battle = Battle(command_line, tmp_path, Command("train", words))
+    battle = Battle(command_line, tmp_path, Command("train", words), clock_percent=0)
     battle.make_peace()
-    assert battle.fight(random.Random(3), kills=2, latest=0.7), "it ended before any kill"
+    assert battle.fight(random.Random(3), kills=2, latest=0.7) > 0
     assert battle.findings == []
 
 

@@ -29,7 +29,6 @@ import spurcor.runs
 import spurcor.tracking.mlflow  # noqa: F401
 from spurcor import cli
 
-
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -69,8 +68,9 @@ def child(order: dict) -> int:
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     except BaseException as error:
-        assert error.__traceback__ is not None
-        if error.__traceback__.tb_next is None:  # a signal came before the command's own line
+        if (
+            error.__traceback__ and not error.__traceback__.tb_next
+        ):  # a signal came before the command's own line
             return 128 + signal.SIGINT
         traceback.print_exc()
         return 1

@@ -3,10 +3,10 @@
 python -m scripts.battery.kills [--seconds 600] [--seed 0] [--kills 300] [--only train,report]
 
 Every method, repairs, analyses, stores of photographs, features, archives, reports and sweeps: each
-command runs once in peace, then again and again in the same place under SIGKILL, SIGTERM, SIGINT and
-SIGUSR1. In the end rows (but for clocks), weights, predictions, results, pictures, tables and the
-list of files must be the same, no lock and no half-written file may stay behind, a second issue must
-change nothing, and nobody may have seen a traceback.
+command runs once in peace, then again and again in the same place under SIGKILL, SIGTERM, SIGINT
+and SIGUSR1. In the end rows (but for clocks), weights, predictions, results, pictures, tables and
+the list of files must be the same, no lock and no half-written file may stay behind, a second issue
+must change nothing, and nobody may have seen a traceback.
 """
 
 import random
@@ -83,8 +83,9 @@ def scenes() -> Iterator[Scene]:
     yield Scene("clusters", Command("clusters", (*on_run, "num_clusters=3"), again=False), (erm,))
     prepare = ("dataset=folder", *DATA)
     yield Scene("store", Command("prepare", prepare, again=False), data="photos")
-    photos = train("dataset=folder", "backbone=resnet18", "backbone.pretrained=none", "dfr=none",
-                   "method.epochs=1", "dataset.transform.crop=32", "dataset.transform.resize=36")  # fmt: skip
+    small = ("dataset.transform.resize=36", "dataset.transform.crop=32")
+    resnet = ("backbone=resnet18", "backbone.pretrained=none", "method.epochs=1", "dfr=none")
+    photos = train("dataset=folder", *small, *resnet)
     yield Scene("train-photos", photos, data="photos")
     birds = ("dataset=waterbirds", *DATA)
     yield Scene("archive", Command("prepare", birds, again=False), data="archive")

@@ -1,0 +1,233 @@
+"""One mutated input after the other, each read in a process of its own that is watched.
+
+An input may be read or refused in one sentence. Anything else is a finding: a traceback, a crash,
+no end within half a minute, memory or disk space without bound, a half-made folder left behind, a
+program started, a connection, or a file that is written, moved or removed outside the data root.
+"""
+
+import multiprocessing
+import os
+import random
+import re
+import resource
+import shutil
+import sys
+import tempfile
+import traceback
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from urllib.error import URLError
+
+import joblib  # noqa: F401 - the readers import these late, in every process anew
+import pandas  # noqa: F401
+import psutil
+import torch
+from conftest import CommandLine
+from PIL import Image
+
+import spurcor.console  # noqa: F401
+from scripts.battery.runner import Tally, parser
+from spurcor.errors import UserError
+
+HANGS = 30.0  # seconds
+MEMORY = 2 << 30  # bytes beyond what the imports take
+DISK = 200 << 20
+COMMANDS = 50  # every so-many-th input is given to spurcor.prepare as well
+SHOWN = 3  # findings of one kind that are printed
+PROGRAMS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pty.spawn"}
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+HALF = re.compile(r"\..*\.tmp|\..+\.[a-z0-9_]{8}")  # what `spurcor.files` calls what is not whole
+
+
+@dataclass(frozen=True)
+class Case:
+    """What was done to an input, how it is read, and the words that let a command read it."""
+
+    what: str
+    read: Callable[[], object]
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`read`, `refused`, or what is wrong, told by `text`; alike findings have the same `kind`."""
+
+    outcome: str
+    text: str = ""
+    kind: str = ""
+
+
+def fuzz(script: str, about: str | None, make: Callable[[random.Random, Path], Case]) -> int:
+    """Make and read inputs until the time is up; `make` writes one into an empty data root."""
+    described = parser(about)
+    described.add_argument("--cases", type=int, default=10**9, help="end after so many")
+    described.add_argument("--first", type=int, default=0, help="number of the first")
+    described.add_argument("--keep", type=Path, help="folder where inputs stay")
+    options = described.parse_args()
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    Image.init()
+    tally, kinds = Tally(script, options.seconds), Counter[str]()
+    with tempfile.TemporaryDirectory(prefix="battery-") as temporary:
+        folder = options.keep or Path(temporary)
+        line = CommandLine(Path(temporary))
+        for number in range(options.first, options.first + options.cases):
+            if not tally.time_left:
+                break
+            root = folder / f"{script}{number}" / "data"
+            root.mkdir(parents=True)
+            case = make(random.Random(f"{options.seed} {number}"), root)
+            verdict = examine(case, root)
+            if number % COMMANDS == 0 and verdict.outcome != "wrong" and case.words:
+                verdict = by_command(line, case, root, verdict)
+            tally.count(verdict.outcome)
+            if verdict.outcome == "wrong":
+                kinds[verdict.kind] += 1
+                again = f"python -m scripts.battery.{script} --seed {options.seed}"
+                again += f" --first {number} --cases 1 --keep /tmp/kept"
+                if kinds[verdict.kind] <= SHOWN:
+                    tally.find(f"{case.what}: {verdict.text}", again)
+            if options.keep is None:
+                shutil.rmtree(root.parent)
+        line.close()
+    for kind, count in kinds.most_common():
+        print(f"{count:6} x {kind}")
+    return tally.end()
+
+
+# --- one input ------------------------------------------------------------------------------------
+
+
+def examine(case: Case, root: Path) -> Verdict:
+    """Read an input in a process of its own, and look at what it leaves."""
+    outside = root.parent / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("as it was")
+    before = _listed(root.parent)
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_read, args=(case, root, theirs))
+    process.start()
+    theirs.close()
+    verdict = None
+    try:
+        if ours.poll(HANGS):
+            verdict = ours.recv()
+    except EOFError:
+        pass
+    finally:
+        if verdict is None and process.is_alive() and not ours.closed:
+            process.join(1)
+        hangs = process.is_alive() and verdict is None
+        process.kill()
+        process.join()
+    if verdict is None:
+        how = f"no end within {HANGS:.0f} s" if hangs else f"a crash ({process.exitcode})"
+        return Verdict("wrong", how, how)
+    if verdict.outcome == "wrong":
+        return verdict
+    return _left_behind(root, outside, before, verdict) or verdict
+
+
+def _left_behind(root: Path, outside: Path, before: set[str], verdict: Verdict) -> Verdict | None:
+    after = _listed(root.parent)
+    new = sorted(after - before)
+    beyond = [path for path in new if not path.startswith(f"{root.name}/")]
+    if beyond or before - after or (outside / "file").read_text() != "as it was":
+        text = f"outside the data root: {sorted(before - after) + beyond}"
+        return Verdict("wrong", text, "a file outside the data root")
+    if half := [path for path in new if HALF.fullmatch(path.rpartition("/")[2])]:
+        return Verdict("wrong", f"{half} left behind ({verdict.text})", "left behind half-made")
+    for path in new:
+        place = root.parent / path
+        if place.is_symlink() and not place.resolve().is_relative_to(root.resolve()):
+            return Verdict("wrong", f"{path} leads to {place.resolve()}", "a link that leads out")
+    size = sum(path.lstat().st_size for path in root.parent.rglob("*"))
+    if size > DISK:
+        return Verdict("wrong", f"{size:,} bytes on disk", "disk space")
+    return None
+
+
+def _listed(folder: Path) -> set[str]:
+    """All names below, links not followed."""
+    return {
+        os.path.relpath(os.path.join(place, name), folder)
+        for place, folders, files in os.walk(folder)
+        for name in (*folders, *files)
+    }
+
+
+def by_command(line: CommandLine, case: Case, root: Path, expected: Verdict) -> Verdict:
+    """The same by a command: exit code 0 or 2, as before, and one line on stderr where it is 2."""
+    ended = line.run(
+        "prepare", *case.words, f"paths.data={root}", f"paths.outputs={root.parent}/outputs"
+    )
+    code = {"read": 0, "refused": 2}[expected.outcome]
+    lines = [one for one in ended.err.splitlines() if one.strip()]
+    if ended.code != code or "Traceback" in ended.err or (code == 2 and not lines):
+        last = lines[-1] if lines else "nothing on stderr"
+        text = f"exit code {ended.code} of the command, where it is {expected.outcome}: {last}"
+        return Verdict("wrong", text, f"the command: {last[:60]}")
+    return expected
+
+
+# --- in the process that reads --------------------------------------------------------------------
+
+
+def _read(case: Case, root: Path, answer: Connection) -> None:
+    """Runs in a process of its own; sends a verdict."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(null, number)
+    memory = psutil.Process().memory_info().vms + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    urllib.request.urlopen = _offline
+    deeds = _watch(root)
+    try:
+        case.read()
+        verdict = Verdict("read")
+    except UserError as error:
+        text = str(error)
+        verdict = Verdict("refused", text)
+        if not text or "\n" in text or not text.isprintable():
+            verdict = Verdict("wrong", f"refused by {text!r}", "a sentence that is no line")
+    except BaseException as error:
+        place = traceback.extract_tb(error.__traceback__)
+        ours = [frame for frame in place if "/spurcor/" in frame.filename] or place
+        where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} {type(error).__name__}"
+        verdict = Verdict("wrong", traceback.format_exc(), where)
+    if deeds and verdict.outcome != "wrong":
+        verdict = Verdict("wrong", "; ".join(deeds[:5]), deeds[0].partition(" ")[0])
+    answer.send(verdict)
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - nothing is said at the end
+
+
+def _offline(*_: object, **__: object) -> None:
+    raise URLError("no network")
+
+
+def _watch(root: Path) -> list[str]:
+    """A list that programs, connections, and changes outside the data root are added to."""
+    deeds: list[str] = []
+    allowed = (f"{root.resolve()}/", "/dev/null", "/proc/")
+
+    def look(event: str, arguments: tuple[object, ...]) -> None:
+        if event in PROGRAMS or event == "socket.connect":
+            deeds.append(f"{event} {arguments[:2]}")
+            return
+        flags = arguments[2] if event == "open" else 0
+        if event not in CHANGES and not (isinstance(flags, int) and flags & WRITING):
+            return
+        names = [name for name in arguments[:2] if isinstance(name, str | bytes | Path)]
+        for name in names[: 2 if event in ("os.rename", "os.link") else 1]:
+            text = os.fsdecode(name)
+            parent, last = os.path.split(os.path.abspath(text))
+            if not os.path.join(os.path.realpath(parent), last).startswith(allowed):
+                deeds.append(f"{event} {text}")
+
+    sys.addaudithook(look)
+    return deeds
