@@ -16,11 +16,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from conftest import REPO, CommandLine, Ended, Started
 
 CLOCKS = {"time", "seconds", "commit"}  # a commit may come between
 # Files that two runs never have in common, or that hold clocks in a form of their own.
-UNLIKE = {"train.log", "checkpoint.pt", "mlflow.json"}
+UNLIKE = {"train.log", "mlflow.json"}
 PATIENCE = 120.0  # seconds beyond a multiple of the peaceful run's, after which it counts as hung
 TRIES = 30  # of a command that another process keeps from its work
 
@@ -55,13 +56,19 @@ def comparable(path: Path) -> object:
         if path.name == "points.jsonl":  # a manifest: the last line of each point counts
             return {(line["directory"], *line["needs"]): line for line in lines}
         return [_without_clocks(line) for line in lines]
+    if path.suffix == ".pt":
+        return _without_clocks(torch.load(path, weights_only=True))
     return path.read_bytes()
 
 
 def _without_clocks(value: object) -> object:
+    if isinstance(value, torch.Tensor):
+        return (str(value.dtype), value.shape, value.numpy().tobytes())
     if isinstance(value, dict):
         return {k: _without_clocks(v) for k, v in value.items() if k not in CLOCKS}
-    return [_without_clocks(one) for one in value] if isinstance(value, list) else value
+    if isinstance(value, list | tuple):
+        return [_without_clocks(one) for one in value]
+    return value
 
 
 def everything(folder: Path) -> dict[str, object]:

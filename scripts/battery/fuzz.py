@@ -55,11 +55,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`read`, `refused`, or what is wrong, told by `text`; alike findings have the same `kind`."""
+    """`read`, `refused` or `wrong`, and what is told of it; alike findings have the same `kind`."""
 
     outcome: str
     text: str = ""
     kind: str = ""
+    trace: str = ""
 
 
 def fuzz(script: str, about: str | None, make: Callable[[random.Random, Path], Case]) -> int:
@@ -74,7 +75,7 @@ def fuzz(script: str, about: str | None, make: Callable[[random.Random, Path], C
     tally, kinds = Tally(script, options.seconds), Counter[str]()
     with tempfile.TemporaryDirectory(prefix="battery-") as temporary:
         folder = options.keep or Path(temporary)
-        line = CommandLine(Path(temporary))
+        line: CommandLine | None = None
         for number in range(options.first, options.first + options.cases):
             if not tally.time_left:
                 break
@@ -82,7 +83,8 @@ def fuzz(script: str, about: str | None, make: Callable[[random.Random, Path], C
             root.mkdir(parents=True)
             case = make(random.Random(f"{options.seed} {number}"), root)
             verdict = examine(case, root)
-            if number % COMMANDS == 0 and verdict.outcome != "wrong" and case.words:
+            if number % COMMANDS == COMMANDS - 1 and verdict.outcome != "wrong" and case.words:
+                line = line or CommandLine(Path(temporary))
                 verdict = by_command(line, case, root, verdict)
             tally.count(verdict.outcome)
             if verdict.outcome == "wrong":
@@ -90,10 +92,12 @@ def fuzz(script: str, about: str | None, make: Callable[[random.Random, Path], C
                 again = f"python -m scripts.battery.{script} --seed {options.seed}"
                 again += f" --first {number} --cases 1 --keep /tmp/kept"
                 if kinds[verdict.kind] <= SHOWN:
-                    tally.find(f"{case.what}: {verdict.text}", again)
+                    trace = f"\n{verdict.trace}" if options.cases == 1 else ""
+                    tally.find(f"{case.what}: {verdict.text}{trace}", again)
             if options.keep is None:
                 shutil.rmtree(root.parent)
-        line.close()
+        if line is not None:
+            line.close()
     for kind, count in kinds.most_common():
         print(f"{count:6} x {kind}")
     return tally.end()
@@ -167,9 +171,10 @@ def by_command(line: CommandLine, case: Case, root: Path, expected: Verdict) -> 
         "prepare", *case.words, f"paths.data={root}", f"paths.outputs={root.parent}/outputs"
     )
     code = {"read": 0, "refused": 2}[expected.outcome]
-    lines = [one for one in ended.err.splitlines() if one.strip()]
-    if ended.code != code or "Traceback" in ended.err or (code == 2 and not lines):
-        last = lines[-1] if lines else "nothing on stderr"
+    lines = [one for one in ended.err.split("\n") if one.strip()]
+    last = lines[-1] if lines else "nothing on stderr"
+    told = code == 0 or (lines and last.startswith("spurcor: ") and last.isprintable())
+    if ended.code != code or "Traceback" in ended.err or not told:
         text = f"exit code {ended.code} of the command, where it is {expected.outcome}: {last}"
         return Verdict("wrong", text, f"the command: {last[:60]}")
     return expected
@@ -193,13 +198,14 @@ def _read(case: Case, root: Path, answer: Connection) -> None:
     except UserError as error:
         text = str(error)
         verdict = Verdict("refused", text)
-        if not text or "\n" in text or not text.isprintable():
+        if len(re.split("[\r\n]", text)) > 1 or not text:
             verdict = Verdict("wrong", f"refused by {text!r}", "a sentence that is no line")
     except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)
         ours = [frame for frame in place if "/spurcor/" in frame.filename] or place
         where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} {type(error).__name__}"
-        verdict = Verdict("wrong", traceback.format_exc(), where)
+        told = " ".join(str(error).split())[:200]
+        verdict = Verdict("wrong", f"{where}: {told}", where, traceback.format_exc())
     if deeds and verdict.outcome != "wrong":
         verdict = Verdict("wrong", "; ".join(deeds[:5]), deeds[0].partition(" ")[0])
     answer.send(verdict)

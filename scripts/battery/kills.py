@@ -131,7 +131,8 @@ def main() -> int:
                 place = Path(folder) / scene.name
                 (place / "place" / "data").mkdir(parents=True)
                 put_data(scene.data, place / "place" / "data")
-                battle = Battle(line, place, scene.command, scene.before, options.cold, SIGNALS)
+                how = {"cold_percent": options.cold, "signals": SIGNALS}
+                battle = Battle(line, place, scene.command, scene.before, **how)
                 battle.make_peace()
                 battles[scene.name] = battle
             fight(tally, scene, battle, seed)
