@@ -31,13 +31,20 @@ T = TypeVar("T")
 Rows = Sequence[Mapping[str, Any]]
 REDRAW_SECONDS = 0.1
 LINE_SECONDS = 10.0  # when piped, an epoch is told at most this often
-STYLES = {"done": "", "failed": "red"} | dict.fromkeys(("held", "interrupted", "missing"), "yellow")
+STYLES = {"done": ""} | dict.fromkeys(("failed", "damaged"), "red")
+STYLES |= dict.fromkeys(("held", "interrupted", "missing"), "yellow")
 PLACES = ("paths.", "sweep=", "site.", "site=", "tracker", "hydra")
 MANY_GROUPS = 16  # beyond this the table shows the worst groups only
 
 
 class PatientConsole(Console):
-    """A console whose reader may leave (`| head`) without ending the training."""
+    """A console whose reader may leave (`| head`) without ending the training.
+
+    Text is shown as it is: a class may be called `cat [/indoor]`, or `:dog:`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def on_broken_pipe(self) -> None:
         """Write on into nothing."""
@@ -49,11 +56,11 @@ class Terminal:
     """The output of a command."""
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
-        self.console = console or PatientConsole(quiet=quiet, highlight=False)
+        self.console = console or PatientConsole(quiet=quiet)
 
     def say(self, text: str) -> None:
         """One line."""
-        self.console.print(text, soft_wrap=True, markup=False)
+        self.console.print(text, soft_wrap=True, markup=False, emoji=False)
 
     def trace(self) -> None:
         """The traceback of the exception being handled."""
@@ -66,10 +73,10 @@ class Terminal:
             yield Watcher(self, rows, None)
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console, refresh_per_second=5) as bars:
@@ -156,27 +163,31 @@ def group_table(result: Mapping[str, Any]) -> Table:
     if not reports:
         return table
     first = reports[0]
+    shares = [
+        {name: group["accuracy"] for name, group in report["groups"].items()} for report in reports
+    ]
     names = [name for name, group in first["groups"].items() if group["count"]]
     if len(names) > MANY_GROUPS:
-        names = sorted(names, key=lambda name: first["groups"][name]["accuracy"])[:MANY_GROUPS]
+        names = sorted(names, key=lambda name: shares[0][name] or 0.0)[:MANY_GROUPS]
         table.caption = f"the {MANY_GROUPS} worst of {len(first['groups'])} groups"
     for name in names:
-        cells = [percent(report["groups"][name]["accuracy"]) for report in reports]
+        cells = [percent(share.get(name)) for share in shares]
         table.add_row(name, str(first["groups"][name]["count"]), *cells)
     table.add_section()
     classes = [report.get("classes", {}) for report in reports]  # older results have none
     if all(classes) and len(classes[0]) < min(len(first["groups"]), MANY_GROUPS):
         for name in classes[0]:
-            table.add_row(name, "", *(percent(accuracy[name]) for accuracy in classes))
+            table.add_row(name, "", *(percent(accuracy.get(name)) for accuracy in classes))
         table.add_section()
     labels = [report.get("labels", {}) for report in reports]
     for name in labels[0] if all(labels) else ():
         for key in ("precision", "recall", "f1"):
-            table.add_row(f"{name}: {key}", "", *(percent(scores[name][key]) for scores in labels))
+            cells = [percent(scores.get(name, {}).get(key)) for scores in labels]
+            table.add_row(f"{name}: {key}", "", *cells)
     for key in ("worst", "average", "adjusted", "aligned", "conflicting"):
         table.add_row(key, "", *(percent(report[key]) for report in reports))
     for name in next(iter(columns.values()))["tests"]:
-        cells = [percent(part["tests"][name]["worst"]) for part in columns.values()]
+        cells = [percent(part["tests"].get(name, {}).get("worst")) for part in columns.values()]
         table.add_row(f"{name}: worst", "", *cells)
     return table
 
@@ -221,13 +232,13 @@ def percent(fraction: float | None) -> str:
 
 def tracked(items: Iterable[T], title: str, total: int) -> Iterator[T]:
     """Items one by one, with a bar on a terminal and a line when piped."""
-    console = PatientConsole(highlight=False)
+    console = PatientConsole()
     if not console.is_terminal:
-        console.print(title, soft_wrap=True, markup=False)
+        console.print(title, soft_wrap=True)
         yield from items
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),

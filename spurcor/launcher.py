@@ -39,6 +39,7 @@ from spurcor.sweeps import (
     Point,
     PointState,
     copy_code,
+    inspected,
     last_line,
     open_sweep,
     read,
@@ -285,7 +286,7 @@ class InProcess(Launcher):
         found = []
         for point in points:
             entry = {**point.entry, "directory": str(point.config.directory), "log": None}
-            one = state(entry)
+            one = inspected(state(entry))
             message = failures.get(point.config.directory, one.message)
             if one.status in ("missing", "interrupted") and message:
                 one = dataclasses.replace(one, status="failed")

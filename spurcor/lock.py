@@ -85,6 +85,16 @@ def locked(path: Path, guard: Path) -> Iterator[None]:
                 path.unlink()
 
 
+def remove_dead(path: Path, guard: Path) -> None:
+    """Remove what a killed process has left of a lock, or of its writing."""
+    if not path.exists() and not any(path.parent.glob(f".{path.name}.*.tmp")):
+        return
+    with FileLock(guard):
+        if holder(path) is None:
+            for left in (path, *path.parent.glob(f".{path.name}.*.tmp")):
+                left.unlink(missing_ok=True)
+
+
 def _listen(path: Path) -> None:
     """Raise `Held` if a heart beats that seems to have stopped.
 

@@ -2,15 +2,29 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 from spurcor.files import replacing
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 COLUMNS = 5
 MOST_NAMED = 20  # colours that a legend names
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write a PNG as a whole. Names are shown as they are: a dollar sign begins no formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as beside:
+        figure.savefig(beside, format="png", dpi=110)
 
 
 def draw_histograms(counts: Tensor, names: Sequence[str], title: str, path: Path) -> None:
@@ -33,9 +47,7 @@ def draw_histograms(counts: Tensor, names: Sequence[str], title: str, path: Path
         axis.set_xticks([-1, 0, 1])
         axis.yaxis.get_major_locator().set_params(integer=True)
         axis.tick_params(labelsize=6)
-    path.parent.mkdir(exist_ok=True)
-    with replacing(path) as beside:
-        figure.savefig(beside, format="png", dpi=110)
+    save(figure, path)
 
 
 def draw_panels(rows: Mapping[str, Sequence[Tensor]], title: str, path: Path) -> None:
@@ -56,9 +68,7 @@ def draw_panels(rows: Mapping[str, Sequence[Tensor]], title: str, path: Path) ->
             else:  # of one channel, grey
                 image = panel.expand(3, -1, -1) if len(panel) == 1 else panel
                 axis.imshow(image.permute(1, 2, 0).numpy(), vmin=0, vmax=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
-        figure.savefig(beside, format="png", dpi=110)
+    save(figure, path)
 
 
 def draw_scatter(points: Tensor, labels: Mapping[str, Any], path: Path) -> None:
@@ -80,6 +90,4 @@ def draw_scatter(points: Tensor, labels: Mapping[str, Any], path: Path) -> None:
         axis.tick_params(labelsize=7)
         if len(names) <= MOST_NAMED:
             axis.legend(fontsize=6, markerscale=2, ncols=2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
-        figure.savefig(beside, format="png", dpi=110)
+    save(figure, path)

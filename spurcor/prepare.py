@@ -102,7 +102,7 @@ def draw(split: "GroupedDataset", path: Path) -> None:
     from matplotlib.figure import Figure
 
     from spurcor.data import members_by
-    from spurcor.files import replacing
+    from spurcor.pictures import save
 
     if split.spec.task == "multilabel":
         groups = {
@@ -122,9 +122,7 @@ def draw(split: "GroupedDataset", path: Path) -> None:
         for axis, image in zip(axes[row], images, strict=False):
             axis.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray")
         axes[row][0].set_title(f"{name}  ({len(members):,})", fontsize=8, loc="left")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
-        figure.savefig(beside, format="png", dpi=110)
+    save(figure, path)
 
 
 if __name__ == "__main__":

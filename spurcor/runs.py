@@ -30,7 +30,7 @@ from spurcor.console import Terminal
 from spurcor.data import DataInfo, Splits
 from spurcor.errors import Damaged, RunError, UserError, of_system
 from spurcor.files import read_json, read_lines, remove_leftovers, write_json, write_text
-from spurcor.lock import Held, holder, lock_of, locked
+from spurcor.lock import Held, holder, lock_of, locked, remove_dead
 from spurcor.method import Method, RunContext
 from spurcor.refusals import (
     refuse_blind_selection,
@@ -519,12 +519,21 @@ def _complete(config: TrainConfig, directory: Path) -> bool:
 
 
 def _report(config: TrainConfig, directory: Path, terminal: Terminal, how: str) -> Outcome:
+    _tidy(directory, config.paths.outputs)
     result = read_result(directory)
     made, now = result["run"].get("commit", "unknown"), results.commit()
     if made != now and not result["run"].get("code"):  # else it is known whether that matters
         how += f" (trained at commit {made}; the code is at {now})"
     terminal.result(result, directory, how, config)
     return Outcome("done", directory, result=result)
+
+
+def _tidy(directory: Path, outputs: Path) -> None:
+    """Remove what a process killed just after the word `done` would have removed itself."""
+    with suppress(OSError):  # whoever only looks at a run may not be allowed to
+        for path in directory.glob("selected-*.safetensors"):
+            path.unlink(missing_ok=True)
+        remove_dead(lock_of(directory), outputs / ".guard")
 
 
 def _held(directory: Path, held: Held, terminal: Terminal) -> Outcome:

@@ -34,15 +34,14 @@ class StatusConfig:
 
 
 def main(cfg: DictConfig) -> int:
-    """Show the sweep; returns 1 if a point has failed, else 0."""
+    """Show the sweep; returns 1 if a point has failed or is damaged, else 0."""
     config = check(cfg, StatusConfig)
 
     from spurcor.slurm import Unanswered
-    from spurcor.sweeps import states
 
     found: Sequence[PointState]
     try:
-        found = states(config.paths.outputs, config.sweep)
+        found = _look(config)
     except Unanswered as error:
         raise RunError(f"SLURM does not answer: {error}") from error
     if config.watch:
@@ -51,7 +50,13 @@ def main(cfg: DictConfig) -> int:
         from spurcor.console import Terminal
 
         Terminal().console.print(_page(found))
-    return int(any(one.status == "failed" for one in found))
+    return int(any(one.status in ("failed", "damaged") for one in found))
+
+
+def _look(config: StatusConfig) -> Sequence["PointState"]:
+    from spurcor.sweeps import inspected, states
+
+    return [inspected(one) for one in states(config.paths.outputs, config.sweep)]
 
 
 def _watch(config: StatusConfig, found: Sequence["PointState"]) -> Sequence["PointState"]:
@@ -60,17 +65,17 @@ def _watch(config: StatusConfig, found: Sequence["PointState"]) -> Sequence["Poi
 
     from spurcor.console import Terminal
     from spurcor.slurm import Unanswered
-    from spurcor.sweeps import UNDER_WAY, states
+    from spurcor.sweeps import UNDER_WAY
 
     def sorted_page() -> "Group":
-        order = ("running", "queued", "held", "failed", "interrupted", "missing", "done")
+        order = ("running", "queued", "held", "failed", "damaged", "interrupted", "missing", "done")
         return _page(sorted(found, key=lambda one: order.index(one.status)))
 
     with Live(sorted_page(), console=Terminal().console, auto_refresh=False) as live:
         while any(one.status in UNDER_WAY for one in found):
             time.sleep(config.seconds)
             try:
-                found = states(config.paths.outputs, config.sweep)
+                found = _look(config)
             except Unanswered:  # what was last seen stays
                 continue
             live.update(sorted_page(), refresh=True)

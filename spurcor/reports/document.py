@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from spurcor.reports.drawings import Drawing
 from spurcor.reports.options import Options
-from spurcor.reports.render import markdown
+from spurcor.reports.render import literal, markdown
 from spurcor.reports.selection import ORACLE
 from spurcor.reports.tables import Table
 from spurcor.reports.trials import Collection, Missing, show_value
@@ -76,4 +76,4 @@ def _absent(found: Collection) -> Iterator[str]:
     if found.missing or found.skipped:
         yield f"## Not in the tables: {len(found.missing)} not done, {len(found.skipped)} unusable"
     if lines := absent(found.missing, found.skipped):
-        yield "\n".join(f"- {line}" for line in lines)
+        yield "\n".join(f"- {literal(line)}" for line in lines)

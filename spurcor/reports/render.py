@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 BEGIN_BOLD, END_BOLD = "\x01", "\x02"  # what LaTeX's special characters are escaped around
+# What Markdown takes for more than a character; an underscore does no harm within a word.
+MARKS = re.compile(r"[\\`*<|]|\b_|_\b")
 TEX = {BEGIN_BOLD: r"\textbf{", END_BOLD: "}", "±": r"$\pm$"}
 
 
@@ -32,12 +35,15 @@ def markdown(table: Table) -> str:
     from tabulate import tabulate  # type: ignore[import-untyped]
 
     columns = _shown(table)
-    rows = [
-        [" ".join(show(record.get(key)).replace("|", "\\|").split()) for key in columns]
-        for record in table.records
-    ]
+    rows = [[literal(show(record.get(key))) for key in columns] for record in table.records]
     alignment = [_alignment(table, key) for key in columns]
-    return str(tabulate(rows, columns, "pipe", colalign=alignment, disable_numparse=True))
+    heads = [literal(key) for key in columns]
+    return str(tabulate(rows, heads, "pipe", colalign=alignment, disable_numparse=True))
+
+
+def literal(text: str) -> str:
+    """A text as Markdown shows it: names may hold whatever a folder's may."""
+    return MARKS.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def latex(table: Table) -> str:
