@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 DEVICE_SHARE = 0.5  # of a device's free memory that images may take
 
 
+FEW = 10  # samples of a group, below which its accuracy, or what is fitted to it, is noise
+
+
 class Split(StrEnum):
     """TARGET trains (DFR, SCALE), VAL selects, TEST reports."""
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spurcor.data import GroupSpec, Split
+from spurcor.data import FEW, GroupSpec, Split
 from spurcor.errors import RunError, UserError
 from spurcor.heads import Array, Indices, Linear, Problem, Regression, Scale, Table, average
 from spurcor.metrics import GroupMetrics, group_metrics, none_if_undefined
@@ -26,7 +26,6 @@ from spurcor.sgd_head import SgdOptions, fit_sgd
 __all__ = ["Dfr", "Fit", "Linear", "Table"]
 
 log = logging.getLogger(__name__)
-FEW = 10  # samples of a group, below which its accuracy, or what is fitted to it, is noise
 
 
 @dataclass(frozen=True)

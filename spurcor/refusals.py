@@ -1,11 +1,15 @@
 """What a run is refused for before anything is written: it would fail, or say nothing, later."""
 
+import logging
 from typing import Any
 
 from spurcor.config import MACHINE, Node, TrainConfig, TrainOptions, content, flat, nearest, plain
-from spurcor.data import Split, Splits
+from spurcor.data import FEW, Split, Splits
 from spurcor.errors import UserError
 from spurcor.method import Method
+
+log = logging.getLogger(__name__)
+GROUPED = ("worst", "balanced", "group/", "aligned", "conflicting")  # criteria that read groups
 
 
 def refuse_impossible(node: Node, splits: Splits, method: Method) -> None:
@@ -64,6 +68,25 @@ def refuse_blind_selection(options: TrainOptions, splits: Splits) -> None:
                 f" {max(in_val, in_test)} in {has}, so its accuracy would not count; give {lacks}"
                 f" more samples, or say {key}=val/average"
             )
+
+
+def warn_of_few(options: TrainOptions, splits: Splits) -> None:
+    """The accuracy of a group with few samples is noise, and so is what it selects."""
+    val = splits.data.get(Split.VAL)
+    criterion = options.selection.partition("/")[2]
+    if val is None or val.spec.task == "multilabel" or not criterion.startswith(GROUPED):
+        return
+    counts = zip(val.spec.names, val.group_counts.tolist(), strict=True)
+    of = criterion.removeprefix("group/") if criterion.startswith("group/") else None
+    few = [f"{n} of {name}" for name, n in counts if 0 < n < FEW and of in (None, name)]
+    if few:
+        log.warning(
+            "train.selection=%s: val has %s; fewer than %d samples of a group are noise, and so is"
+            " what they select",
+            options.selection,
+            ", ".join(few),
+            FEW,
+        )
 
 
 def refuse_blind_stopping(options: TrainOptions, method: Method) -> None:

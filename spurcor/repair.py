@@ -1,6 +1,7 @@
 """Deep Feature Reweighting of a finished run: features from its network, results to its folder."""
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,13 @@ from spurcor.method import Method
 from spurcor.metrics import apply
 from spurcor.tracking import Record, Trackers
 from spurcor.trainer import untouched
+
+log = logging.getLogger(__name__)
+# Of a repair that came to nothing; the run itself is as finished as any.
+NO_FIGURES: dict[str, Any] = {
+    **{"c": None, "class_weight": None, "tuning": []},
+    **{"val": None, "test": None, "tests": {}, "val_is": "none"},
+}
 
 
 def repair(
@@ -73,12 +81,14 @@ def _make(folder: Path, seed: int, node: Node, splits: Splits, method: Method) -
     checkpoint.load_weights(method, folder.parents[1] / name)
     folder.mkdir(parents=True, exist_ok=True)
     features = _features(dfr, method.backbone, layer)
+    about = {"options": plain(node.arguments), "layer": layer}
     with untouched(method):
         tables = {name: _table(features, splits, name) for name in dfr.reads}
         try:
             fit = dfr.fit(tables, splits.info.spec, seed, splits.device)
-        except RunError as error:
-            raise RunError(f"{error} (features of layer {layer})") from error
+        except RunError as error:  # the same data would give the same: it is what there is to tell
+            log.warning("%s cannot be fitted: %s (features of layer %s)", folder, error, layer)
+            return {**about, **NO_FIGURES, "note": f"cannot be fitted: {error}"}
         weight = torch.from_numpy(fit.linear.weight).to(splits.device)
         bias = torch.from_numpy(fit.linear.bias).to(splits.device)
         reports = results.predict_all(
@@ -92,8 +102,7 @@ def _make(folder: Path, seed: int, node: Node, splits: Splits, method: Method) -
     draw_tuning(folder / "plots" / "tuning.png", fit, splits.info.spec)
     unseen = dfr.split is not Split.VAL and reports["val"] is not None
     return {
-        "options": plain(node.arguments),
-        "layer": layer,
+        **about,
         "c": fit.c,
         "class_weight": None if fit.class_weight is None else list(fit.class_weight),
         "tuning": list(fit.tuning),

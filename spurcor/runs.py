@@ -38,6 +38,7 @@ from spurcor.refusals import (
     refuse_changed_defaults,
     refuse_impossible,
     refuse_unknown_criterion,
+    warn_of_few,
 )
 from spurcor.repair import refuse_leak, repair, repairing
 from spurcor.results import read_result
@@ -407,6 +408,8 @@ def _train(
             directory,
             ", ".join(other),
         )
+    if method.phases():
+        warn_of_few(config.train, context.splits)
     record = Record.of_run(directory, config)
     trackers.start(record)
     analyses = Analyses.build(config.analysis)

@@ -41,10 +41,11 @@ class Phase(Figures):
     test: Report  # type: ignore[misc]  # it was trained
 
 
-class Repair(Phase):
-    """What a repair has found."""
+class Repair(Figures):
+    """What a repair has found; without figures where nothing could be fitted."""
 
     options: dict[str, Any]
+    note: NotRequired[str | None]
 
 
 class Found(TypedDict):

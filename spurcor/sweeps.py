@@ -304,7 +304,7 @@ def figures(state: PointState) -> tuple[float | None, float | None]:
     except (UserError, OSError):  # none yet, or damaged, as `inspected` says
         return None, None
     repairs = [need.split("/")[1] for need in state.entry["needs"] if need.startswith("dfr/")]
-    repaired = [result["dfr"].get(name, {}).get("test", {}).get("worst") for name in repairs]
+    repaired = [(result["dfr"].get(name, {}).get("test") or {}).get("worst") for name in repairs]
     worst = None if result["test"] is None else result["test"]["worst"]
     return worst, repaired[0] if repaired else None
 

@@ -294,3 +294,31 @@ def test_nested_options_are_columns_of_reports():
     part = {"options": {"head": "sgd", "sgd": {"lr": 0.1}}, "val": report, "test": report}
     ((_, (options, _)),) = _repairs({"target-1": part})
     assert options == {"dfr.head": "sgd", "dfr.sgd.lr": 0.1}
+
+
+def test_a_repair_that_cannot_be_fitted_leaves_the_run_in_its_tables(
+    command_line, tmp_path, monkeypatch
+):
+    """Its half of 3 images has one class: told, recorded, and no reason to hide the run."""
+    outputs = tmp_path / "outputs"
+    impossible = ("dfr=val", "dataset.num_val=4", "dfr.balance=none")
+    command = (*QUICK, "sweep=told", *impossible, "train.selection=val/average", "seed=0")
+    ended = command_line.run("train", *command, f"paths.outputs={outputs}")
+    assert ended.code == 0, ended.err
+    assert "cannot be fitted" in ended.err
+    run = run_of(outputs)
+    ((name, part),) = parts(run).items()
+    assert part["test"] is None
+    assert "no sample of class" in part["note"]
+    again = command_line.run("train", *command, f"paths.outputs={outputs}")
+    assert again.code == 0
+    assert "was done before" in again.out
+    status = command_line.run("status", "sweep=told", f"paths.outputs={outputs}")
+    assert "done" in status.out
+    report = command_line.run("report", "sweep=told", f"paths.outputs={outputs}")
+    assert report.code == 0, report.err
+    written = (outputs / "reports" / "told" / "report.md").read_text()
+    assert name in written
+    assert "no sample of class" in written
+    result = json.loads((run / "result.json").read_text())
+    assert f"{100 * result['test']['worst']:.1f}" in written

@@ -4,7 +4,11 @@ import math
 import random
 
 import pytest
+import torch
+from training import read
 
+from spurcor.data import Splits
+from spurcor.refusals import warn_of_few
 from spurcor.selection import Best, best_epoch, default_criterion, score
 
 
@@ -126,3 +130,22 @@ def test_the_average_stands_in_where_there_are_no_groups():
     assert default_criterion({"val/worst": 0.0, "val/average": 0.5}, "val/worst") == "val/worst"
     assert default_criterion({"val/average": 0.5}, "val/balanced") == "val/balanced"
     assert default_criterion({}, "val/worst") == "val/worst"
+
+
+@pytest.mark.parametrize(
+    ("selection", "told"),
+    [("val/worst", True), ("val/group/small/red", True), ("val/average", False)],
+)
+def test_groups_that_are_too_small_to_select_by_are_told_with_their_counts(selection, told, caplog):
+    cfg = read("dataset.num_val=12", f"train.selection={selection}")
+    splits = Splits.load(cfg.dataset.build(), cfg.paths.data, torch.device("cpu"))
+    warn_of_few(cfg.train, splits)
+    count = int(splits["val"].group_counts[0])
+    assert 0 < count < 10
+    assert [f"{count} of small/red" in message for message in caplog.messages] == [True] * told
+
+
+def test_groups_of_ten_are_not_told(caplog):
+    cfg = read()
+    warn_of_few(cfg.train, Splits.load(cfg.dataset.build(), cfg.paths.data, torch.device("cpu")))
+    assert caplog.messages == []

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Run:
     seconds: float
     commit: str
     moved: bool
+    notes: Mapping[str, str] = field(default_factory=dict)  # what must be said of a repair
 
 
 def number(row: Row, key: str) -> float | None:
@@ -64,6 +65,9 @@ def read_run(directory: Path) -> Run:
             tests=tuple(tests),
             rows=_last_phase(directory, result),
             repairs=dict(_repairs(_mapping(result.get("dfr", {})))),
+            notes={
+                k: part["note"] for k, part in result.get("dfr", {}).items() if part.get("note")
+            },
             measured=dict(_measured(_mapping(result.get("analysis", {})))),
             images=int(run["images_seen"]) + int(run.get("origin_images_seen", 0)),
             seconds=float(run["seconds"]),

@@ -114,6 +114,11 @@ def collect(outputs: Path, sweeps: Sequence[str], *, all_repairs: bool = False) 
         others += len(run.repairs) - len(own)
         measured = {k: v for k, v in run.measured.items() if k in wanted}
         runs[i] = replace(run, repairs=own, measured=measured)
+        notes += [
+            f"DFR `{name}` of {run.identity}/seed{run.seed}: {note}."
+            for name, note in run.notes.items()
+            if name in own
+        ]
     if others:
         notes.append(
             f"{others} repairs of these runs were made outside the sweep and are left out;"
