@@ -62,9 +62,9 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
     except Exception as error:
         if show_trace or not (isinstance(error, TOLD) or _from_hydra(error)):
             raise
-        cause = error.__cause__
-        if isinstance(cause, UserError) and not isinstance(error, PointError):
-            error = cause  # while Hydra built a launcher
+        if not isinstance(error, UserError | RunError | PointError):
+            # While Hydra built a launcher.
+            error = error.__cause__ if isinstance(error.__cause__, UserError) else error
         print(f"spurcor: {_one_line(_sentence(error, command))}", file=sys.stderr)
         return 1 if isinstance(error, RunError) else 2
     except SystemExit as ended:  # Hydra has said why
@@ -99,6 +99,7 @@ class _Command:
         composition.install()
         arguments = get_args_parser().parse_intermixed_args(sys.argv[1:])
         self.overrides = list(arguments.overrides)
+        self.config_name = arguments.config_name or self.config_name
         _refuse_flags(arguments)
         for override in self.overrides:
             _refuse_no_option(override)
@@ -106,7 +107,7 @@ class _Command:
             print(_help(self.config_name, self.overrides))
             return
         Plugins.instance().class_name_to_class.update(launcher.PLUGINS)
-        sys.argv[1:] = _flags_first(sys.argv[1:])
+        sys.argv[1:] = ["--hydra-help"] if arguments.hydra_help else _flags_first(sys.argv[1:])
         decorate = hydra.main(
             version_base="1.3", config_path=str(config.CONF), config_name=self.config_name
         )
@@ -157,7 +158,7 @@ def _refuse_flags(arguments: argparse.Namespace) -> None:
 
 def _refuse_no_option(override: str) -> None:
     """A value that is no option of its group, which Hydra ends in a traceback over."""
-    parsed = OverridesParser.create().parse_override(override)
+    (parsed,) = OverridesParser.create().parse_overrides([override])
     key = parsed.key_or_group
     if key == "hydra" and not parsed.is_delete():
         raise UserError(f"{override} replaces all of Hydra's own; name a key, as in hydra.run.dir")
@@ -246,27 +247,33 @@ def _explain(error: BaseException, config_name: str, overrides: list[str]) -> st
         return _missing_option(match[1])
     if isinstance(error, OverrideParseException):
         return _unreadable(error)
-    if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'\s", text):
-        return _swept(match[1])
+    if match := re.search(r"(Ambiguous value for argument|Sweep parameters) '(.*?)'\s", text):
+        return _swept(match[2], listed=match[1].startswith("Ambiguous"))
     if match := re.search(r"Could not (?:override|delete from config\. ) ?'([^']+)'", text):
-        return _unknown_override(match[1], config_name, overrides)
+        inner = re.search(r"full_key: (\S+)", f"{text}\n{error.__cause__}")
+        key = inner[1] if inner and inner[1].startswith(f"{match[1]}.") else match[1]
+        return _unknown_override(key, config_name, overrides)
     if match := re.search(r"An item is already at '([^']+)'", text):
         return _added_twice(match[1], overrides)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    first = lines[0] if lines else type(error).__name__
+    return _first_words(error)
+
+
+def _first_words(error: BaseException) -> str:
+    """The line that says most of what Hydra or a library of it says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, HydraException | OmegaConfBaseException):
+        said = lines[: 2 if lines and lines[0].endswith(":") else 1] or [type(error).__name__]
         cause = str(error.__cause__ or "").strip().splitlines()
-        return ": ".join([first, *cause[:1]])
-    return f"Hydra cannot do this ({type(error).__name__}: {first})"
+        return " ".join(said) + "".join(f": {line}" for line in cause[:1] if line not in said[0])
+    where = traceback.extract_tb(error.__traceback__)[-1].line  # of an assertion without words
+    return f"Hydra cannot do this ({type(error).__name__}: {' '.join(lines[:3]) or where})"
 
 
-def _swept(override: str) -> str:
+def _swept(override: str, *, listed: bool) -> str:
     """Several values where one is wanted."""
     key, _, value = override.partition("=")
-    return (
-        f"{override} is several values; add -m to run each of them, or say {key}=[{value}] where a"
-        " list is meant"
-    )
+    hint = f", or say {key}=[{value}] where a list is meant" if listed else ""
+    return f"{override} is several values; add -m to run each of them{hint}"
 
 
 def _unreadable(error: OverrideParseException) -> str:

@@ -608,8 +608,8 @@ def _check_node(path: str, value: Any, problems: list[str]) -> Node | None:
     group = path.partition(".")[0]
     bases = {f"{base.__module__}.{base.__qualname__}" for base in owner.__mro__}
     role = ROLES.get(path) or ROLES.get(f"{group}.*")
-    # The role itself is a contract, not a part that keeps it.
-    if role not in bases or inspect.isabstract(owner) or role == value["_target_"]:
+    contract = inspect.isabstract(owner) or getattr(owner, "_is_protocol", False)
+    if role not in bases or contract:
         name = path.rpartition(".")[2] if path in ROLES else group
         problems.append(f"{path}._target_={value['_target_']} is no {name}")
         return None

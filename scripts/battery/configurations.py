@@ -49,12 +49,13 @@ SOUND = (0, 1, 2, 3, 130)  # exit codes that spurcor gives
 QUICK = ("tracker=none", "dataset.subset_size=60", "backbone=mlp", "backbone.width=8")
 PLAIN = (
     "null", "5", "-1", "0", "1.5", "nan", "inf", "-inf", "1e300", "100000000",
-    "99999999999999999999", "true", "text", "''", "[]", "{}", "[1]", "[-1]", "[null]", "[[1]]", "{a: 1}", "[a,b]", "???",
-    "${seed}", "${nosuch}", "${oc.env:NOSUCH}", "${oc.decode:x}", "${choice:1}", "${", "}", "a b",
-    "a,b", "0,1", "range(3)", "range(0,3,0)", "glob(*)", "choice(1,2)", "interval(0,1)",
-    "sort(2,1)", "shuffle(1,2)", "tag(a,1)", "int(x)", "1\r", "a\n", "a\tb", "é", "\udcff", "'\"'", "a=b", "a:b",
-    "=", "\\", "%s", "../..", "/dev/null", "/", "~", "meta", "xla", "mps", "cuda:99",
-    "vulkan", "cpu:7", "val/group/nope", "val/worst", "{_target_: torch.nn.Identity}", "{_target_: 5}", "x" * 300,
+    "99999999999999999999", "true", "text", "''", "[]", "{}", "[1]", "[-1]", "[null]", "[[1]]",
+    "{a: 1}", "[a,b]", "???", "${seed}", "${nosuch}", "${oc.env:NOSUCH}", "${oc.decode:x}",
+    "${choice:1}", "${", "}", "a b", "a,b", "0,1", "range(3)", "range(0,3,0)", "glob(*)",
+    "choice(1,2)", "interval(0,1)", "sort(2,1)", "shuffle(1,2)", "tag(a,1)", "int(x)", "1\r",
+    "a\n", "a\tb", "é", "\udcff", "'\"'", "a=b", "a:b", "=", "\\", "%s", "../..", "/dev/null",
+    "/", "~", "meta", "xla", "mps", "cuda:99", "vulkan", "cpu:7", "val/group/nope", "val/worst",
+    "{_target_: torch.nn.Identity}", "{_target_: 5}", "x" * 300,
 )  # fmt: skip
 FLAGS = (
     ("-m",), ("--cfg", "job"), ("--cfg", "hydra"), ("--cfg", "all"), ("--info",), ("--resolve",),
@@ -66,11 +67,12 @@ FLAGS = (
 )  # fmt: skip
 HYDRA = (
     "hydra", "hydra.mode", "hydra.launcher", "hydra/launcher", "hydra.sweeper", "hydra/sweeper",
-    "hydra.callbacks", "hydra.job_logging", "hydra.hydra_logging", "hydra/job_logging", "hydra.job",
-    "hydra.sweep.dir", "hydra.run", "hydra.run.dir", "hydra.job.chdir", "hydra.verbose",
-    "hydra.help", "hydra.output_subdir", "hydra.searchpath", "hydra.job.env_set", "hydra.job.env_copy",
-    "hydra.launcher.n_jobs", "hydra.launcher._target_", "hydra.sweeper.points", "hydra.runtime",
-    "hydra.sweeper.params", "hydra.overrides", "hydra/callbacks", "hydra/env", "hydra.job.name",
+    "hydra.callbacks", "hydra.job_logging", "hydra.hydra_logging", "hydra/job_logging",
+    "hydra.job", "hydra.sweep.dir", "hydra.run", "hydra.run.dir", "hydra.job.chdir",
+    "hydra.verbose", "hydra.help", "hydra.output_subdir", "hydra.searchpath", "hydra.job.env_set",
+    "hydra.job.env_copy", "hydra.launcher.n_jobs", "hydra.launcher._target_",
+    "hydra.sweeper.points", "hydra.runtime", "hydra.sweeper.params", "hydra.overrides",
+    "hydra/callbacks", "hydra/env", "hydra.job.name",
 )  # fmt: skip
 LAUNCHERS = ("in_process", "local_pool", "slurm", "basic", "submitit_local", "submitit_slurm")
 EVIL = """
@@ -226,7 +228,7 @@ def child(line: Line, folder: Path) -> int:
         return 1
 
 
-def carry_out(line: Line, folder: Path) -> str:
+def carry_out(line: Line, folder: Path, verbose: bool) -> str:
     """What is wrong with how a command line ended; nothing if it is sound."""
     canary = folder / "canary"
     os.environ["CANARY"] = str(canary)
@@ -249,6 +251,8 @@ def carry_out(line: Line, folder: Path) -> str:
         os.killpg(pid, signal.SIGKILL)  # and what it has started
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     said = "".join((folder / name).read_text(errors="replace") for name in ("out", "err"))
+    if verbose:
+        print(f"{line}\n  {code}: {said.strip()[-200:]}", flush=True)
     if canary.exists():
         canary.unlink()
         return "foreign code ran"
@@ -281,6 +285,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, help="of command lines, at most")
+    parser.add_argument("--verbose", action="store_true", help="show what every one says")
     options = parser.parse_args()
     config.register()
     failed: Counter[str] = Counter()
@@ -290,7 +295,7 @@ def main() -> int:
         end, count = time.monotonic() + options.seconds, 0
         while time.monotonic() < end and count != options.count:
             line, count = generator.line(), count + 1
-            if wrong := carry_out(line, folder):
+            if wrong := carry_out(line, folder, options.verbose):
                 failed[wrong.partition(":")[0]] += 1
                 print(f"{line}\n  {wrong}\n", flush=True)
     print(f"seed {options.seed}: {count} command lines, {dict(failed) or 'all sound'}")
