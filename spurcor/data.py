@@ -7,6 +7,7 @@ Group numbers are g = y * A + a. With `task: multilabel`, y is (B, L) and there 
 
 import functools
 import hashlib
+import itertools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -53,6 +54,26 @@ class GroupSpec:
     attributes: tuple[str, ...]
     aligned: tuple[int, ...] = ()  # per class, the attribute value usually seen with it
     task: Literal["multiclass", "multilabel"] = "multiclass"
+
+    def __post_init__(self) -> None:
+        """Names are keys of results: two that coincide would share a figure."""
+        for what, names in (("class", self.classes), ("attribute value", self.attributes)):
+            if unfit := [name for name in names if not name.strip() or not name.isprintable()]:
+                raise UserError(
+                    f"one {what} is called {unfit[0]!r}; give it a name that can be read"
+                )
+            if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+                raise UserError(f"the {what} '{twice[0]}' is named twice; rename one")
+        if self.task == "multilabel":
+            return
+        known: dict[str, str] = {}
+        for c, a in itertools.product(self.classes, self.attributes):
+            described = f"class '{c}' with attribute value '{a}'"
+            if (other := known.setdefault(f"{c}/{a}", described)) != described:
+                raise UserError(
+                    f"two groups are called '{c}/{a}': {other}, and {described}; rename one of"
+                    " them, without '/'"
+                )
 
     @property
     def num_classes(self) -> int:

@@ -27,11 +27,12 @@ class DataSource(ABC):
     """What a file in conf/dataset builds: a data set, with the options that every one of them has.
 
     `drop_groups` (class/attribute) leave TRAIN. `target_fraction` of VAL, or of TRAIN
-    (`target_from`), per group, becomes TARGET. `num_train`, `num_val`, `num_test` (also of named
-    test sets) keep at most that many samples in the proportions of the groups, at least one of
-    each; `subset_size` is all three. `split_seed` draws them. `store` keeps images on `disk`
-    (memory-mapped), in `memory` or on the training `device`; `workers` processes read batches
-    ahead.
+    (`target_from`; there in the place of a TARGET that the data set has), per group, becomes
+    TARGET. `num_train`, `num_val`, `num_test` (also of named test sets) keep at most that many
+    samples in the proportions of the groups, at least one of each; `subset_size` is all three.
+    `num_target` does so for TARGET; the files have it follow `subset_size`. `split_seed` draws
+    them. `store` keeps images on `disk` (memory-mapped), in `memory` or on the training `device`;
+    `workers` processes read batches ahead.
     """
 
     transform: Transform
@@ -41,6 +42,7 @@ class DataSource(ABC):
     num_train: int | None = None
     num_val: int | None = None
     num_test: int | None = None
+    num_target: int | None = None  # not by `subset_size`: older runs were not cut by that
     drop_groups: tuple[str, ...] = ()
     split_seed: int = 0
     store: Literal["disk", "memory", "device"] = "device"
@@ -49,7 +51,7 @@ class DataSource(ABC):
     def __post_init__(self) -> None:
         if not 0 <= self.target_fraction < 1:
             raise ValueError(f"target_fraction={self.target_fraction} must be at least 0, below 1")
-        for name in ("subset_size", "num_train", "num_val", "num_test"):
+        for name in ("subset_size", "num_train", "num_val", "num_test", "num_target"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
@@ -87,21 +89,22 @@ class DataSource(ABC):
         origin = {name: name for name in groups}
         kept[Split.TRAIN] = self._without_dropped(groups[Split.TRAIN], spec)
         if self.target_fraction:
-            if Split.TARGET in groups:
+            if Split.TARGET in groups and self.target_from == "val":
                 raise UserError(
                     f"dataset.target_fraction={self.target_fraction}: this data set has a TARGET of"
-                    " its own; say dataset.target_fraction=0"
+                    " its own; say dataset.target_fraction=0, or dataset.target_from=train to have"
+                    " a share of TRAIN in its place"
                 )
             origin[Split.TARGET] = self.target_from
             remaining = kept[self.target_from]
             rest, taken = self._take_target(groups[self.target_from][remaining])
             kept[self.target_from], kept[Split.TARGET] = remaining[rest], remaining[taken]
-        keys = {str(Split.TRAIN): "num_train", str(Split.VAL): "num_val"}
-        for name in groups:
+        keys = {name: f"num_{name}" for name in map(str, (Split.TRAIN, Split.VAL, Split.TARGET))}
+        for name in kept:
             key = keys.get(name, "num_test")
-            size = getattr(self, key) or self.subset_size
-            if name != Split.TARGET and size is not None and size < len(kept[name]):
-                g = groups[name][kept[name]]
+            size = getattr(self, key) or (self.subset_size if name != Split.TARGET else None)
+            if size is not None and size < len(kept[name]):
+                g = groups[origin[name]][kept[name]]
                 kept[name] = kept[name][self._stratified(name, g, size, key)]
         return {name: (origin[name], positions) for name, positions in kept.items()}
 

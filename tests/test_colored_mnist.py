@@ -98,6 +98,25 @@ def test_splits_share_no_image(splits):
     assert sources.unique().numel() == len(sources) == 260
 
 
+def test_target_may_be_left_out(splits, root):
+    without = load(root, target_size=0)
+    assert list(without) == ["train", "val", "test"]
+    assert without["val"].fingerprint == splits["val"].fingerprint
+    assert without["train"].group_counts.tolist() == splits["train"].group_counts.tolist()
+
+
+@pytest.mark.parametrize("target_size", [20, 0])
+def test_target_may_be_a_share_of_train(splits, root, target_size):
+    options = {"target_from": "train", "target_fraction": 0.2, "target_size": target_size}
+    clean = ColoredMnist(**{**SMALL, **options}).splits(root)
+    assert clean["target"].group_counts.tolist() == [18, 2, 2, 18]
+    assert clean["train"].group_counts.tolist() == [72, 8, 8, 72]
+    sources = torch.cat([clean[name].source for name in ("train", "target")])
+    assert sources.unique().numel() == 200
+    if target_size:
+        assert set(sources.tolist()) == set(splits["train"].source.tolist())
+
+
 def test_train_changes_nothing_held_out(splits, root):
     other = load(root, train_correlation=0.2, train_size=100)
     changed = [n for n in splits if splits[n].fingerprint != other[n].fingerprint]
@@ -126,7 +145,9 @@ def test_the_split_is_drawn_by_its_seed_alone(root):
         ({"train_size": 0}, "train_size=0 must be at least 1"),
         ({"test_size": -8}, "test_size=-8 must be at least 1"),
         ({"val_size": 30}, "val_size=30 must be a multiple of 4"),
-        ({"target_size": 0}, "target_size=0 must be a multiple of 4"),
+        ({"val_size": 0}, "val_size=0 must be a multiple of 4, .* at least 4"),
+        ({"target_size": 6}, "target_size=6 must be a multiple of 4"),
+        ({"target_size": -4}, "target_size=-4 must be a multiple of 4, .* at least 0"),
     ],
 )
 def test_bad_options_are_refused(options, sentence):

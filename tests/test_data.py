@@ -52,6 +52,38 @@ def test_groups_are_numbered_class_by_class():
     assert (SPEC.num_classes, SPEC.num_groups) == (2, 6)
 
 
+@pytest.mark.parametrize(
+    ("classes", "attributes", "sentence"),
+    [
+        (
+            ("a", "a/b"),
+            ("b/c", "c"),
+            "two groups are called 'a/b/c': class 'a' with attribute value 'b/c', and class 'a/b'"
+            " with attribute value 'c'; rename one",
+        ),
+        (("a", "b", "a"), ("x",), "the class 'a' is named twice"),
+        (("a", "b"), ("x", "x"), "the attribute value 'x' is named twice"),
+        (("a", " "), ("x",), "one class is called ' '"),
+        (("a", "b"), ("x", ""), "one attribute value is called ''"),
+        (("a", "b\n"), ("x",), r"one class is called 'b\\n'"),
+    ],
+)
+def test_names_that_coincide_or_cannot_be_read_are_refused(classes, attributes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        GroupSpec(classes, attributes)
+
+
+def test_names_with_strokes_that_tell_groups_apart_are_taken():
+    spec = GroupSpec(("a", "a/b"), ("x", "y/z"))
+    assert spec.names == ["a/x", "a/y/z", "a/b/x", "a/b/y/z"]
+
+
+def test_a_label_is_named_once():
+    assert GroupSpec(("a", "b"), (), task="multilabel").names == ["a", "b"]
+    with pytest.raises(UserError, match="the class 'a' is named twice"):
+        GroupSpec(("a", "a"), (), task="multilabel")
+
+
 def test_aligned_groups():
     assert SPEC.is_aligned().tolist() == [False, False, True, True, False, False]
     assert not GroupSpec(("a", "b"), ("x",)).is_aligned().any()

@@ -69,6 +69,17 @@ def test_a_data_set_is_drawn_by_its_seed_and_by_nothing_else(name, root):
 
 
 @pytest.mark.parametrize("name", DATASETS)
+def test_a_share_of_train_may_become_target(name, root):
+    """Also in the place of a TARGET that the data set has."""
+    whole = config(name, root).dataset.build().splits(root)["train"]
+    typed = ("dataset.target_from=train", "dataset.target_fraction=0.5")
+    splits = config(name, root, *typed).dataset.build().splits(root)
+    rows = [tuple(r) for s in ("train", "target") for r in splits[s].source.view(-1, 1).tolist()]
+    assert sorted(rows) == sorted(tuple(r) for r in whole.source.view(-1, 1).tolist())
+    assert len(splits["train"]) + len(splits["target"]) == len(whole)
+
+
+@pytest.mark.parametrize("name", DATASETS)
 def test_training_on_a_data_set_resumes_exactly_in_an_epoch(name, root, tmp_path):
     """With a process that reads ahead for the run that is interrupted."""
     cfg = config(name, root, "train.checkpoint_seconds=0", "dataset.subset_size=24")

@@ -141,3 +141,17 @@ def test_another_table_makes_another_run(absolute, tmp_path):
     assert read(*command).identity == before
     edit(table, lambda lines: cell(lines, 5, 1, "air"))
     assert read(*command).identity != before
+
+
+@pytest.mark.parametrize(
+    ("y", "a", "sentence"),
+    [
+        (("a", "a/b"), ("b/c", "c"), "two groups are called 'a/b/c'"),
+        (("1", "1.0"), ("x", "z"), "y has 1 and 1.0, which are one number"),
+        (("x", "z"), ("00", "0"), "which are one number"),
+    ],
+)
+def test_names_of_groups_that_coincide_are_refused(tmp_path, y, a, sentence):
+    values = {"y": y, "a": a}
+    made.put(tmp_path / "mine", own(ROWS, label=lambda key, value: values[key][value]))
+    told(folder(), tmp_path, str(tmp_path / "mine/labels.csv"), sentence)

@@ -209,6 +209,12 @@ def test_options_are_typed_on_the_command_line():
 # --- the real thing -------------------------------------------------------------------------------
 
 
+def test_target_may_be_left_out(root):
+    splits = load(root, target_per_class=0)
+    assert "target" not in splits
+    assert splits["val"].group_counts.tolist() == load(root)["val"].group_counts.tolist()
+
+
 @pytest.mark.real_data
 def test_real_numbers(data_root):
     """5,949 nines and 6,265 sevens; 1,009 and 1,028 in the test set."""

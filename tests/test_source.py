@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from photos import write_photos
+from training import read
 
 from spurcor.data import GroupedDataset, GroupSpec, Splits, members_by
 from spurcor.errors import UserError
@@ -122,6 +123,23 @@ def test_sizes_are_taken_after_target():
     assert len(data["val"]) == 8
 
 
+def test_the_size_of_target_is_its_own():
+    """Files have it follow `subset_size`; of older runs, which lack it, nothing is cut."""
+    data = made(target_fraction=0.5, num_target=8)
+    assert counts(data["target"]) == [3, 3, 1, 1]
+    assert len(data["val"]) == 26
+    whole = made(target_fraction=0.5)["target"].source.tolist()
+    assert set(data["target"].source.tolist()) < set(whole)
+    assert len(made(target_fraction=0.5, subset_size=8)["target"]) == 26
+
+
+@pytest.mark.parametrize(("typed", "size"), [((), None), (("dataset.subset_size=8",), 8)])
+def test_files_have_the_size_of_target_follow_the_subset(typed, size):
+    arguments = read("dataset=digits", *typed).dataset.arguments
+    assert arguments["num_target"] == size
+    assert "num_target" not in read("dataset=digits").dataset.hashed()
+
+
 def test_dropped_groups_leave_train_alone():
     data = made(drop_groups=("land/sea", "water/forest"))
     assert counts(data["train"]) == [60, 0, 0, 32]
@@ -181,8 +199,15 @@ def test_bad_options_are_refused_in_a_sentence(options, sentence):
 
 def test_a_data_set_with_a_target_needs_no_share_of_val():
     source = Made(target_fraction=0.5)
+    groups = dict.fromkeys(("train", "target", "val"), torch.zeros(4))
     with pytest.raises(UserError, match="has a TARGET of its own; say dataset"):
-        source.select(dict.fromkeys(("train", "target", "val"), torch.zeros(4)), SPEC)
+        source.select(groups, SPEC)
+    clean = Made(target_fraction=0.5, target_from="train").select(groups, SPEC)
+    assert {name: (of, len(rows)) for name, (of, rows) in clean.items()} == {
+        "train": ("train", 2),
+        "target": ("train", 2),
+        "val": ("val", 4),
+    }
 
 
 # --- photographs ----------------------------------------------------------------------------------

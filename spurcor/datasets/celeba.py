@@ -81,8 +81,11 @@ class CelebAScale(DataSource):
             raise ValueError(f"target_size={self.target_size} must be a multiple of 4, at least 4")
         if self.majority_size < 1:
             raise ValueError(f"majority_size={self.majority_size} must be at least 1")
-        if self.target_fraction:
-            raise ValueError("target_fraction must be 0: target_size takes TARGET from TRAIN")
+        if self.target_fraction and self.target_from == "val":
+            raise ValueError(
+                f"target_fraction={self.target_fraction} must be 0: target_size takes TARGET from"
+                " the official TRAIN; target_from=train takes it from what is trained on"
+            )
 
     def load(self, root: Path) -> Photographs:
         """The official data set, with the roles of hair colour and gender exchanged."""

@@ -25,7 +25,8 @@ class ColoredMnist(DataSource):
     rounding leaves going to the largest, where 4 pi(y, a) = 1 + y E[y] + a E[a] + y a E[ya] and
     E[ya] = correlation + E[y] E[a]: the correlation is a covariance, E[y] and E[a] are the
     marginals. There is no official validation split: VAL and TARGET are balanced and held out of
-    MNIST-train first, so that no option of TRAIN changes them.
+    MNIST-train first, so that no option of TRAIN changes them; a `target_size` of 0 leaves TARGET
+    out.
     Source: kodai-utsunomiya-mdl/spurious-feature-analysis_v2, data_loader.py.
     """
 
@@ -46,10 +47,11 @@ class ColoredMnist(DataSource):
         for name in ("train_size", "test_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("val_size", "target_size"):
-            if getattr(self, name) < 4 or getattr(self, name) % 4:
+        for name, least in (("val_size", 4), ("target_size", 0)):
+            if getattr(self, name) < least or getattr(self, name) % 4:
                 raise ValueError(
-                    f"{name}={getattr(self, name)} must be a multiple of 4, the number of groups"
+                    f"{name}={getattr(self, name)} must be a multiple of 4, the number of groups,"
+                    f" and at least {least}"
                 )
         for part in ("train", "test"):
             self._counts(part)
@@ -86,7 +88,7 @@ class ColoredMnist(DataSource):
         splits: dict[str, GroupedDataset] = {}
         grey, digits = read_mnist(root, train=True)
         left = _members(digits, generator)
-        for name in (Split.VAL, Split.TARGET):
+        for name in (Split.VAL, *[Split.TARGET] * (self.target_size > 0)):
             counts = [int(getattr(self, f"{name}_size")) // 4] * 4
             splits[name], left = self._take(name, grey, left, counts)
         train, _ = self._take(Split.TRAIN, grey, left, self._counts("train"))

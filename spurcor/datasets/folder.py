@@ -53,7 +53,10 @@ class Folder(DataSource):
         classes, y = _labels(table, "y")
         attributes, a = _labels(table, "a")
         aligned = self._aligned(classes, attributes, path)
-        spec = GroupSpec(classes, attributes, aligned)
+        try:
+            spec = GroupSpec(classes, attributes, aligned)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
         return Photographs(spec, images, table.names("filename"), y, a, _members(table))
 
     def _aligned(
@@ -83,6 +86,14 @@ def _labels(table: Table, column: str) -> tuple[tuple[str, ...], Tensor]:
     """Sorted names of a column and the number (M,) of each row's."""
     values = table.filled(column).str.strip()
     found = [str(name) for name in values.unique()]
+    spellings: dict[float, str] = {}
+    for name in found:
+        number = float(name) if re.fullmatch(r"[+-]?\d+\.?\d*", name) else None
+        if number is not None and (other := spellings.setdefault(number, name)) != name:
+            raise UserError(
+                f"{table.path}: {column} has {other} and {name}, which are one number; write it in"
+                " one way"
+            )
     if all(re.fullmatch(r"[+-]?\d+", name) for name in found):
         found.sort(key=lambda name: (int(name), name))
     else:

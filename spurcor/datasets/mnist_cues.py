@@ -62,10 +62,11 @@ class MnistCues(DataSource):
                 value = getattr(self, name)
                 raise ValueError(f"{name}={value} must be between {low} and {high}")
         num_cues = len(self.spec.attributes) - 1
-        for name in ("target_per_class", "val_per_class"):
-            if getattr(self, name) < num_cues:
+        for name, none in (("target_per_class", " or 0"), ("val_per_class", "")):
+            size = getattr(self, name)
+            if size < num_cues and not (none and size == 0):
                 raise ValueError(
-                    f"{name}={getattr(self, name)} must be at least {num_cues}, the number of cues"
+                    f"{name}={size} must be at least {num_cues}, the number of cues{none}"
                 )
 
     def _check_digits(self) -> None:
@@ -119,6 +120,8 @@ class MnistCues(DataSource):
             (Split.VAL, slice(num_target, num_held)),
         ):
             part = [indices[place] for indices in members]
+            if not len(part[0]):  # target_per_class=0
+                continue
             splits[held_out] = self._build(grey, part, self._unbiased([len(m) for m in part]))
 
         grey, labels = read_mnist(root, train=False)
