@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from spurcor.seeding import derive_seed
 from spurcor.tables import Table
 from spurcor.transforms import Transform
 
+Centres = Literal["directions", "features"]  # what a centre is the mean of
 MARK = "# fingerprint of the split: "  # the first line of clusters.csv
 MOST_POINTS = 5000  # of the picture
 
@@ -35,9 +36,10 @@ def represent(backbone: Backbone, data: GroupedDataset, transform: Transform) ->
     return x
 
 
-def cluster(x: Tensor, num_clusters: int, seed: int) -> Tensor:
+def cluster(x: Tensor, num_clusters: int, seed: int, centres: Centres = "directions") -> Tensor:
     """Clusters (N,) of a representation (N, D), on the CPU; the same for the seed of a run."""
-    return spherical_kmeans(x, num_clusters, derive_seed("clusters", seed)).cpu()
+    raw = centres == "features"
+    return spherical_kmeans(x, num_clusters, derive_seed("clusters", seed), raw).cpu()
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig
 
@@ -24,6 +24,7 @@ class ClustersConfig:
     num_clusters: int = 16
     seed: int | None = None
     device: str = "auto"
+    centres: Literal["directions", "features"] = "directions"
 
     def __post_init__(self) -> None:
         if self.num_clusters < 1:
@@ -55,8 +56,9 @@ def main(cfg: DictConfig) -> int:
     checkpoint.load_weights(method, directory / "last.safetensors")
     seed = run.seed if config.seed is None else config.seed
     x = clustering.represent(method.eval().backbone, train, splits.transform)
-    clusters = clustering.cluster(x, config.num_clusters, seed)
-    folder = directory / f"clusters-{config.num_clusters}-seed{seed}"
+    clusters = clustering.cluster(x, config.num_clusters, seed, config.centres)
+    of = "" if config.centres == "directions" else f"-{config.centres}"
+    folder = directory / f"clusters-{config.num_clusters}{of}-seed{seed}"
     clustering.write_clusters(folder, train, clusters)
     found = clustering.describe(folder, folder / "clusters.png", x, train, clusters)
     terminal = Terminal()

@@ -31,6 +31,7 @@ class DebiasingSet:
     clusters: Path | None
     num_clusters: int
     sampling: Sampling
+    centres: clustering.Centres = "directions"
 
     def check(self, run: RunContext) -> None:
         """Clusters can be made, or those given fit TRAIN and hold classes to balance."""
@@ -51,7 +52,7 @@ class DebiasingSet:
         train, folder = run.splits[Split.TRAIN], run.directory / FOLDER
         x = clustering.represent(backbone, train, run.splits.transform)
         if self.clusters is None:
-            clusters = clustering.cluster(x, self.num_clusters, run.seed)
+            clusters = clustering.cluster(x, self.num_clusters, run.seed, self.centres)
         else:
             clusters = clustering.read_clusters(self.clusters, train)
         picture = run.directory / "plots" / "clusters.png"  # where trackers look

@@ -54,6 +54,43 @@ def test_the_clusters_are_those_of_the_reference(seed, num_clusters, monkeypatch
     assert spherical_kmeans(x, num_clusters, seed).tolist() == reference(x, num_clusters, seed)
 
 
+def raw_reference(x, num_clusters, seed):
+    """kmeans_pytorch's: means of the rows as they are, until their movements add up to nothing."""
+    x = x.double()
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    centres = [x[i] for i in order[:num_clusters]]
+    while True:
+        clusters = [
+            max(range(num_clusters), key=lambda k: float(F.cosine_similarity(row, centres[k], 0)))
+            for row in x
+        ]
+        moved = [
+            torch.stack([row for row, c in zip(x, clusters, strict=True) if c == k]).mean(0)
+            for k in range(num_clusters)
+        ]
+        shift = sum(float((m - c).norm()) for m, c in zip(moved, centres, strict=True))
+        centres = moved
+        if shift**2 < 1e-4:
+            return clusters
+
+
+@pytest.mark.parametrize("num_clusters", [1, 4])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_raw_centres_are_means_of_what_is_clustered(seed, num_clusters, monkeypatch):
+    monkeypatch.setattr(kmeans, "CHUNK", 7)
+    x, _ = blobs(seed)
+    found = spherical_kmeans(x, num_clusters, seed, raw=True)
+    assert found.tolist() == raw_reference(x, num_clusters, seed)
+
+
+def test_long_samples_pull_raw_centres():
+    x, _ = blobs(count=300)
+    lengths = torch.tensor([1.0, 50.0]).repeat(150)[:, None]
+    for raw in (False, True):
+        before, after = (spherical_kmeans(z, 4, 0, raw) for z in (x, x * lengths))
+        assert torch.equal(before, after) != raw
+
+
 def test_the_chunks_change_nothing(monkeypatch):
     x, _ = blobs(count=300)
     whole = spherical_kmeans(x, 5, 0)

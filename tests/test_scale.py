@@ -41,8 +41,8 @@ def groups_of(weight, group_size, channels):
 
 def cosine(a, b):
     dot = sum(x * y for x, y in zip(a, b, strict=True))
-    lengths = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b))
-    return dot / max(lengths, 1e-8)
+    of_a, of_b = (max(math.sqrt(sum(x * x for x in values)), 1e-8) for values in (a, b))
+    return dot / (of_a * of_b)
 
 
 class Reference:
@@ -194,6 +194,18 @@ def test_a_cosine_by_hand():
     groups.combine(g_tr, combined, torch.tensor([0.5, 2.0]))
     expected = torch.tensor([[5.5, 5, 0, 0], [1, 2, 2, 0]]).view(2, 2, 1, 2)
     torch.testing.assert_close(combined, expected)
+
+
+@pytest.mark.parametrize("lengths", [(1.0, 1.0), (1e-3, 1e-6), (1e-7, 1e-7), (1e-9, 1.0)])
+def test_cosines_of_short_gradients_are_those_of_torch(lengths):
+    """As its authors' code has them: a gradient counts as short only by itself."""
+    shape, generator = (4, 2, 3, 3), torch.Generator().manual_seed(2)
+    rows = torch.randn(4, 18, generator=generator)
+    other = rows + torch.randn(4, 18, generator=generator)
+    g_tr, g_ta = (n * F.normalize(g) for n, g in zip(lengths, (rows, other), strict=True))
+    found = Groups(torch.zeros(shape), 2, channels=3).cosines(g_tr.view(shape), g_ta.view(shape))
+    torch.testing.assert_close(found, nn.CosineSimilarity(dim=1)(g_tr, g_ta))
+    assert found.max() > (0.05 if min(lengths) < 1e-8 else 0.5)
 
 
 # --- the invariants of the update -----------------------------------------------------------------
@@ -363,6 +375,15 @@ def test_cosines_are_counted_and_drawn(tmp_path):
         below = sum(last[: BINS // 2]) / sum(last)
         assert row[f"train/opposed/{name}"] == pytest.approx(below, abs=0.05)
     assert (tmp_path / "plots" / "cosines.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_full_bin_counts_on():
+    """At 2 ** 24 a float no longer takes one more."""
+    _, phase, feeds = phase_of()
+    phase.histogram += 2**24
+    before = phase.histogram.sum()
+    phase.step({role: next(feed) for role, feed in feeds.items()})
+    assert phase.histogram.sum() - before == phase.sizes.sum()
 
 
 def test_the_memory_format_changes_no_group():

@@ -15,8 +15,9 @@ from spurcor.metrics import class_gaps
 
 @dataclass(kw_only=True)
 class OutputMoments(GroupAnalysis):
-    """Mean and standard deviation of f over each group, its mean loss, and the gaps of these."""
+    """Mean and standard deviation (of N - 1) of f over each group, its mean loss, and the gaps."""
 
+    revision = 2  # the deviation, as published, is that of N - 1
     scalar = True
 
     def quantities(self, s: GroupStatistics) -> dict[str, Tensor]:

@@ -50,13 +50,12 @@ def product(first: Tensor, second: Tensor) -> Answers:
 def calibrate(confidence: Tensor, coverages: Sequence[float]) -> list[float]:
     """Thresholds that confidences (N,) of VAL reach at about the nominal coverages.
 
-    The value at place round(c N) of the confidences, falling. At 1 nothing is rejected: below the
-    smallest confidence of VAL there may be others.
+    The value at place round(c N) of the confidences, falling; at 1 the smallest of VAL, below which
+    there may be samples of TEST.
     """
     falling = confidence.sort(descending=True).values
     places = [min(round(c * len(falling)), len(falling) - 1) for c in coverages]
-    pairs = zip(coverages, places, strict=True)
-    return [0.0 if c == 1 else float(falling[place]) for c, place in pairs]
+    return [float(falling[place]) for place in places]
 
 
 def risk_coverage(confidence: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -156,6 +155,8 @@ class Selective(Analysis):
     times `leniency` for classes that are `difficult`. Of several labels all must agree, and the
     second's largest probability be above `label_confidence`.
     """
+
+    revision = 2  # the threshold at a coverage of 1
 
     def __init__(
         self,

@@ -163,7 +163,8 @@ def collect_one(request: Request, method: Method, splits: Splits) -> GroupStatis
             losses.append(loss.detach())
             outputs.append(f.detach())
         f = torch.cat(outputs).double()
-        found = torch.stack([torch.cat(losses).double().mean(), f.mean(), f.std(correction=0)])
+        std = f.std() if len(f) > 1 else torch.full_like(f[0], torch.nan)  # else torch warns
+        found = torch.stack([torch.cat(losses).double().mean(), f.mean(), std])
         table[:, g] = found.cpu()
     if data.spec.num_classes != 2:
         table[1:] = torch.nan

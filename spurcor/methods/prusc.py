@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from spurcor import checkpoint, gates
 from spurcor.backbone import Backbone
+from spurcor.clustering import Centres
 from spurcor.data import Batch, DataInfo, Split
 from spurcor.debiasing import DebiasingSet, Sampling
 from spurcor.files import write_json
@@ -55,6 +56,7 @@ class Prusc(Method):
         retrain_lr: float = 0.01,
         retrain_on: Literal["train", "val", "set"] = "train",
         control: Literal["none", "no_contrast", "retrain_alone"] = "none",
+        centres: Centres = "directions",
     ) -> None:
         super().__init__(backbone, info)
         info.spec.require_groups("method=prusc")
@@ -78,7 +80,7 @@ class Prusc(Method):
             )
         self.epochs, self.prune_epochs, self.retrain_epochs = epochs, prune_epochs, retrain_epochs
         self.init = None if init is None else Path(init)
-        self.set = DebiasingSet(clusters, num_clusters, sampling)
+        self.set = DebiasingSet(clusters, num_clusters, sampling, centres)
         self.lambda_sparse, self.temperature = lambda_sparse, temperature
         self.lambda_con = 0.0 if control == "no_contrast" else lambda_con
         self.mask_logit, self.prune_lr, self.retrain_lr = mask_logit, prune_lr, retrain_lr

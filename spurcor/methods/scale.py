@@ -23,7 +23,7 @@ from spurcor.streams import Stream
 
 log = logging.getLogger(__name__)
 BINS = 40  # of the histogram of cosines, over [-1, 1]
-EPSILON = 1e-8  # under which a product of lengths is not divided by
+EPSILON = 1e-8  # the least that a length counts as, as in torch's CosineSimilarity, SCALE's own
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda c: (c + 1) / 2,
     "relu": lambda c: c.clamp(min=0),
@@ -39,6 +39,8 @@ class Scale(Method):
     over another; each filter of the first layer is one, and so is each tensor of one or two
     dimensions.
     """
+
+    revision = 2  # cosines of short gradients are not shortened
 
     def __init__(
         self,
@@ -75,7 +77,7 @@ class Groups:
         self.total = self.count + (rest > 0)
 
     def cosines(self, g_tr: Tensor, g_ta: Tensor) -> Tensor:
-        """c_j = <g_tr,j, g_ta,j> / max(|g_tr,j| |g_ta,j|, 1e-8), (total,)."""
+        """c_j = <g_tr,j, g_ta,j> / (max(|g_tr,j|, 1e-8) max(|g_ta,j|, 1e-8)), (total,)."""
         parts = [_cosine(*(self._whole(g) for g in (g_tr, g_ta)))]
         if self.total > self.count:
             parts.append(_cosine(*(g.flatten()[None, self.cut :] for g in (g_tr, g_ta))))
@@ -96,7 +98,8 @@ class Groups:
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     """Row by row, (G,)."""
     dot: Callable[[Tensor, Tensor], Tensor] = torch.linalg.vecdot
-    return dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt()).clamp(min=EPSILON)
+    of_a, of_b = (dot(x, x).sqrt().clamp(min=EPSILON) for x in (a, b))
+    return dot(a, b) / (of_a * of_b)
 
 
 def _gradient(g: Tensor | None, weight: Tensor) -> Tensor:
@@ -149,7 +152,8 @@ class TwoStreams(Phase):
         self.optimizer = run.optimizer(self.method.weights())
         self.schedule = run.schedule(self.optimizer, self.epochs)
         device = self.shared[0].device
-        self.histogram = torch.zeros(self.epochs, len(self.layers), BINS, device=device)
+        shape = (self.epochs, len(self.layers), BINS)
+        self.histogram = torch.zeros(shape, dtype=torch.int64, device=device)
         self.epoch = 0
         of = torch.tensor([self.groups[i].total for i in self.convolutions], dtype=torch.int64)
         self.layer_of = torch.repeat_interleave(torch.arange(len(of)), of).to(device)
@@ -210,9 +214,7 @@ class TwoStreams(Phase):
         opposed = torch.zeros_like(means).index_add_(0, self.layer_of, (every < 0).to(means.dtype))
         bins = ((every + 1) * (BINS / 2)).long().clamp_(0, BINS - 1)
         counts = self.histogram[self.epoch].view(-1)
-        counts.scatter_add_(
-            0, self.layer_of * BINS + bins, torch.ones_like(bins, dtype=counts.dtype)
-        )
+        counts.scatter_add_(0, self.layer_of * BINS + bins, torch.ones_like(bins))
         layers = {f"cosine/{n}": mean for n, mean in zip(self.layers, means, strict=True)}
         shares = zip(self.layers, opposed / self.sizes, strict=True)
         return {"cosine": means.mean(), **layers, **{f"opposed/{n}": share for n, share in shares}}
@@ -226,7 +228,7 @@ class TwoStreams(Phase):
         """A picture of the cosines of every layer, epoch by epoch, and cosines.json, its counts."""
         if not self.layers:
             return
-        counts = self.histogram.long().transpose(0, 1).tolist()
+        counts = self.histogram.transpose(0, 1).tolist()
         edges = [2 * i / BINS - 1 for i in range(BINS + 1)]
         by_layer = dict(zip(self.layers, counts, strict=True))
         write_json(run.directory / "cosines.json", {"edges": edges, "layers": by_layer})
