@@ -22,6 +22,7 @@ from conftest import REPO, CommandLine, Ended, Started
 CLOCKS = {"time", "seconds", "commit"}  # a commit may come between
 # Files that two runs never have in common, or that hold clocks in a form of their own.
 UNLIKE = {"train.log", "mlflow.json"}
+STORE = re.compile(r"(?<=\.extracted/)([\w-]+)-\w{8}(?=/|\.|$)")
 PATIENCE = 120.0  # seconds beyond a multiple of the peaceful run's, after which it counts as hung
 TRIES = 30  # of a command that another process keeps from its work
 
@@ -72,9 +73,14 @@ def _without_clocks(value: object) -> object:
 
 
 def everything(folder: Path) -> dict[str, object]:
-    """Every file and folder under `folder`."""
+    """Every file and folder under `folder`.
+
+    The names of stores end with a hash of the times of files, which an archive's are not the same.
+    """
     return {
-        str(path.relative_to(folder)): "folder" if path.is_dir() else comparable(path)
+        STORE.sub(r"\1", str(path.relative_to(folder))): (
+            "folder" if path.is_dir() else comparable(path)
+        )
         for path in sorted(folder.rglob("*"))
         if "__pycache__" not in path.parts
     }

@@ -34,7 +34,9 @@ DATA = (*OUTPUTS, "paths.data={place}/data")
 TRAIN = (*DATA, "tracker=none", "train.num_threads=1", "train.checkpoint_seconds=0.05")
 SMALL = ("backbone=mlp", "backbone.width=16")
 EPOCHS = {"masktune": 6, "prusc": 20, "erm_target": 20}
+FEW = ("dataset.subset_size=300",)
 MEASURED = "analysis=[gradient_basis,gap_dynamics,jacobian_norm,output_moments,selective]"
+SHOWN = 5  # differences that are told of one command
 PHOTOS = {0: (40, 20, 20, 30), 1: (6, 6, 6, 6), 2: (6, 6, 6, 6)}  # per split and group
 
 
@@ -56,24 +58,25 @@ def train(*words: str, again: bool = True, processes: bool = False) -> Command:
 def of_method(method: str) -> Command:
     """A short run of a method."""
     epochs = () if method == "frozen" else (f"method.epochs={EPOCHS.get(method, 12)}",)
-    return train(f"method={method}", *epochs, *smallest(method))
+    few = () if method == "prusc" else FEW  # which wants classes mixed in its clusters
+    return train(f"method={method}", *epochs, *smallest(method), *few)
 
 
 def scenes() -> Iterator[Scene]:
     """All there are."""
     for path in sorted((CONF / "method").glob("*.yaml")):
         yield Scene(f"train-{path.stem}", of_method(path.stem))
-    short = (*SMALL, "method.epochs=5")
+    short = (*SMALL, *FEW, "method.epochs=5")
     erm = train(*short, "dfr=none", "train.keep_epochs=[2]")
     on_run = ("run=r", *DATA)
     yield Scene("train-analyses", train(*short, MEASURED, "train.keep_epochs=[2]"))
     stopping = ("train.early_stopping={patience: 3, metric: val/loss}", "schedule=cosine")
-    yield Scene("train-stopping", train(*SMALL, "method.epochs=12", *stopping))
+    yield Scene("train-stopping", train(*SMALL, *FEW, "method.epochs=12", *stopping))
     prusc = (*smallest("prusc"), "method=prusc", "method.init=r")
     origin = train(*smallest("prusc"), "method.epochs=5", "dfr=none")
     yield Scene("train-init", train(*prusc), (origin,))
     features = ("features=frozen", "features/backbone=mlp", "features.backbone.width=16")
-    yield Scene("features", train(*features, "method.epochs=3"))
+    yield Scene("features", train(*features, *FEW, "method.epochs=3"))
     for dfr in ("val", "sgd", "gradient_flow"):
         repair = Command("retrain", (*on_run, f"dfr={dfr}", "tracker=none"))
         yield Scene(f"retrain-{dfr}", repair, (erm,))
@@ -150,8 +153,10 @@ def fight(tally: Tally, scene: Scene, battle: Battle, seed: int) -> None:
     tally.count("commands brought to their end")
     told = ", ".join(f"{n} x {moment}" for moment, n in battle.moments.most_common())
     again = f"python -m scripts.battery.kills --seconds 1 --seed {seed} --only {scene.name}"
-    for finding in battle.findings:
-        tally.find(f"{scene.name} ({told}): {finding}", again)
+    if battle.findings:
+        more = f"; and {len(battle.findings) - SHOWN} more" if len(battle.findings) > SHOWN else ""
+        found = "; ".join(battle.findings[:SHOWN])
+        tally.find(f"{scene.name} ({told}): {found}{more}", again)
 
 
 if __name__ == "__main__":
