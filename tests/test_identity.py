@@ -3,27 +3,31 @@
 import pytest
 from training import read
 
+from spurcor.analysis.output_moments import OutputMoments
+from spurcor.analysis.selective import Selective
 from spurcor.config import Node, TrainConfig, analysis_name, check_saved, dfr_name, locate, plain
+from spurcor.dfr import Dfr
 from spurcor.errors import UserError
 from spurcor.methods.erm import Erm
+from spurcor.methods.scale import Scale
 
 HERE = ("paths.data=/nowhere", "paths.outputs=/nowhere")
-# What these commands have been named since the first release: a change here would make users train
-# everything again, and is right only where the numbers changed (`revision`).
+# What these commands are named: a change here makes users train everything again, and is right only
+# where the numbers changed (`revision`).
 IDENTITIES = {
     "": "ra362293c36",
     "method=iw": "r631ca4f93a",
     "method=group_dro": "r0da9a046bb",
-    "method=scale": "r89d79857ab",
+    "method=scale": "r2b97b595c3",
     "method=erm_target": "rcc5a770cb7",
     "method=masktune backbone=small_cnn": "r278f6058ae",
     "method=prusc": "r58e4e9cbb5",
     "method=frozen features=frozen features/backbone=resnet18": "rec32ab3ade",
-    "method=scale dataset=celeba": "r9dac3079ca",
+    "method=scale dataset=celeba": "r5ab0f76c24",
     "method=group_dro dataset=waterbirds": "rf7f3c19977",
     "dataset=isic": "r6eb08b77f0",
     "method=masktune dataset=cifar10": "rcf88de9157",
-    "method=scale dataset=dominoes": "r1e084a1be0",
+    "method=scale dataset=dominoes": "r2d6c7405f5",
     "dataset=colored_mnist optimizer=adam": "r67be5162d2",
     "dataset=mnist_cues": "r23727d73c0",
     "schedule=step train.loss=mse train.precision=bf16": "r8c6ca6e7cf",
@@ -35,22 +39,39 @@ IDENTITIES = {
     "dataset=fashion_mnist": "rb4875ce695",
 }
 REPAIRS = {
-    "gradient_flow": "val-0e444e26",
-    "new_repo": "val-23ef407a",
-    "sgd": "target-f0da80b5",
-    "target": "target-cb31bf4b",
-    "scale": "target-9f13a302",
-    "train": "train-f1a43c9c",
-    "val": "val-96d5dd12",
+    "gradient_flow": "val-abba6ea8",
+    "new_repo": "val-a72e1bd7",
+    "sgd": "target-f012d842",
+    "target": "target-4e4a11ec",
+    "scale": "target-65cf30c4",
+    "train": "train-0acb2aa3",
+    "val": "val-d0647c58",
 }
 ANALYSES = {
     "gap_dynamics": "gap_dynamics-097e6f9b",
     "gradient_basis": "gradient_basis-b31fb002",
     "jacobian_norm": "jacobian_norm-a5da9517",
-    "output_moments": "output_moments-98e545e6",
+    "output_moments": "output_moments-683317a7",
     "static_dynamic": "static_dynamic-0794d5dc",
-    "selective": "selective-6b3f28ee",
+    "selective": "selective-c2896d2e",
 }
+
+
+# Names of the first revision, for what has a second one: runs on disk still have them.
+FIRST = {
+    "method=scale": "r89d79857ab",
+    "method=scale dataset=celeba": "r9dac3079ca",
+    "method=scale dataset=dominoes": "r1e084a1be0",
+    "dfr=new_repo": "val-23ef407a",
+    "dfr=sgd": "target-f0da80b5",
+    "dfr=target": "target-cb31bf4b",
+    "dfr=scale": "target-9f13a302",
+    "dfr=train": "train-f1a43c9c",
+    "dfr=val": "val-96d5dd12",
+    "analysis=output_moments": "output_moments-98e545e6",
+    "analysis=selective": "selective-6b3f28ee",
+}
+SECOND = (Scale, Dfr, OutputMoments, Selective)
 
 
 @pytest.mark.parametrize("command", IDENTITIES)
@@ -67,6 +88,22 @@ def test_a_repair_keeps_its_folder(name):
 def test_an_analysis_keeps_its_folder(name):
     node = read(*HERE, f"analysis={name}").analysis[name]
     assert analysis_name(name, node) == ANALYSES[name]
+
+
+@pytest.mark.parametrize("command", FIRST)
+def test_what_was_made_by_a_first_revision_keeps_its_name(command, monkeypatch):
+    for owner in SECOND:
+        monkeypatch.setattr(owner, "revision", 1)
+    saved = plain(read(*HERE, *command.split()))
+    monkeypatch.undo()
+    config = check_saved(saved, TrainConfig)
+    kind, _, option = command.split()[0].partition("=")
+    names = {
+        "method": config.identity,
+        "dfr": config.dfr and dfr_name(config.dfr),
+        "analysis": [analysis_name(*item) for item in config.analysis.items() if item[0] == option],
+    }
+    assert names[kind] in (FIRST[command], [FIRST[command]])
 
 
 def test_a_revision_of_a_class_renames_what_is_made_by_it_and_nothing_before(monkeypatch):
