@@ -28,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spurcor import composition, config, launcher
 from spurcor.errors import PointError, RunError, UserError, of_system
+from spurcor.passwords import hidden, masked
 from spurcor.signals import Interrupted, interrupting
 
 TOLD = (UserError, RunError, PointError, HydraException, OmegaConfBaseException)
@@ -65,7 +66,7 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
         if not isinstance(error, UserError | RunError | PointError):
             # While Hydra built a launcher.
             error = error.__cause__ if isinstance(error.__cause__, UserError) else error
-        print(f"spurcor: {_one_line(_sentence(error, command))}", file=sys.stderr)
+        print(f"spurcor: {masked(_one_line(_sentence(error, command)))}", file=sys.stderr)
         return 1 if isinstance(error, RunError) else 2
     except SystemExit as ended:  # Hydra has said why
         if ended.code != 1 or not _from_hydra(ended):
@@ -95,6 +96,7 @@ class _Command:
 
     def carry_out(self) -> None:
         """Everything but the telling of errors."""
+        sys.argv[1:] = map(hidden, sys.argv[1:])
         config.register()
         composition.install()
         arguments = get_args_parser().parse_intermixed_args(sys.argv[1:])

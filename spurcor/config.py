@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from spurcor.errors import UserError
+from spurcor.passwords import kept
 
 REPO = Path(__file__).resolve().parents[1]
 CONF = REPO / "conf"
@@ -620,6 +621,8 @@ def _check_node(path: str, value: Any, problems: list[str]) -> Node | None:
     runtime = RUNTIME.get(group, set())
     arguments = {k: item for k, item in value.items() if k not in ("_target_", "_revision_")}
     arguments = _check_arguments(path, arguments, owner, runtime, problems)
+    if group == "tracker":
+        arguments = {k: kept(v) if isinstance(v, str) else v for k, v in arguments.items()}
     return Node(path, value["_target_"], arguments, revision)
 
 

@@ -33,6 +33,7 @@ from spurcor.composition import refuse_impossible_sweep
 from spurcor.config import Site, TrainConfig, check
 from spurcor.errors import PointError, RunError, UserError
 from spurcor.lock import Held, lock_of, locked
+from spurcor.passwords import hidden
 from spurcor.signals import Interrupted
 from spurcor.sweeps import (
     UNDER_WAY,
@@ -183,14 +184,14 @@ class Points(Sweeper):
         """The overrides of every point."""
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-        params = [f"{key}={value}" for key, value in self.params.items()]
+        params = [hidden(f"{key}={value}") for key, value in self.params.items()]
         parser = OverridesParser.create(config_loader=self._loader)
         typed = parser.parse_overrides([*params, *arguments])
         refuse_impossible_sweep(typed)
         (product,) = BasicSweeper.split_arguments(typed, None)
         keys = {override.get_key_element().lstrip("+~") for override in typed}
         listed = [
-            [word for word in point if word.partition("=")[0].lstrip("+~") not in keys]
+            [hidden(word) for word in point if word.partition("=")[0].lstrip("+~") not in keys]
             for point in self.points
         ]
         distinct = dict.fromkeys(map(tuple, listed))

@@ -21,6 +21,7 @@ from spurcor.errors import RunError, UserError
 from spurcor.files import read_lines
 from spurcor.method import Method
 from spurcor.metrics import GroupMetrics, apply, group_metrics
+from spurcor.passwords import hidden
 from spurcor.results import read_predictions, read_result
 from spurcor.shapes import Row
 from spurcor.trainer import untouched
@@ -136,10 +137,11 @@ def fit(*overrides: str) -> FinishedRun:
     """
     launcher.log_to_terminal()
     config.register()
+    typed = [hidden(override) for override in overrides]
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
-        composed = compose("train", list(overrides), return_hydra_config=True)
+        composed = compose("train", typed, return_hydra_config=True)
     checked = sweeps.read(composed, composed.hydra.runtime.choices)
-    point = sweeps.Point(tuple(overrides), checked)
+    point = sweeps.Point(tuple(typed), checked)
     outcome = runs.execute(checked, Terminal(), lambda: sweeps.write_manifest([point]))
     if outcome.status != "done":
         raise RunError(f"{outcome.directory}: {outcome.message or outcome.status}")

@@ -32,6 +32,7 @@ from spurcor.errors import Damaged, RunError, UserError, of_system
 from spurcor.files import read_json, read_lines, remove_leftovers, write_json, write_text
 from spurcor.lock import Held, holder, lock_of, locked, remove_dead
 from spurcor.method import Method, RunContext
+from spurcor.passwords import masked
 from spurcor.refusals import (
     refuse_blind_selection,
     refuse_blind_stopping,
@@ -118,7 +119,7 @@ def _from_mlflow(reference: str, outputs: Path, key: str) -> Path:
         return Path(run.data.tags["spurcor.directory"])
     except (MlflowException, KeyError) as error:
         raise UserError(
-            f"{key}={reference} is no run of spurcor in the MLflow store {uri}"
+            f"{key}={reference} is no run of spurcor in the MLflow store {masked(uri)}"
         ) from error
 
 
@@ -253,6 +254,7 @@ def execute(
     if (owner := holder(lock)) is not None:
         return _held(directory, Held(lock, owner), terminal)
     imported = time.time()
+    Trackers.build(config.tracker, config.paths.outputs)  # for what they refuse
     splits, method = build(config)
     origin = None if config.init is None else start_from(config.init, splits, method)
     context = context_of(config, splits, directory)  # what is refused is refused before any trace
@@ -318,6 +320,7 @@ def validate(config: TrainConfig) -> None:
     if config.dfr is not None:
         config.dfr.build()
     Analyses.build(config.analysis)
+    Trackers.build(config.tracker, config.paths.outputs)
     _optimizers(config)
 
 
@@ -400,7 +403,7 @@ def _train(
     if not (directory / "config.yaml").exists():
         tree = {**plain(config), "rerun": False}
         write_json(directory / "code.json", provenance.code_of(config))
-        write_text(directory / "config.yaml", yaml.safe_dump(tree, sort_keys=False))
+        write_text(directory / "config.yaml", masked(yaml.safe_dump(tree, sort_keys=False)))
     elif other := provenance.changed(_code(directory), config):
         log.warning(
             "%s was begun by another version of the code of %s, and is continued by this one;"

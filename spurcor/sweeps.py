@@ -25,6 +25,7 @@ from spurcor.files import (
     write_text,
 )
 from spurcor.lock import holder, lock_of
+from spurcor.passwords import masked
 from spurcor.shapes import Entry, Plan
 
 COPIED = ("spurcor", "conf", "sweeps")
@@ -194,7 +195,7 @@ def write_point(point: Point) -> Path:
     config = point.config
     folder = sweep_folder(config) / "points"
     folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(plain(config), sort_keys=False)
+    text = masked(yaml.safe_dump(plain(config), sort_keys=False))
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     path = folder / f"{config.identity}-seed{config.seed}-{digest}.yaml"
     write_text(path, text)
@@ -241,6 +242,10 @@ def copy_code(folder: Path) -> Path:
             for name in COPIED:
                 ignored = shutil.ignore_patterns("__pycache__", "outputs")
                 shutil.copytree(REPO / name, beside / name, symlinks=True, ignore=ignored)
+            for path in (path for path in beside.rglob("*.yaml") if not path.is_symlink()):
+                text = path.read_text(encoding="utf-8")
+                if masked(text) != text:  # the points have such values from their own files
+                    path.write_text(masked(text), encoding="utf-8")
             (beside / "commit").write_text(commit() + "\n")
     return target
 

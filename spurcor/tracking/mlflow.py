@@ -6,6 +6,7 @@ import logging
 import os
 import queue
 import random
+import re
 import shlex
 import socket
 import sqlite3
@@ -20,8 +21,10 @@ from urllib.parse import urlparse
 
 from filelock import FileLock, Timeout
 
+from spurcor.errors import UserError
 from spurcor.files import read_json, write_json
 from spurcor.lock import holder, lock_of
+from spurcor.passwords import masked, whole
 from spurcor.tracking import Record, Status, Tracker, metrics_of, store
 from spurcor.tracking.names import mlflow_name
 
@@ -81,7 +84,8 @@ class MlflowTracker(Tracker):
         `patience`: seconds for which a request is repeated while the run goes on.
         """
         self.outputs = outputs
-        self.uri = store_uri(outputs, uri)
+        self._address = store_uri(outputs, uri)
+        self.uri = masked(self._address)
         self.patience = patience
         self.failure: Exception | None = None
         self._queue: queue.Queue[Callable[[], None] | _Rows | None] = queue.Queue()
@@ -254,13 +258,13 @@ class MlflowTracker(Tracker):
     def _reason(self, error: Exception) -> str:
         # The innermost reason says it: those around it repeat addresses.
         reasons = [e for e in _chain(error) if isinstance(e, OSError | sqlite3.Error)]
-        text = str([error, *reasons][-1]).strip().splitlines()
-        return text[0][:200] if text else type(error).__name__
+        text = str([error, *reasons][-1]).replace(self._address, self.uri).strip().splitlines()
+        return masked(text[0])[:200] if text else type(error).__name__
 
     @property
     def _server(self) -> tuple[str, int] | None:
         """Host and port of a server; None for a local store."""
-        address = urlparse(self.uri)
+        address = urlparse(self._address)
         if address.scheme not in ("http", "https"):
             return None
         return address.hostname or "", address.port or {"http": 80, "https": 443}[address.scheme]
@@ -295,7 +299,7 @@ class MlflowTracker(Tracker):
 
         if self._server is not None and self._asked is None:
             self._asked = time.monotonic()
-        database = store.database_of(self.uri)
+        database = store.database_of(self._address)
         with contextlib.ExitStack() as stack:
             if self._server is None:  # many may need a fresh store at once
                 stack.enter_context(self._lock("create"))
@@ -303,7 +307,7 @@ class MlflowTracker(Tracker):
                 store.make(database, self.outputs / store.ARTIFACTS)
                 if database == self.outputs / "mlflow.db":
                     store.follow(database, self.outputs)
-            client = MlflowClient(tracking_uri=self.uri)
+            client = MlflowClient(tracking_uri=self._address)
             client.search_experiments(max_results=1)
         self._answered = time.monotonic()
         self._client: MlflowClient = client
@@ -387,7 +391,8 @@ class MlflowTracker(Tracker):
             self._client.update_run(run.info.run_id, status := "RUNNING")
         self._statuses[record.directory] = status
         if self._stored_id(record.directory) != run.info.run_id:
-            write_json(path, {**read_json(path), self.uri: run.info.run_id})
+            known = {masked(uri): value for uri, value in read_json(path).items()}
+            write_json(path, {**known, self.uri: run.info.run_id})
         self._describe(run, record.params, tags)
 
     def _describe(self, run: "Run", params: Mapping[str, str], tags: Mapping[str, str]) -> None:
@@ -524,5 +529,20 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def store_uri(outputs: Path, uri: str | None = None) -> str:
-    """The MLflow store that is written to."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{outputs}/mlflow.db"
+    """The MLflow store that is written to, with its password."""
+    if uri is not None:
+        return _checked("tracker.mlflow.uri", uri)
+    if named := os.environ.get("MLFLOW_TRACKING_URI"):
+        return _checked("MLFLOW_TRACKING_URI", named)
+    return f"sqlite:///{outputs}/mlflow.db"
+
+
+def _checked(key: str, uri: str) -> str:
+    """An address with its password; a server without a scheme, for MLflow a folder, is refused."""
+    first = uri.partition("/")[0]
+    a_port = re.fullmatch(r"(.*@)?([\w.-]+|\[[\w:]+\]):\d+", first)
+    a_name = re.fullmatch(r"(.*@)?\w[\w-]*(\.[\w-]+)+", first) and not Path(uri).exists()
+    if a_port or a_name:
+        web = f"http://{uri}"
+        raise UserError(f"{key}={masked(web)[7:]} names no scheme; add http:// or https://")
+    return whole(uri, key)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from spurcor.files import read_json, write_json
+from spurcor.passwords import masked
 from spurcor.tracking import Record, Status, Tracker, metrics_of, require
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class WandbTracker(Tracker):
         if self.mode == "offline":
             return f"wandb sync {shlex.quote(str(self.outputs / 'wandb'))}/offline-run-*"
         host = os.environ.get("WANDB_BASE_URL", "https://wandb.ai").replace("//api.", "//")
-        return f"{host}/{self.entity}/{self.project}" if self.entity else host
+        return masked(f"{host}/{self.entity}/{self.project}" if self.entity else host)
 
     # --- calls of the run: they only queue --------------------------------------------------------
 
@@ -126,7 +127,7 @@ class WandbTracker(Tracker):
         text = str(error).strip().splitlines()
         log.warning(
             "W&B fails (%s); python -m spurcor.sync sends what it misses",
-            text[0][:200] if text else type(error).__name__,
+            masked(text[0])[:200] if text else type(error).__name__,
         )
 
     def _run(self, record: Record) -> "wandb.Run":
