@@ -1,5 +1,6 @@
 """What a data set is, and the options that every data set has."""
 
+import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,9 @@ from torch import Tensor
 from spurcor.data import GroupedDataset, GroupSpec, Split, members_by
 from spurcor.errors import UserError
 from spurcor.images import Images, RaggedImages
+from spurcor.listing import located
 from spurcor.seeding import derive_seed
-from spurcor.store import open_store
+from spurcor.store import open_store, place_of
 from spurcor.transforms import Transform
 
 log = logging.getLogger(__name__)
@@ -190,13 +192,15 @@ class Photographs:
         The two are one where a transform augments nothing that it would store differently.
         """
         used = torch.unique(torch.cat(list(members.values())))
-        images = open_store(self.root, self._names(used), transform.stored)
+        names = located(self.root, [self.names[row] for row in used.tolist()])
+        images = open_store(self.root, names, transform.stored)
         _warn_of_enlarging(images, transform)
         stores = dict.fromkeys(members, (images, used))
         if transform.stored_train != transform.stored:
             trained = [members[name] for name in (Split.TRAIN, Split.TARGET) if name in members]
             rows = torch.unique(torch.cat(trained))
-            train_images = open_store(self.root, self._names(rows), transform.stored_train)
+            trained_names = [names[i] for i in torch.searchsorted(used, rows).tolist()]
+            train_images = open_store(self.root, trained_names, transform.stored_train)
             stores |= dict.fromkeys((Split.TRAIN, Split.TARGET), (train_images, rows))
         return {
             name: GroupedDataset(
@@ -212,11 +216,9 @@ class Photographs:
             for name, rows in members.items()
         }
 
-    def _names(self, rows: Tensor) -> list[str]:
-        return [self.names[row] for row in rows.tolist()]
-
     def warn_of_counts(self, official: Mapping[str, Sequence[int]]) -> None:
-        """Name the groups whose numbers are not those of the published data set."""
+        """Name the groups whose numbers are not those of the published data set; once."""
+        told = []
         for name, g in self.groups.items():
             found = torch.bincount(g, minlength=self.spec.num_groups).tolist()
             differences = [
@@ -225,12 +227,23 @@ class Photographs:
                 if have != want
             ]
             if differences:
-                log.warning(
-                    "%s: the %s split is not the published one: %s",
-                    self.root,
-                    name,
-                    ", ".join(differences),
-                )
+                told.append(f"{name} has {', '.join(differences)}")
+        sentence = f"{self.root}: the splits are not the published ones: {'; '.join(told)}"
+        if told and _is_news(place_of(self.root), sentence):
+            log.warning("%s", sentence)
+
+
+def _is_news(folder: Path, sentence: str) -> bool:
+    """Whether a sentence about a data set is told for the first time: a file in `folder` says."""
+    told = folder / f".told-{hashlib.sha256(sentence.encode()).hexdigest()[:8]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        told.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:  # nothing can be kept there: it is told again
+        return True
+    return True
 
 
 def _warn_of_enlarging(images: Images, transform: Transform) -> None:

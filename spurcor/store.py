@@ -29,6 +29,7 @@ from spurcor.decoding import Decoded, decode, is_as_before, size_of
 from spurcor.errors import UserError
 from spurcor.files import decoding, replacing_folder, write_json
 from spurcor.images import Images, RaggedImages, shaped
+from spurcor.listing import nearest
 from spurcor.transforms import Prefix
 
 Facts = NDArray[np.int64]  # (M, 2): size and time of every file
@@ -88,8 +89,8 @@ def _look_at(root: Path, names: Sequence[str]) -> Facts:
         facts[i] = found.st_size, found.st_mtime_ns
     if missing:
         raise UserError(
-            f"{root} lacks {len(missing):,} listed image files: {_some(missing)}; put them there,"
-            f" or leave them out of the {len(names):,} that are listed"
+            f"{root} lacks {len(missing):,} listed image files: {_some(missing, root)}; put them"
+            f" there, or correct the list, which has {len(names):,}"
         )
     if odd:  # a pipe would be waited for, for ever
         raise UserError(
@@ -99,9 +100,17 @@ def _look_at(root: Path, names: Sequence[str]) -> Facts:
     return facts
 
 
-def _some(names: Sequence[str]) -> str:
+def _some(names: Sequence[str], lacking: Path | None = None) -> str:
+    """The first of some names, with what they may mean in the folder that is `lacking` them."""
+    shown = list(names[:MAX_NAMED])
+    if lacking is not None:
+        near = [nearest(lacking, name) for name in shown]
+        shown = [
+            name if found is None else f"'{name}' (there is '{found}')"
+            for name, found in zip(shown, near, strict=True)
+        ]
     more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
+    return ", ".join(shown) + more
 
 
 # --- building -------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """CelebA in every form in which it is handed around, its variants, and files with mistakes."""
 
 import logging
+import os
 
 import generators_photos as made
 import pytest
@@ -136,6 +137,30 @@ def test_bad_files_of_celeba_are_told(what, faces):
         told(celeba(num_labels=40), faces, str(path), expected)
     else:
         told(celeba(), faces, str(path), expected)
+
+
+def test_attributes_without_the_number_of_images(faces):
+    path = faces / "celeba" / "list_attr_celeba.txt"
+    path.write_text(path.read_text().partition("\n")[2])
+    check(celeba(), faces)
+    assert celeba(num_labels=3).splits(faces)["train"].spec.classes == tuple(
+        made.HEADER.split()[:3]
+    )
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_tables_of_a_spreadsheet(separator, tmp_path):
+    tables = {name: content.replace(b",", separator.encode()) for name, content in CSV.items()}
+    made.put(tmp_path / "celeba", {**FACES, **tables})
+    check(celeba(), tmp_path)
+    assert len(celeba(num_labels=40).splits(tmp_path)["train"].spec.classes) == 40
+
+
+@pytest.mark.parametrize("name", TXT)
+def test_a_pipe_in_the_place_of_a_table_is_not_waited_for(name, faces):
+    (faces / "celeba" / name).unlink()
+    os.mkfifo(faces / "celeba" / name)
+    told(celeba(), faces, f"{faces / 'celeba'} has no")
 
 
 def test_a_file_that_was_cut_off_is_told(faces):

@@ -155,3 +155,93 @@ def test_names_of_groups_that_coincide_are_refused(tmp_path, y, a, sentence):
     values = {"y": y, "a": a}
     made.put(tmp_path / "mine", own(ROWS, label=lambda key, value: values[key][value]))
     told(folder(), tmp_path, str(tmp_path / "mine/labels.csv"), sentence)
+
+
+# --- tables as others write them ------------------------------------------------------------------
+
+ACCENTS = {"y": ("Zaunkönig", "Möwe"), "a": ("See", "Küste")}
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_separators_and_encodings(separator, encoding, end, tmp_path):
+    files = own(ROWS, label=lambda key, value: ACCENTS[key][value])
+    table = files["labels.csv"].decode().replace(",", separator).replace("\n", end)
+    made.put(tmp_path / "mine", {**files, "labels.csv": table.encode(encoding)})
+    spec = folder().splits(tmp_path)["train"].spec
+    assert (spec.classes, spec.attributes) == (("Möwe", "Zaunkönig"), ("Küste", "See"))
+
+
+def test_blanks_after_separators_and_numbers_with_a_point(tmp_path):
+    files = own(ROWS, split=lambda row: f"{row.split}.0")
+    table = files["labels.csv"].replace(b",", b", ")
+    made.put(tmp_path / "mine", {**files, "labels.csv": table})
+    check(folder(), tmp_path, flipped(ROWS))
+
+
+def renamed(root, change):
+    """The table with other names for its files."""
+    edit(
+        root / "mine" / "labels.csv",
+        lambda lines: lines.__setitem__(
+            slice(1, None),
+            [
+                ",".join([change(name), rest])
+                for name, _, rest in (x.partition(",") for x in lines[1:])
+            ],
+        ),
+    )
+
+
+def test_paths_of_windows_and_absolute_ones(tmp_path):
+    made.put(tmp_path / "mine", own(ROWS))
+    before = folder().splits(tmp_path)
+    renamed(tmp_path, lambda name: name.replace("/", "\\"))
+    splits = check(folder(), tmp_path, flipped(ROWS))
+    assert splits["train"].fingerprint == before["train"].fingerprint
+    renamed(tmp_path, lambda name: str(tmp_path / "mine" / name.replace("\\", "/")))
+    check(folder(), tmp_path, flipped(ROWS))
+    check(folder(images=str(tmp_path)), tmp_path, flipped(ROWS))
+
+
+def test_a_name_with_a_backslash_stays_where_it_is_a_file(tmp_path):
+    files = own(ROWS)
+    odd = {name.replace("/", "\\"): content for name, content in files.items()}
+    made.put(tmp_path / "mine", odd)
+    renamed(tmp_path, lambda name: name.replace("/", "\\"))
+    check(folder(), tmp_path, flipped(ROWS))
+
+
+@pytest.mark.parametrize("other", ["./pictures/0.jpg", "pictures//0.jpg", "pictures\\0.jpg", "abs"])
+def test_two_names_of_one_file_are_told(other, tmp_path):
+    made.put(tmp_path / "mine", own(ROWS))
+    other = str(tmp_path / "mine/pictures/0.jpg") if other == "abs" else other
+    edit(tmp_path / "mine" / "labels.csv", lambda lines: lines.append(f"{other},sea,test,gull"))
+    told(folder(), tmp_path, "are one file, listed twice", "pictures/0.jpg", other)
+
+
+@pytest.mark.parametrize(
+    ("written", "there"),
+    [
+        ("pictures/0.JPG", "pictures/0.jpg"),
+        ("Pictures/0.jpg", "pictures/0.jpg"),
+        ("pictures/0.jpeg", "pictures/0.jpg"),
+        ("pictures/0", "pictures/0.jpg"),
+        ("pictures/0.jpg ", "pictures/0.jpg"),
+        ("mine/pictures/0.jpg", "pictures/0.jpg"),
+        ("/home/of/another/pictures/0.jpg", "pictures/0.jpg"),
+        ("C:\\birds\\pictures\\0.jpg", "pictures/0.jpg"),
+        ("pictures/Mo\u0308we.jpg", "pictures/M\u00f6we.jpg"),
+    ],
+)
+def test_the_file_that_is_meant_is_named(written, there, tmp_path):
+    made.put(tmp_path / "mine", {**own(ROWS), "pictures/M\u00f6we.jpg": b""})
+    renamed(tmp_path, lambda name: written if name == "pictures/0.jpg" else name)
+    told(folder(), tmp_path, f"lacks 1 listed image files: '{written}' (there is '{there}')")
+
+
+def test_what_is_nowhere_is_only_named(tmp_path):
+    made.put(tmp_path / "mine", own(ROWS))
+    renamed(tmp_path, lambda name: "nowhere/x.jpg" if name == "pictures/0.jpg" else name)
+    told(folder(), tmp_path, "lacks 1 listed image files: nowhere/x.jpg; put them there")

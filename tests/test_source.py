@@ -329,7 +329,7 @@ def test_known_counts_are_compared(root, caplog):
     assert not caplog.records
     photos.warn_of_counts(official | {"train": [5, 6, 5, 4]})
     (record,) = caplog.records
-    assert "train split is not the published one" in record.getMessage()
+    assert "the splits are not the published ones: train has" in record.getMessage()
     assert "land/sea 5 instead of 6, water/sea 5 instead of 4" in record.getMessage()
 
 

@@ -1,5 +1,6 @@
 """CelebA: faces with 40 attributes; hair colour and gender go together."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from spurcor.data import GroupSpec, Split, members_by
 from spurcor.errors import UserError
 from spurcor.seeding import derive_seed
 from spurcor.source import DataSource, Photographs
-from spurcor.tables import Table, read_columns
+from spurcor.tables import Table, columns_of, first_lines, read_columns
 from spurcor.transforms import Photo, Transform
 
 URL = "https://www.kaggle.com/datasets/jessicali9530/celeba-dataset"
@@ -186,20 +187,29 @@ def find(root: Path, alternatives: Iterable[Sequence[str]]) -> list[Path]:
 
 def _search(places: Sequence[Path], alternatives: Sequence[Sequence[str]]) -> list[Path] | None:
     for names in alternatives:
-        paths = [next((p / name for p in places if (p / name).exists()), None) for name in names]
+        paths = [next((p / name for p in places if _is_there(p / name)), None) for name in names]
         found = [path for path in paths if path is not None]
         if len(found) == len(names):
             return found
     return None
 
 
+def _is_there(path: Path) -> bool:
+    """A table, or a folder of images."""
+    return path.is_file() if path.suffix else path.is_dir()
+
+
 def _attributes(path: Path) -> list[str]:
     """Names of the attributes, in the file's order."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        first, second = file.readline(), file.readline()
     if path.suffix == ".csv":
-        return [name.strip() for name in first.split(",")[1:]]
-    return second.split()
+        return [name for name in columns_of(path, "image_id") if name != "image_id"]
+    lines = first_lines(path, 2)
+    return lines[_num_counts(lines)].split() if len(lines) > 1 else []
+
+
+def _num_counts(lines: Sequence[str]) -> int:
+    """Lines before the names of the attributes: the number of images, which some copies lack."""
+    return int(bool(re.fullmatch(r"[\d,.]*", lines[0].strip())))
 
 
 def _read(
@@ -215,9 +225,11 @@ def _read(
         split = Table.read(partition, ["image_id"], ["partition"])
     else:
         positions = {header.index(label) + 1: label for label in labels}
-        table = read_columns(attributes, {0: "image_id", **positions}, skip=2)
+        said = _num_counts(first_lines(attributes, 1))
+        table = read_columns(attributes, {0: "image_id", **positions}, skip=1 + said)
         split = read_columns(partition, {0: "image_id", 1: "partition"})
-        _check_count(attributes, len(table))
+        if said:
+            _check_count(attributes, len(table))
     names = table.names("image_id")
     split = _in_order(split, table)
     y = torch.stack([(table.codes(label, (-1, 1)) + 1) // 2 for label in labels], dim=1)
@@ -226,8 +238,7 @@ def _read(
 
 def _check_count(path: Path, count: int) -> None:
     """The first line of the authors' file says how many images there are."""
-    with path.open(encoding="utf-8-sig") as file:
-        said = file.readline().strip()
+    said = first_lines(path, 1)[0].strip()
     if said != str(count):
         raise UserError(f"{path} says it has {said[:20]} rows and has {count:,}; put it anew")
 

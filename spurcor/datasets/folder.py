@@ -105,7 +105,8 @@ def _labels(table: Table, column: str) -> tuple[tuple[str, ...], Tensor]:
 def _members(table: Table) -> dict[str, Tensor]:
     """Rows of each split: those of `Split` in their order, then others by name."""
     codes = {str(code): str(split) for code, split in SPLIT_CODES.items()}
-    names = table.filled("split").str.strip().replace(codes)
+    names = table.filled("split").str.strip()
+    names = names.str.replace(r"^(\d)[.,]0+$", r"\1", regex=True).replace(codes)
     known = [str(split) for split in Split]
     table.refuse(
         ~names.isin(known) & _no_name(names),

@@ -1,0 +1,63 @@
+"""Names of files as tables write them, and as the disk has them."""
+
+import os
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from spurcor.errors import UserError
+
+
+def located(root: Path, names: Sequence[str]) -> list[str]:
+    """The names under `root`, with slashes where backslashes name no file; no file twice."""
+    found = [_slashed(root, name) if "\\" in name else name for name in names]
+    places: dict[str, str] = {}
+    for written, name in zip(names, found, strict=True):
+        place = os.path.normpath(os.path.join(root, name))
+        if (other := places.setdefault(place, written)) != written:
+            raise UserError(f"{root}: {other} and {written} are one file, listed twice; keep one")
+    return found
+
+
+def _slashed(root: Path, name: str) -> str:
+    """The name with slashes if only that is a file."""
+    slashed = name.replace("\\", "/")
+    return slashed if not (root / name).exists() and (root / slashed).exists() else name
+
+
+def nearest(root: Path, name: str) -> str | None:
+    """The file that a name which is none may mean.
+
+    It differs in case, ending, blanks or the spelling of accents, or has fewer folders before it.
+    """
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    for first in range(1, len(parts)):
+        end = "/".join(parts[first:])
+        if (root / end).is_file():
+            return end
+    place = root
+    for part in parts:
+        if (entry := _alike(place, part, part is parts[-1])) is None:
+            return None
+        place = place / entry
+    return os.path.relpath(place, root) if place.is_file() and parts else None
+
+
+def _alike(folder: Path, part: str, last: bool) -> str | None:
+    """The entry of a folder that is a part of a name, or nearly."""
+    if part == "/" or ((folder / part).exists() and not last):
+        return part
+    try:
+        entries = sorted(os.listdir(folder))
+    except OSError:
+        return None
+    by_name = {_plain(entry): entry for entry in entries}
+    if last:
+        by_stem = {_plain(os.path.splitext(entry)[0]): entry for entry in entries}
+        stem = _plain(os.path.splitext(part)[0])
+        return by_name.get(_plain(part)) or by_stem.get(stem) or by_stem.get(_plain(part))
+    return by_name.get(_plain(part))
+
+
+def _plain(name: str) -> str:
+    return "".join(unicodedata.normalize("NFC", name).casefold().split())
