@@ -1,6 +1,7 @@
 """Transforms of whole uint8 batches on their device, with random parameters per sample."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -20,13 +21,14 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Prefix:
     """What is done to an image once, before it is stored; by Pillow, as torchvision does it.
 
-    `resize` (height, width) or `short` (the shorter side, at most, of its own aspect), then a
-    centred square `crop`.
+    `resize` (height, width), or of its own aspect the shorter side: `short` is the most that it may
+    be, `shorter` what it is made; then a centred square `crop`.
     """
 
     resize: tuple[int, int] | None = None
     short: int | None = None
     crop: int | None = None
+    shorter: int | None = None
 
     @property
     def name(self) -> str:
@@ -36,6 +38,7 @@ class Prefix:
             height, width = self.resize
             parts.append(f"resize{height}" if height == width else f"resize{height}x{width}")
         parts += [f"short{self.short}"] * (self.short is not None)
+        parts += [f"shorter{self.shorter}"] * (self.shorter is not None)
         parts += [f"crop{self.crop}"] * (self.crop is not None)
         return "-".join(parts) or "original"
 
@@ -51,9 +54,12 @@ class Prefix:
         """Height and width of what is stored of an image."""
         if self.resize is not None:
             height, width = self.resize
+        short = self.shorter
         if self.short is not None and min(height, width) > self.short:
-            long = int(self.short * max(height, width) / min(height, width))
-            height, width = (self.short, long) if height <= width else (long, self.short)
+            short = self.short
+        if short is not None:
+            long = int(short * max(height, width) / min(height, width))
+            height, width = (short, long) if height <= width else (long, short)
         return (height, width) if self.crop is None else (self.crop, self.crop)
 
     def __call__(self, image: "Image") -> "Image":
@@ -61,7 +67,7 @@ class Prefix:
         from PIL.Image import Resampling
 
         width, height = image.size
-        height, width = Prefix(self.resize, self.short).size(height, width)
+        height, width = replace(self, crop=None).size(height, width)
         if (width, height) != image.size:
             image = image.resize((width, height), Resampling.BILINEAR)
         if self.crop is None:
@@ -180,6 +186,87 @@ class CropFlip(Transform):
         return x.flatten(2).gather(2, flat).view_as(x)
 
 
+FIXED = 16  # binary places of the numbers that Pillow looks pixels up with
+
+
+class AffineFlip(Transform):
+    """Horizontal flip with probability one half, then a random rotation and shift.
+
+    Uniform in +-`degrees` and, in whole pixels, +-`translate` of each side; the nearest pixel is
+    taken and black where there is none, to the bit as torchvision's RandomAffine has it of Pillow.
+    """
+
+    stored = stored_train = Prefix()
+
+    def __init__(
+        self,
+        mean: tuple[float, ...] = (0.0,),
+        std: tuple[float, ...] = (1.0,),
+        degrees: float = 15.0,
+        translate: float = 0.1,
+    ) -> None:
+        if not 0 <= degrees <= 180 or not 0 <= translate <= 1:
+            raise ValueError(
+                f"degrees={degrees} must be between 0 and 180, translate={translate} 0 and 1"
+            )
+        self.normalize, self.degrees, self.translate = Normalize(mean, std), degrees, translate
+
+    def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
+        """(N, 7) int64: `affine` of angles and shifts, and flip."""
+        angle, down, right = (
+            2 * torch.rand(len(sizes), generator=generator, dtype=torch.float64) - 1
+            for _ in range(3)
+        )
+        flips = torch.randint(2, (len(sizes), 1), generator=generator)
+        down, right = (
+            (self.translate * side * share).round()
+            for side, share in zip(sizes.unbind(1), (down, right), strict=True)
+        )
+        return torch.cat([affine(sizes, self.degrees * angle, down, right), flips], dim=1)
+
+    def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
+        """The images as they are."""
+        return stored.take(rows)
+
+    def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) uint8 to float."""
+        if parameters is not None:
+            x = self._augment(x, parameters)
+        return self.normalize(x)
+
+    def _augment(self, x: Tensor, parameters: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        i = torch.arange(height, device=x.device)[:, None]
+        j = torch.arange(width, device=x.device)
+        # (B, H, W): where each pixel comes from, before the flip
+        of = parameters[:, :, None, None]
+        column = (of[:, 0] * j + of[:, 1] * i + of[:, 2]) >> FIXED
+        row = (of[:, 3] * j + of[:, 4] * i + of[:, 5]) >> FIXED
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        column = torch.where(of[:, 6] == 1, width - 1 - column, column)
+        flat = torch.where(inside, row * width + column, 0).view(len(x), 1, -1)
+        found = x.flatten(2).gather(2, flat.expand(-1, x.shape[1], -1)).view_as(x)
+        return found * inside[:, None]
+
+
+def affine(sizes: Tensor, angle: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """(N, 6) int64, where pixels come from after a rotation about the centre, then a shift.
+
+    `angle` (N,) clockwise in degrees, `down` and `right` (N,) in pixels. Pixel (i, j) was that in
+    row (c3 j + c4 i + c5) / 2^16 and column (c0 j + c1 i + c2) / 2^16, rounded down: Pillow's fixed
+    point, at the centres of pixels.
+    """
+    height, width = sizes.double().unbind(1)
+    radians = angle.double() * (math.pi / 180)
+    cos, sin = radians.cos(), radians.sin()
+    x, y = -width / 2 - right, -height / 2 - down
+    c2 = cos * x + sin * y + width / 2
+    c5 = cos * y - sin * x + height / 2
+    columns = [cos, sin, c2 + 0.5 * (cos + sin), -sin, cos, c5 + 0.5 * (cos - sin)]
+    fixed: Tensor = (torch.stack(columns, dim=1) * 2**FIXED + 0.5).floor().long()
+    return fixed
+
+
 def _reflect(position: Tensor, size: int) -> Tensor:
     """Positions outside [0, size) mirrored at the border pixels, which are not repeated."""
     return (size - 1) - (size - 1 - position.abs()).abs()
@@ -188,8 +275,9 @@ def _reflect(position: Tensor, size: int) -> Tensor:
 class Photo(Transform):
     """The transforms published for photographs.
 
-    Evaluation: `resize` both sides or `crop` the centre or both, in that order, then `size` if what
-    that left is of another size; null is that size itself. Training, with `augment`:
+    Evaluation: `resize` both sides (`resize_short` the shorter one) or `crop` the centre or both,
+    in that order, then `size` if what that left is of another size; null is that size itself.
+    Training, with `augment`:
     RandomResizedCrop to `size` with shares of the area in `scale` and ratios in `ratio`, of the
     photograph with its shorter side at most `short`, then `flip` with probability one half;
     without, as in evaluation.
@@ -207,23 +295,31 @@ class Photo(Transform):
         short: int = 256,
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
+        resize_short: int | None = None,
     ) -> None:
         if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
             raise ValueError(f"scale={list(scale)} and ratio={list(ratio)} must be rising ranges")
-        for name, value in (("resize", resize), ("crop", crop), ("size", size), ("short", short)):
+        sides = {"resize": resize, "resize_short": resize_short, "crop": crop}
+        for name, value in (sides | {"size": size, "short": short}).items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         left = resize if crop is None else crop
         if left is None:
             raise ValueError("resize and crop are both null: photographs would differ in size")
-        if resize is not None and left > resize:
+        if resize is not None and resize_short is not None:
             raise ValueError(
-                f"crop={crop} is larger than resize={resize}: the rest would be black; say"
-                f" crop={resize} or less, or null"
+                f"resize={resize} is of both sides, resize_short={resize_short} of one; give one"
             )
+        for name, side in (("resize", resize), ("resize_short", resize_short)):
+            if side is not None and left > side:
+                raise ValueError(
+                    f"crop={crop} is larger than {name}={side}: the rest would be black; say"
+                    f" crop={side} or less, or null"
+                )
         self.size, self.augment = left if size is None else size, augment
         self.scale, self.ratio, self.flip = scale, ratio, flip
-        self.stored = Prefix(None if resize is None else (resize, resize), None, crop)
+        both = None if resize is None else (resize, resize)
+        self.stored = Prefix(both, None, crop, resize_short)
         self.stored_train = Prefix(short=short) if augment else self.stored
         self.normalize = Normalize(mean, std)
 
@@ -241,17 +337,20 @@ class Photo(Transform):
 
     def window(self, sizes: Tensor) -> Tensor:
         """The centre crop of what was resized, on the photograph as it is stored for training."""
-        resize, crop = self.stored.resize, self.stored.crop
+        resize, crop, shorter = self.stored.resize, self.stored.crop, self.stored.shorter
         if not self.augment or crop is None:
             return super().window(sizes)
         short = self.stored_train.short
-        if resize is None and short is not None and int(sizes.min(1).values.max()) >= short:
+        cut = resize is None and shorter is None  # out of the photograph as it came
+        if cut and short is not None and int(sizes.min(1).values.max()) >= short:
             raise UserError(
                 f"dataset.transform crops the central {crop} pixels of photographs that are stored"
                 f" for training with {short} on the shorter side, so where that is on them is not"
                 f" known; say dataset.transform.resize, or a larger dataset.transform.short"
             )
         seen = sizes if resize is None else torch.tensor(resize).expand_as(sizes)
+        if shorter is not None:
+            seen = (shorter * sizes / sizes.min(1, keepdim=True).values).floor()
         corner = ((seen - crop) / 2).round()
         pixels = torch.cat([corner, torch.full_like(corner, crop)], dim=1).double()
         return pixels * (sizes / seen).repeat(1, 2)

@@ -209,10 +209,11 @@ def is_green(x):
     [
         Photo(size=112, resize=128, crop=112, augment=True, short=128),
         Photo(size=112, resize=None, crop=89, augment=True, short=128),
+        Photo(size=112, resize_short=128, crop=112, augment=True, short=100),
         Photo(size=112, resize=112, crop=None, augment=True, short=128),
         Photo(size=112, resize=128, crop=112, augment=False),
     ],
-    ids=["resized-cropped", "cropped", "squashed", "as-evaluated"],
+    ids=["resized-cropped", "cropped", "shorter-cropped", "squashed", "as-evaluated"],
 )
 def test_masks_line_up_with_a_planted_square(transform, tmp_path):
     squares = [(40, 30, 60, 50), (25, 60, 45, 80), (45, 45, 60, 60)]

@@ -64,6 +64,14 @@ def refuse_decoding(monkeypatch):
             transforms.Compose([transforms.Resize((40, 40)), transforms.CenterCrop(33)]),
         ),
         (Prefix(resize=(20, 30)), transforms.Resize((20, 30))),
+        (
+            Prefix(shorter=256, crop=224),
+            transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)]),
+        ),
+        (
+            Prefix(shorter=20, crop=17),
+            transforms.Compose([transforms.Resize(20), transforms.CenterCrop(17)]),
+        ),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )
@@ -110,10 +118,11 @@ def test_prefixes_have_names_of_their_own():
         Prefix(resize=(256, 256), crop=224),
         Prefix(crop=178),
         Prefix(short=256),
+        Prefix(shorter=256, crop=224),
     ]
     names = [prefix.name for prefix in prefixes]
     assert names == ["original", "resize256", "resize256x128", "resize256-crop224", *names[4:]]
-    assert names[4:] == ["crop178", "short256"]
+    assert names[4:] == ["crop178", "short256", "shorter256-crop224"]
 
 
 # --- once -----------------------------------------------------------------------------------------

@@ -8,13 +8,14 @@ import pytest
 import torch
 import yaml
 from torch.nn import functional as F
+from torchvision.transforms import functional
 from training import read
 
 from spurcor import cli
 from spurcor.config import CONF, locate
 from spurcor.errors import UserError
 from spurcor.refusals import refuse_changed_defaults
-from spurcor.transforms import CropFlip, Normalize, Photo
+from spurcor.transforms import AffineFlip, CropFlip, Normalize, Photo, Prefix, affine
 
 TRANSFORMS = sorted(path.stem for path in (CONF / "dataset" / "transform").glob("*.yaml"))
 PHOTOS = [
@@ -82,6 +83,62 @@ def test_crop_and_flip_for_every_parameter(padding):
     x = images(len(parameters))
     z = CropFlip((0.0,) * 3, (1 / 255,) * 3, padding)(x, parameters)
     torch.testing.assert_close(z, reference(x, parameters, padding), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (9, 7), (8, 13)])
+def test_rotations_and_shifts_are_those_of_torchvision(shape):
+    cases = [
+        (angle, down, right, flip)
+        for angle in (-180.0, -15.0, -3.7, 0.01, 7.25, 14.99, 90.0)
+        for down, right in ((0, 0), (3, -2), (-1, 4))
+        for flip in (False, True)
+    ]
+    angle, down, right = (torch.tensor(v) for v in list(zip(*cases, strict=True))[:3])
+    x = images(len(cases), *shape)
+    sizes = torch.tensor(shape).expand(len(cases), 2)
+    flips = torch.tensor([[case[3]] for case in cases]).long()
+    parameters = torch.cat([affine(sizes, angle, down, right), flips], dim=1)
+    z = AffineFlip(std=(1 / 255,))(x, parameters)
+    for i, (degrees, dy, dx, flip) in enumerate(cases):
+        image = functional.to_pil_image(x[i])
+        image = functional.hflip(image) if flip else image
+        image = functional.affine(image, degrees, [dx, dy], scale=1.0, shear=[0.0])
+        expected = functional.pil_to_tensor(image).float()
+        torch.testing.assert_close(z[i], expected, atol=1e-3, rtol=0, msg=str(cases[i]))
+
+
+def test_affine_draws_are_those_of_torchvision():
+    sizes = torch.tensor([32, 20]).expand(20_000, 2)
+    drawn = AffineFlip(degrees=15.0, translate=0.1).draw(sizes, torch.Generator().manual_seed(1))
+    angle = torch.rad2deg(torch.atan2(drawn[:, 1].double(), drawn[:, 0].double()))
+    assert -15 <= angle.min() < -14.9
+    assert 14.9 < angle.max() <= 15
+    assert abs(angle.std() - 30 / 12**0.5) < 0.1
+    assert drawn[:, 6].unique().tolist() == [0, 1]
+    still = AffineFlip(degrees=0.0, translate=0.1).draw(sizes, torch.Generator().manual_seed(1))
+    for column, reach in ((2, 2), (5, 3)):  # tenths of 20 and of 32, rounded
+        assert (-(still[:, column] >> 16)).unique().tolist() == list(range(-reach, reach + 1))
+
+
+def test_without_parameters_nothing_is_rotated():
+    x = images()
+    assert torch.equal(AffineFlip()(x), Normalize()(x))
+
+
+@pytest.mark.parametrize("options", [{"degrees": 181.0}, {"degrees": -1.0}, {"translate": 1.5}])
+def test_impossible_rotations_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        AffineFlip(**options)
+
+
+def test_the_published_transforms_of_cifar10_and_of_prusc_are_configurations():
+    node = read("dataset=cifar10", "dataset/transform=masktune_cifar10").dataset
+    found = node.arguments["transform"].build()
+    assert (found.degrees, found.translate, found.normalize.mean) == (15.0, 0.1, (0.0,))
+    found = read("dataset=isic", "dataset/transform=prusc").dataset.arguments["transform"].build()
+    assert found.stored == Prefix(shorter=256, crop=224)
+    with pytest.raises(ValueError, match=r"resize=256 .* resize_short=256"):
+        Photo(resize=256, resize_short=256)
 
 
 def test_the_crop_is_normalized():
@@ -155,6 +212,8 @@ def test_the_size_is_what_is_left_unless_it_is_given(options, size):
 def test_files_derive_the_size_from_what_is_typed(name, typed, derived, published):
     """CelebA's are published with a central 178 that becomes 224, and say so."""
     overrides = [f"dataset.transform.{option}" for option in typed]
+    if name == "prusc" and typed:  # the one that keeps the aspect
+        overrides.append("dataset.transform.resize_short=null")
     config = read("dataset=waterbirds", f"dataset/transform={name}", *overrides)
     expected = published if "celeba" in name else derived
     assert config.dataset.arguments["transform"].build().size == expected

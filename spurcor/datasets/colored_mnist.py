@@ -22,7 +22,8 @@ class ColoredMnist(DataSource):
     """Small (y = -1) against large (y = +1, from 5 on) digits, 3 x 28 x 28, green (-1) or red (+1).
 
     The groups of TRAIN and TEST have exactly round(N pi) images of MNIST-train and MNIST-test, what
-    rounding leaves going to the largest, where 4 pi(y, a) = 1 + y E[y] + a E[a] + y a E[ya] and
+    rounding leaves going to the largest (of equal ones the first of small green, small red, large
+    green, large red; upstream the last), where 4 pi(y, a) = 1 + y E[y] + a E[a] + y a E[ya] and
     E[ya] = correlation + E[y] E[a]: the correlation is a covariance, E[y] and E[a] are the
     marginals. There is no official validation split: VAL and TARGET are balanced and held out of
     MNIST-train first, so that no option of TRAIN changes them; a `target_size` of 0 leaves TARGET
