@@ -4,14 +4,19 @@ import contextlib
 import errno
 import fcntl
 import functools
+import glob
+import hashlib
 import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from spurcor.errors import Damaged, UserError
 
@@ -32,8 +37,15 @@ def _named(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes the place of `path` once it is on disk."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Yield a path beside `path` to write to; it takes the place of `path` once it is on disk.
+
+    What processes of this machine that were killed in here have left of the same file is removed.
+    """
+    prefix = f".{path.name}.{_machine()}-"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
+        if not psutil.pid_exists(int(left.name[len(prefix) : -len(".tmp")])):
+            left.unlink(missing_ok=True)
+    beside = path.with_name(f"{prefix}{os.getpid()}.tmp")
     try:
         with _named(path):
             yield beside
@@ -43,6 +55,16 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):  # the folder may be gone, or no longer to be written
             beside.unlink(missing_ok=True)
+
+
+@functools.cache
+def _machine() -> str:
+    """Tells where the number of a process means something: this boot and, of containers, which."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        return hashlib.sha256(f"{boot}{os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:8]
+    except OSError:
+        return uuid.uuid4().hex[:8]  # of this process alone: nothing is then taken for a leftover
 
 
 def remove_leftovers(folder: Path) -> None:

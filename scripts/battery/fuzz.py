@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import joblib  # noqa: F401 - the readers import these late, in every process anew
@@ -39,7 +40,17 @@ DISK = 200 << 20
 COMMANDS = 50  # every so-many-th input is given to spurcor.prepare as well
 SHOWN = 3  # findings of one kind that are printed
 PROGRAMS = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pty.spawn"}
-CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
+# Of what changes a file: where the path stands among the arguments, and the folder it starts from.
+CHANGES: dict[str, tuple[tuple[int, int | None], ...]] = {
+    "open": ((0, None),),
+    "os.rename": ((0, 2), (1, 3)),
+    "os.link": ((1, 3),),
+    "os.symlink": ((1, 2),),
+    "os.mkdir": ((0, 2),),
+    "os.remove": ((0, 1),),
+    "os.rmdir": ((0, 1),),
+    "os.truncate": ((0, None),),
+}
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 HALF = re.compile(r"\..*\.tmp|\..+\.[a-z0-9_]{8}")  # what `spurcor.files` calls what is not whole
 
@@ -219,21 +230,23 @@ def _offline(*_: object, **__: object) -> None:
 def _watch(root: Path) -> list[str]:
     """A list that programs, connections, and changes outside the data root are added to."""
     deeds: list[str] = []
-    allowed = (f"{root.resolve()}/", "/dev/null", "/proc/")
+    own = str(root.resolve())
 
-    def look(event: str, arguments: tuple[object, ...]) -> None:
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
         if event in PROGRAMS or event == "socket.connect":
             deeds.append(f"{event} {arguments[:2]}")
+        if event == "open" and not arguments[2] & WRITING:
             return
-        flags = arguments[2] if event == "open" else 0
-        if event not in CHANGES and not (isinstance(flags, int) and flags & WRITING):
-            return
-        names = [name for name in arguments[:2] if isinstance(name, str | bytes | Path)]
-        for name in names[: 2 if event in ("os.rename", "os.link") else 1]:
-            text = os.fsdecode(name)
-            parent, last = os.path.split(os.path.abspath(text))
-            if not os.path.join(os.path.realpath(parent), last).startswith(allowed):
-                deeds.append(f"{event} {text}")
+        for name, start in CHANGES.get(event, ()):
+            if isinstance(arguments[name], int):  # an open file
+                continue
+            place = os.fsdecode(arguments[name])
+            if start is not None and arguments[start] >= 0:
+                place = os.path.join(os.readlink(f"/proc/self/fd/{arguments[start]}"), place)
+            parent, last = os.path.split(os.path.abspath(place))
+            place = os.path.join(os.path.realpath(parent), last)
+            if place != own and not place.startswith((f"{own}/", "/dev/null", "/proc/")):
+                deeds.append(f"{event} {place}")
 
     sys.addaudithook(look)
     return deeds
