@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -156,12 +157,21 @@ class Battle:
         self.changes = int(started.text("changes") or 1)
         self.expected = everything(self.place)
 
-    def fight(self, rng: random.Random, kills: int, latest: float = 1.0) -> int:
-        """Kill it up to `kills` times, all before a share `latest` of it; returns how often."""
+    def fight(
+        self,
+        rng: random.Random,
+        kills: int,
+        latest: float = 1.0,
+        going_on: Callable[[], bool] = lambda: True,
+    ) -> int:
+        """Kill it up to `kills` times, all before a share `latest` of it; returns how often.
+
+        The last time that it is issued, it is left to come to its end.
+        """
         shutil.rmtree(self.place, ignore_errors=True)
         _copy(self.folder / "before", self.place)
         count = 0
-        while count < kills:
+        while count < kills and (going_on() or not count):
             ended = self._kill(rng, latest)
             self._look_for_trace(ended)
             if ended.code == 0:

@@ -18,6 +18,7 @@ import stat
 import struct
 import sys
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +28,7 @@ from unittest import mock
 import generators
 import generators_photos as made
 import numpy as np
+import torchvision.datasets  # noqa: F401 - the readers import it late, in every process anew
 
 from scripts.battery.fuzz import Case, fuzz
 from spurcor.archives import extracted
@@ -105,7 +107,8 @@ def zipped(rng: random.Random, root: Path) -> bytes:
     """The same as a zip."""
     file = io.BytesIO()
     kinds = (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
-    with zipfile.ZipFile(file, "w", rng.choice(kinds)) as archive:
+    with warnings.catch_warnings(), zipfile.ZipFile(file, "w", rng.choice(kinds)) as archive:
+        warnings.simplefilter("ignore")  # of names that are there twice
         for name, content in FILES.items():
             archive.writestr(name, content)
         for _ in range(rng.choice((0, 1, 1, 2, 4))):

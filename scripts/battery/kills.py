@@ -36,6 +36,7 @@ SMALL = ("backbone=mlp", "backbone.width=16")
 EPOCHS = {"masktune": 6, "prusc": 20, "erm_target": 20}
 FEW = ("dataset.subset_size=300",)
 MEASURED = "analysis=[gradient_basis,gap_dynamics,jacobian_norm,output_moments,selective]"
+LONG = 300.0  # seconds from which on slow scenes are played
 SHOWN = 5  # differences that are told of one command
 PHOTOS = {0: (40, 20, 20, 30), 1: (6, 6, 6, 6), 2: (6, 6, 6, 6)}  # per split and group
 
@@ -48,6 +49,7 @@ class Scene:
     command: Command
     before: tuple[Command, ...] = ()
     data: str = ""  # "photos" or "archive"
+    slow: bool = False  # left out where there are less than five minutes
 
 
 def train(*words: str, again: bool = True, processes: bool = False) -> Command:
@@ -59,7 +61,8 @@ def of_method(method: str) -> Command:
     """A short run of a method."""
     epochs = () if method == "frozen" else (f"method.epochs={EPOCHS.get(method, 12)}",)
     few = () if method == "prusc" else FEW  # which wants classes mixed in its clusters
-    return train(f"method={method}", *epochs, *smallest(method), *few)
+    repair = () if method in ("erm", "frozen") else ("dfr=none",)  # has scenes of its own
+    return train(f"method={method}", *epochs, *smallest(method), *few, *repair)
 
 
 def scenes() -> Iterator[Scene]:
@@ -89,7 +92,7 @@ def scenes() -> Iterator[Scene]:
     small = ("dataset.transform.resize=36", "dataset.transform.crop=32")
     resnet = ("backbone=resnet18", "backbone.pretrained=none", "method.epochs=1", "dfr=none")
     photos = train("dataset=folder", *small, *resnet)
-    yield Scene("train-photos", photos, data="photos")
+    yield Scene("train-photos", photos, data="photos", slow=True)
     birds = ("dataset=waterbirds", *DATA)
     yield Scene("archive", Command("prepare", birds, again=False), data="archive")
     sweep = ("-m", "method=erm,iw", "seed=0,1", *short)
@@ -97,7 +100,8 @@ def scenes() -> Iterator[Scene]:
     report = Command("report", ("sweep=default", *OUTPUTS, "tracker=none"), again=False)
     yield Scene("report", report, (train(*sweep),))
     pool = ("hydra/launcher=local_pool", "hydra.launcher.n_jobs=2")
-    yield Scene("pool", train("-m", "method=erm,iw", *short, *pool, processes=True))
+    parallel = train("-m", "method=erm,iw", *short, *pool, processes=True)
+    yield Scene("pool", parallel, slow=True)
 
 
 def put_data(kind: str, folder: Path) -> None:
@@ -115,32 +119,48 @@ def main() -> int:
     """Returns 1 if anything tells."""
     described = parser(__doc__)
     described.add_argument("--kills", type=int, default=10**9, help="end after so many")
+    described.add_argument("--rounds", type=int, default=10**9, help="of all scenes")
     described.add_argument("--cold", type=int, default=10, help="percent of cold processes")
     described.add_argument("--only", default="", help="beginnings of the names of scenes")
     options = described.parse_args()
-    rng = random.Random(options.seed)
     only = tuple(options.only.split(","))
     chosen = [scene for scene in scenes() if scene.name.startswith(only)]
-    rng.shuffle(chosen)
+    if options.seconds < LONG and not options.only:
+        chosen = [scene for scene in chosen if not scene.slow]
+    random.Random(options.seed).shuffle(chosen)
     tally = Tally("kills", options.seconds)
     with tempfile.TemporaryDirectory(prefix="battery-") as folder:
         line = CommandLine(Path(folder))
         battles: dict[str, Battle] = {}
-        number = 0
-        while tally.time_left and tally.counts["kills"] < options.kills:
-            scene = chosen[number % len(chosen)]
-            seed, number = options.seed + number // len(chosen), number + 1
-            if (battle := battles.get(scene.name)) is None:
-                place = Path(folder) / scene.name
-                (place / "place" / "data").mkdir(parents=True)
-                put_data(scene.data, place / "place" / "data")
-                how = {"cold_percent": options.cold, "signals": SIGNALS}
-                battle = Battle(line, place, scene.command, scene.before, **how)
-                battle.make_peace()
-                battles[scene.name] = battle
-            fight(tally, scene, battle, seed)
+        for seed in range(options.seed, options.seed + options.rounds):
+            for scene in chosen:
+                if not tally.time_left or tally.counts["kills"] >= options.kills:
+                    break
+                try:
+                    if scene.name not in battles:
+                        battles[scene.name] = ready(line, Path(folder), scene, options.cold)
+                    fight(tally, scene, battles[scene.name], seed)
+                except (AssertionError, TimeoutError) as error:
+                    tally.find(f"{scene.name}: {error}", again(scene, seed))
+            if not tally.time_left or tally.counts["kills"] >= options.kills:
+                break
         line.close()
     return tally.end()
+
+
+def ready(line: CommandLine, folder: Path, scene: Scene, cold: int) -> Battle:
+    """A scene with what it leaves in peace."""
+    place = folder / scene.name
+    (place / "place" / "data").mkdir(parents=True)
+    put_data(scene.data, place / "place" / "data")
+    battle = Battle(line, place, scene.command, scene.before, cold_percent=cold, signals=SIGNALS)
+    battle.make_peace()
+    return battle
+
+
+def again(scene: Scene, seed: int) -> str:
+    """The command that plays a scene as it was played."""
+    return f"python -m scripts.battery.kills --rounds 1 --seed {seed} --only {scene.name}"
 
 
 def fight(tally: Tally, scene: Scene, battle: Battle, seed: int) -> None:
@@ -148,15 +168,14 @@ def fight(tally: Tally, scene: Scene, battle: Battle, seed: int) -> None:
     rng = random.Random(f"{seed} {scene.name}")
     battle.moments.clear()
     battle.findings.clear()
-    kills = battle.fight(rng, rng.randint(2, 10))
+    kills = battle.fight(rng, rng.randint(2, 10), going_on=lambda: tally.time_left)
     tally.count("kills", kills)
     tally.count("commands brought to their end")
     told = ", ".join(f"{n} x {moment}" for moment, n in battle.moments.most_common())
-    again = f"python -m scripts.battery.kills --seconds 1 --seed {seed} --only {scene.name}"
     if battle.findings:
         more = f"; and {len(battle.findings) - SHOWN} more" if len(battle.findings) > SHOWN else ""
         found = "; ".join(battle.findings[:SHOWN])
-        tally.find(f"{scene.name} ({told}): {found}{more}", again)
+        tally.find(f"{scene.name} ({told}): {found}{more}", again(scene, seed))
 
 
 if __name__ == "__main__":
