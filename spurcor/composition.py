@@ -11,9 +11,9 @@ from typing import Any
 import hydra._internal.hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, RangeSweep, Sweep
+from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from spurcor.errors import UserError
 
@@ -93,6 +93,7 @@ class CheckedLoader(ConfigLoaderImpl):
                     " --config-dir <folder>"
                 )
         super()._process_config_searchpath(config_name, parsed_overrides, repo)
+        self._sources = repo
 
     def _refuse_shell_lines(self, cfg: DictConfig, overrides: Sequence[str]) -> None:
         """What a launcher hands to a shell is in the files of the site, or typed."""
@@ -112,7 +113,7 @@ class CheckedLoader(ConfigLoaderImpl):
     def _chosen(self, cfg: DictConfig, group: str) -> Mapping[str, Any]:
         """The file of a group's option, as it is."""
         option = cfg.hydra.runtime.choices.get(group)
-        file = self.repository.load_config(f"{group}/{option}") if option else None
+        file = self._sources.load_config(f"{group}/{option}") if option else None
         tree = None if file is None else OmegaConf.to_container(file.config)
         return tree if isinstance(tree, dict) else {}  # type: ignore[return-value]
 
@@ -126,8 +127,8 @@ def refuse_foreign(cfg: DictConfig) -> None:
     for role, allowed in PLUGINS.items():
         _refuse_other_plugin(f"hydra.{role}", _plain(cfg, role), allowed)
     for name in ("job_logging", "hydra_logging"):
-        _refuse_factories(f"hydra.{name}", _plain(cfg, name))
-    for name in ("env_set", "env_copy"):
+        _refuse_factories(f"hydra.{name}", OmegaConf.select(cfg, name))
+    for name in ("env_copy", "env_set"):
         if OmegaConf.select(cfg, f"job.{name}"):
             raise UserError(
                 f"hydra.job.{name}={list(cfg.job[name])} would change the environment; set"
@@ -158,7 +159,7 @@ def _refuse_other_plugin(path: str, value: Any, allowed: Sequence[str]) -> None:
 
 def _refuse_factories(path: str, value: Any) -> None:
     """Logging resolves names to classes and calls them, in ways of its own."""
-    for key, item in _entries("", value):
+    for key, item in _resolved("", value):
         name = key.rpartition(".")[2]
         refused = name in ("()", "queue", "listener") or key.endswith(".")
         refused |= name == "class" and item not in LOGGING_CLASSES
@@ -168,6 +169,19 @@ def _refuse_factories(path: str, value: Any) -> None:
                 f"{path}.{key}={item} is refused: logging may use {', '.join(LOGGING_CLASSES)} on"
                 f" {' or '.join(STREAMS)}; hydra/{path.partition('.')[2]}=none switches it off"
             )
+
+
+def _resolved(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """`_entries`, where the output folder is not known yet; it begins with /, as no class does."""
+    if not isinstance(value, DictConfig | ListConfig):
+        return
+    for key in value if isinstance(value, DictConfig) else range(len(value)):
+        raw = OmegaConf.to_container(value)[key]  # type: ignore[index]
+        later = isinstance(raw, str) and raw.startswith("${hydra.runtime.output_dir}")
+        item = raw if later or raw == "???" else value[key]  # type: ignore[index]
+        dotted = f"{path}.{key!s}" if path else str(key)
+        yield dotted, item
+        yield from _resolved(dotted, item)
 
 
 def _entries(path: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -209,5 +223,4 @@ def _number_of_values(override: Override) -> float:
         start, stop, step = (float(v or 0) for v in (sweep.start, sweep.stop, sweep.step))
         length = (stop - start) / step if step else math.nan
         return max(0, math.ceil(length)) if math.isfinite(length) else math.inf
-    assert isinstance(sweep, Sweep)
     return float(sum(1 for _ in override.sweep_iterator()))

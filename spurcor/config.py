@@ -559,7 +559,8 @@ def _unsound(value: Any) -> str:
 def _nested(hint: Any, value: Any) -> Any:
     """The dataclass, `Node` or mapping of nodes that a mapping is to become, or None."""
     members = _members(hint)
-    if Node in members and value is not None and not (value == {} and types.NoneType in members):
+    left_out = types.NoneType in members and value in (None, {})
+    if Node in members and not left_out:
         return Node
     if not isinstance(value, Mapping):
         return None

@@ -1,11 +1,15 @@
 """Bad input: one sentence, exit code 2, nothing left behind."""
 
+import importlib
+import os
 import subprocess
 import sys
 
 import pytest
 import yaml
 from conftest import REPO
+
+from spurcor import cli
 
 QUICK = ("method.epochs=1", "tracker=none", "dfr=none")
 
@@ -61,6 +65,38 @@ BAD = {
     "another role": (["method._target_=torch.nn.Linear"], ["method._target_=torch.nn.Linear"]),
     "binary point": (["point=/bin/ls"], ["point=/bin/ls"]),
     "no data set": (["dataset=null"], ["dataset"]),
+    "several seeds without -m": (["seed=0,1"], ["seed=0,1", "add -m"]),
+    "all options without -m": (["method=glob(*)"], ["method=glob(*)", "add -m"]),
+    "letters to quote": (["paths.data=/café"], ["/café", " at é", """ 'paths.data="/café"'"""]),
+    "brackets to quote": (["sweep=a]"], ["sweep=a]", " at ]", """ 'sweep="a]"'"""]),
+    "line end of Windows": (["seed=1\r"], ["seed=1\\r", "Windows"]),
+    "no value": (["seed"], ["seed has no value", "seed=..."]),
+    "device without values": (["train.device=meta"], ["train.device=meta", "cpu or auto"]),
+    "device of others": (["train.device=mkldnn"], ["train.device=mkldnn", "cpu or auto"]),
+    "group that val has not": (
+        ["train.selection=val/group/small/rad"],
+        ["train.selection=val/group/small/rad", "val/group/small/red?"],
+    ),
+    "stopping by no group": (
+        ["train.early_stopping={patience: 1, metric: val/group/nope}"],
+        ["train.early_stopping.metric=val/group/nope", "small/red, small/green"],
+    ),
+    "launcher of others": (
+        ["-m", "hydra.launcher._target_=os.system"],
+        ["hydra.launcher._target_=os.system", "hydra/launcher="],
+    ),
+    "no SLURM": (["-m", "hydra/launcher=submitit_slurm"], ["srun"]),
+    "no number of processes": (
+        ["-m", "hydra/launcher=local_pool", "hydra.launcher.n_jobs=many"],
+        ["hydra.launcher.n_jobs=many"],
+    ),
+    "all of Hydra": (["hydra=null"], ["hydra=null"]),
+    "mode": (["hydra.mode=odd"], ["hydra.mode=odd", "RUN, MULTIRUN"]),
+    "two modes": (["-m", "--cfg", "hydra"], ["--multirun, --cfg"]),
+    "options of nothing": (["--resolve"], ["--resolve"]),
+    "completion of nothing": (["--shell-completion"], ["install", "uninstall", "query"]),
+    "package of nothing": (["--cfg", "job", "--package", "nosuch"], ["nosuch"]),
+    "another file": (["--config-name", "nosuch"], ["nosuch"]),
     "foreign point": (["point=/nowhere.yaml"], ["point=/nowhere.yaml"]),
 }
 
@@ -79,6 +115,87 @@ def test_bad_input_is_told_in_one_sentence_and_leaves_nothing(case, command_line
         assert word in lines[0]
     assert not outputs.exists()
     assert not data.exists()
+
+
+ENTRIES = (
+    "train", "retrain", "analyze", "report", "status",
+    "sync", "explain", "selective", "clusters", "prepare",
+)  # fmt: skip
+ROOTS = {
+    **{entry: ("paths",) for entry in ENTRIES},
+    "train": ("paths", "train", "method", "dataset", "point"),
+    "retrain": ("paths", "dfr", "tracker"),
+    "analyze": ("paths", "analysis"),
+    "report": ("paths", "layout", "rows", "tracker"),
+    "selective": ("paths", "runs", "analysis"),
+    "prepare": ("paths", "dataset"),
+}
+GIVEN = {
+    "retrain": ["run=r0"], "analyze": ["run=r0"], "explain": ["run=r0"], "clusters": ["run=r0"],
+    "report": ["sweep=nosuch"], "status": ["sweep=nosuch"], "selective": ["runs=[r0,r1]"],
+}  # fmt: skip
+
+
+def run_here(monkeypatch, entry, *arguments):
+    """The exit code of a command line that is refused before anything is done."""
+    monkeypatch.setattr(sys, "argv", [f"{entry}.py", *arguments])
+    return cli.run(importlib.import_module(f"spurcor.{entry}").main, entry)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_no_entry_point_ends_in_a_traceback_over_a_root_group(entry, monkeypatch, capfd, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    odd = ["null", "5", "nan", "[1]", "[[a]]", "odd", "{a: 1}", "''"]
+    for override in (f"{root}={value}" for root in ROOTS[entry] for value in odd):
+        # Of two overrides the second counts.
+        typed = [f"paths.outputs={tmp_path}", *GIVEN.get(entry, ()), override]
+        if entry == "train":
+            typed += ["method.epochs=0"] * (not override.startswith("method"))
+        if override.startswith("paths"):
+            typed = typed[1:]
+        code = run_here(monkeypatch, entry, *typed)
+        said = capfd.readouterr().err
+        assert code == 2, (override, said)
+        assert said.startswith("spurcor: "), (override, said)
+        assert "Traceback" not in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_what_hydra_shows_of_itself_is_shown(entry, monkeypatch, capfd, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for flags in (["--cfg", "job"], ["--cfg", "hydra"], ["--cfg", "all"], ["--hydra-help"],
+                  ["--info", "defaults"], ["--info", "searchpath"]):  # fmt: skip
+        try:
+            code = run_here(monkeypatch, entry, *flags)
+        except SystemExit as ended:
+            code = ended.code
+        said = capfd.readouterr()
+        assert code == 0, (flags, said.err)
+        assert said.out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.cold
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_ends_nothing(closed, tmp_path):
+    typed = f"-m spurcor.status sweep=nosuch paths.outputs={tmp_path}"
+    shell = f"exec {sys.executable} {typed} {closed}"
+    ended = subprocess.run(["bash", "-c", shell], cwd=REPO, capture_output=True, text=True)
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.cold
+def test_letters_that_a_terminal_lacks_end_nothing():
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    typed = ["--cfg", "job", 'sweep="é"']
+    ended = subprocess.run(
+        [sys.executable, "-m", "spurcor.sync", *typed],
+        cwd=REPO, capture_output=True, env={**os.environ, **plain},
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert b"sweep: " in ended.stdout
 
 
 def test_all_problems_are_told_at_once(command_line, tmp_path):
