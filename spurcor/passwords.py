@@ -17,6 +17,7 @@ VARIABLES = ("SPURCOR_ADDRESSES", "MLFLOW_TRACKING_URI")  # the first is a list,
 _REST = r"(?:(?!\w+://)\S)*@"
 _PASSWORD = re.compile(rf"((?<!http)(?<!https)://[^/?#\s:@]*):{_REST}")
 _WEB_PASSWORD = re.compile(rf"(https?://[^/?#\s:@]*):(?!\d+(?:[/?#]|$)){_REST}")  # no port
+_BARE_PASSWORD = re.compile(r"(?<=[=,'\"\s])(\w[\w.%+-]*):[^\s/@]+@(?=[\w.-]+:\d)")  # no scheme
 _TOKEN = re.compile(r"(https?://)[^/?#\s:@]+@")  # in place of a name and a password
 _QUERY = re.compile(
     r"([?&;][^=&;\s]*(?:pass|pwd|token|secret|key|sig|auth|cred)[^=&;\s]*=)[^&;#\s\"']+", re.I
@@ -25,7 +26,7 @@ _QUERY = re.compile(
 
 def masked(text: str) -> str:
     """A text with its passwords masked."""
-    for pattern in (_PASSWORD, _WEB_PASSWORD):
+    for pattern in (_PASSWORD, _WEB_PASSWORD, _BARE_PASSWORD):
         text = pattern.sub(rf"\1:{MASK}@", text)
     text = _TOKEN.sub(rf"\1{MASK}@", text)
     return _QUERY.sub(rf"\1{MASK}", text)

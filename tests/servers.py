@@ -1,4 +1,4 @@
-"""A real MLflow server on this machine, that can go away and come back."""
+"""Servers on this machine: a real one of MLflow, that can go away, and one that only answers."""
 
 import contextlib
 import os
@@ -6,9 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 
@@ -77,3 +79,30 @@ def mlflow_server(folder: Path, workers: int = 1) -> Iterator[MlflowServer]:
         yield server
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def http_server(status: int) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """A server that answers all with one status: its address, and the headers it was sent."""
+    headers: list[dict[str, str]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            headers.append(dict(self.headers))
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_POST = answer  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", headers
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -231,6 +231,28 @@ def test_the_report_of_a_sweep_is_replaced_by_the_next(tracker, tmp_path):
         assert (files / "report.md").read_text() == "new"
 
 
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_a_file_that_cannot_be_shown_costs_only_itself(tracker, tmp_path, caplog):
+    record = Record.of_sweep(tmp_path / "sweeps" / ("long" * 40))
+    record.directory.mkdir(parents=True)
+    long = f"{'x' * 200}.png"
+    (tmp_path / long).write_bytes(PNG)
+    trackers = build(tracker, tmp_path)
+    trackers.start(record)
+    trackers.attach(record, [tmp_path / "missing.png", tmp_path / long], "report")
+    trackers.close()
+    assert not trackers.alive, "sync must not say that it sent everything"
+    (told,) = [entry for entry in caplog.records if entry.levelname == "WARNING"]
+    assert "missing.png" in told.getMessage()
+    if tracker == "tensorboard":
+        events = events_of(tmp_path / "tensorboard" / record.sweep)
+        assert [v.tag for e in events for v in e.summary.value] == [f"report/{long}"]
+    else:
+        assert list(tmp_path.glob(f"wandb/offline-run-*/files/spurcor/report/{long}"))
+        _, run, _, _ = wandb_of(tmp_path, "sweep")
+        assert max(map(len, run.tags)) <= 64
+
+
 def test_a_sweep_that_is_only_started_keeps_its_report(tmp_path):
     (tmp_path / "report.md").write_text("text")
     record = Record.of_sweep(tmp_path / "sweeps" / "s")

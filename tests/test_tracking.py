@@ -7,14 +7,15 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlflow
 import pytest
 from killing import run_of
 from mlflow import MlflowClient
-from servers import free_port, mlflow_server
+from mlflow.utils.validation import _validate_metric
+from servers import free_port, http_server, mlflow_server
 from test_resume import interrupt
 
 from spurcor.config import REPO, Node
@@ -22,6 +23,7 @@ from spurcor.tracking import Record, Trackers
 from spurcor.tracking import mlflow as mirror
 from spurcor.tracking.messenger import Messenger
 from spurcor.tracking.mlflow import MlflowTracker
+from spurcor.tracking.names import mlflow_name
 
 sys.path.insert(0, str(REPO / "scripts" / "bench"))
 import mlflow_load
@@ -495,6 +497,132 @@ def test_sync_leaves_out_what_is_being_written_and_names_foreign_folders(command
     assert ended.code == 0, ended.err
     assert "sent 1 runs" in ended.out
     assert f"left out {foreign}" in ended.out
+
+
+NAMES = ["a", "x:1", "x_1", "x?1", "a//b", "/a", "a/", "..", "../up", "..up", ".", "a/./b", "", "é"]
+NAMES += ["y" * 250, "y" * 251, "y" * 252, "a\nb", "group/small, green"]
+
+
+def test_names_that_mlflow_takes_stay_and_others_are_changed_each_into_its_own():
+    changed = {name: mlflow_name(name) for name in NAMES}
+    assert len(set(changed.values())) == len(NAMES)
+    for name in ("a", "x_1", "é", "y" * 250):
+        assert changed[name] == name
+    for name in changed.values():
+        _validate_metric("" + name, 1.0, 0, 0)
+    assert mlflow_name("a:b", also=":") == "a:b"
+
+
+def test_every_metric_has_its_own_series_and_every_parameter_its_place(local, caplog):
+    tracker, record = local.tracker(), record_of(local, "run")
+    odd = {f"group/{name}": str(k) for k, name in enumerate(NAMES)}
+    record = replace(record, params=odd, tags={**odd, "long": "z" * 9000})
+    tracker.start(record)
+    row = {f"test/group/{name}": float(k) for k, name in enumerate(NAMES)}
+    tracker.log(record, [{"step": 1, "time": 1, **row}])
+    tracker.close()
+    assert (tracker.alive, caplog.text) == (True, "")
+    data = local.only("run").data
+    assert sorted(data.metrics.values()) == [float(k) for k in range(len(NAMES))]
+    assert sorted(data.params.values(), key=int) == [str(k) for k in range(len(NAMES))]
+    assert data.tags["long"].startswith("z" * 7000)
+    assert {str(k) for k in range(len(NAMES))} <= set(data.tags.values())
+
+
+def refusing(monkeypatch, word):
+    """A store that refuses what has `word` in its name."""
+    plain, plain_file = MlflowClient.log_batch, MlflowClient.log_artifact
+
+    def log_batch(self, run_id, metrics=(), params=(), tags=()):
+        if any(word in entity.key for entity in (*metrics, *params, *tags)):
+            raise mlflow.MlflowException(f"{word} is no name")
+        return plain(self, run_id, metrics=metrics, params=params, tags=tags)
+
+    def log_artifact(self, run_id, path, folder):
+        if word in path:
+            raise mlflow.MlflowException(f"{word} is no file")
+        return plain_file(self, run_id, path, folder)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", log_batch)
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", log_artifact)
+
+
+def test_what_mlflow_refuses_costs_only_itself(local, monkeypatch, caplog, tmp_path):
+    refusing(monkeypatch, "bad")
+    tracker, record = local.tracker(), record_of(local, "run")
+    record = replace(record, params={"bad": "1", "good": "1"}, tags={"bad": "1", "fine": "1"})
+    tracker.start(record)
+    for step in (1, 2):
+        tracker.log(record, [{"step": step, "time": step, "loss": 0.5, "bad/loss": 0.5}])
+        tracker_is_idle(tracker)
+    for name in ("bad.png", "good.png", "missing.png"):
+        if name != "missing.png":
+            (tmp_path / name).write_text("x")
+        tracker.artifact(record, tmp_path / name)
+    tracker.finish(record, "FINISHED")
+    tracker.close()
+    run = local.only("run")
+    assert run.info.status == "FINISHED"
+    assert history(local.client, run.info.run_id) == {"loss": [(1, 0.5), (2, 0.5)]}
+    assert run.data.params == {"good": "1"}
+    assert run.data.tags["fine"] == "1"
+    (file,) = local.client.list_artifacts(run.info.run_id)
+    assert file.path == "good.png"
+    assert not tracker.alive, "sync must not say that it sent everything"
+    told = [record.getMessage() for record in caplog.records]
+    for lost in ("parameter bad", "tag bad", "metric bad/loss", "file bad.png", "file missing.png"):
+        assert sum(f" refuses {lost} (" in line for line in told) == 1, lost
+    assert len(told) == 5
+
+
+def test_a_store_that_refuses_everything_is_told_as_that(local, monkeypatch, caplog):
+    refusing(monkeypatch, "o")
+    tracker, record = local.tracker(), record_of(local, "run")
+    tracker.start(record)
+    tracker.log(record, [{"step": 1, "time": 1, "loss": 0.5}])
+    tracker.close()
+    assert not tracker.alive
+    assert "is refused (o is no name)" in caplog.text
+    assert "not reached" not in caplog.text
+
+
+def test_a_server_that_answers_with_a_refusal_is_told_as_that(tmp_path, caplog):
+    with http_server(403) as (uri, _):
+        tracker = MlflowTracker(tmp_path, uri)
+        tracker.start(Record(tmp_path, "run", "name", "default"))
+        tracker.close()
+    assert not tracker.alive
+    assert "is refused (" in caplog.text
+    assert "not reached" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["localhost:5000", "myhost:5000/x", "u:secret@host:5000", "[::1]:5000", "mlflow.site.org"],
+)
+@pytest.mark.parametrize("key", ["tracker.mlflow.uri", "MLFLOW_TRACKING_URI"])
+def test_a_server_without_a_scheme_is_refused(command_line, tmp_path, uri, key):
+    given = {key: uri} if key.isupper() else {}
+    typed = [] if given else [f"{key}='{uri}'"]
+    ended = command_line.run("train", *typed, f"paths.outputs={tmp_path}", **given)
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1
+    assert f"spurcor: {key}={uri.replace('secret', '***')} " in ended.err
+    assert "http://" in ended.err
+    assert "secret" not in ended.err
+    swept = command_line.run(
+        "train", "-m", "seed=0,1", *typed, f"paths.outputs={tmp_path}", **given
+    )
+    assert swept.code == 2
+    assert "secret" not in swept.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://h", "sqlite:///a.b/x.db", "databricks", "./mlruns", "/a:1/b"]
+)
+def test_addresses_of_mlflow_are_taken(uri, tmp_path):
+    assert MlflowTracker(tmp_path, uri).uri == uri
 
 
 class Broken:

@@ -1,5 +1,6 @@
 """TensorBoard as a mirror: event files that hold what is on disk, once."""
 
+import logging
 import os
 import shlex
 import socket
@@ -11,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from spurcor.tracking import Record, Status, Tracker, metrics_of, require
+from spurcor.tracking.names import shortened
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+log = logging.getLogger(__name__)
+NAME_LENGTH = 128  # of the part of an event file's name that says what it holds
 
 
 class TensorboardTracker(Tracker):
@@ -26,11 +31,11 @@ class TensorboardTracker(Tracker):
     """
 
     title = "TensorBoard"
-    alive = True  # a file that cannot be written raises where it is written
 
     def __init__(self, outputs: Path) -> None:
         require("tensorboard")
         self.folder = outputs / "tensorboard"
+        self.alive = True  # a row that cannot be written raises where it is written
         self._records: dict[Path, _Scalars] = {}
 
     @property
@@ -64,10 +69,15 @@ class TensorboardTracker(Tracker):
         if show is None:
             return
         name = str(Path(folder, path.name))
-        events = _EventFile(self._place(record), name)
-        events.write(path.stat().st_mtime, 0, show(name, path.read_bytes()))
-        events.replace_others()
-        events.close()
+        try:
+            value = show(name, path.read_bytes())
+            events = _EventFile(self._place(record), name)
+            events.write(path.stat().st_mtime, 0, value)
+            events.replace_others()
+            events.close()
+        except (OSError, struct.error) as error:  # costs only itself
+            self.alive = False
+            log.warning("TensorBoard does not get %s (%s)", path, error)
 
     def finish(self, record: Record, status: Status) -> None:
         """Say in HPARAMS how the record ended."""
@@ -93,7 +103,7 @@ class _EventFile:
 
         place.mkdir(parents=True, exist_ok=True)
         writer = f"{time.time_ns() // 1000}.{socket.gethostname()}.{os.getpid()}"
-        self._name = f"@{quote(name, safe='')}"
+        self._name = f"@{shortened(quote(name, safe=''), NAME_LENGTH)}"
         self._path = place / f"events.out.tfevents.{writer}{self._name}"
         self._writer = RecordWriter(self._path.open("xb"))
         self._event = Event

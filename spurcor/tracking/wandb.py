@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from spurcor.files import read_json, write_json
 from spurcor.passwords import masked
 from spurcor.tracking import Record, Status, Tracker, metrics_of, require
+from spurcor.tracking.names import shortened
 
 if TYPE_CHECKING:
     import wandb
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 CLOSE_SECONDS = 60.0  # since anything was taken, when a run ends
 INIT_SECONDS = 30.0
+GROUP_LENGTH, TAG_LENGTH = 128, 64
 
 
 class WandbTracker(Tracker):
@@ -44,6 +46,7 @@ class WandbTracker(Tracker):
         require("wandb")
         self.outputs, self.project, self.entity, self.mode = outputs, project, entity, mode
         self.failure: Exception | None = None
+        self._complete = True  # no file was left out
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._worker: threading.Thread | None = None
         self._moved = 0.0
@@ -52,7 +55,7 @@ class WandbTracker(Tracker):
     @property
     def alive(self) -> bool:
         """Whether everything was taken so far."""
-        return self.failure is None
+        return self.failure is None and self._complete
 
     @property
     def address(self) -> str:
@@ -147,9 +150,9 @@ class WandbTracker(Tracker):
             dir=self.outputs,
             id=_id(record),
             name=record.name,
-            group=record.sweep,
+            group=shortened(record.sweep, GROUP_LENGTH),
             job_type=record.kind,
-            tags=[record.kind, *sweeps],
+            tags=[shortened(tag, TAG_LENGTH) for tag in (record.kind, *sweeps)],
             config={**record.params, "spurcor.directory": str(record.directory)},
             mode=self.mode,
             resume="allow" if self.mode == "online" else None,
@@ -176,8 +179,13 @@ class WandbTracker(Tracker):
         run = self._run(record)
         # A copy, since W&B would link it; below a folder, since it has a config.yaml of its own.
         copy = Path(run.dir, "spurcor", folder, path.name)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+        try:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        except OSError as error:  # costs only itself
+            self._complete = False
+            log.warning("W&B does not get %s (%s)", path, error.strerror)
+            return
         run.save(str(copy), base_path=run.dir, policy="now")
 
     def _finish(self, record: Record, status: Status) -> None:
