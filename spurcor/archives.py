@@ -24,7 +24,7 @@ from typing import IO, Any, Literal, Protocol
 from filelock import FileLock
 
 from spurcor.errors import UserError
-from spurcor.files import read_json, replacing_folder, write_json
+from spurcor.files import is_clutter, read_json, replacing_folder, write_json
 from spurcor.shapes import Extracted
 
 MAX_BYTES = 60 * 10**9  # of all members; the largest data set here takes 2 GB
@@ -44,6 +44,17 @@ BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAE
 def folder_of(archive: Path) -> Path:
     """Where an archive is extracted to, beside it."""
     return archive.with_name(f"{archive.name}.extracted")
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """What one more level of folders may have been put into; not what was extracted from others."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_dir() and not is_clutter(path.name) and not path.name.endswith(".extracted")
+    )
 
 
 def extracted(
@@ -157,10 +168,11 @@ class ZipReader:
 
     def _member(self, info: zipfile.ZipInfo) -> Member:
         kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the writer knew no Unix modes
-        if info.is_dir():
-            return Member(info.filename, "folder")
+        name = info.filename.replace("\\", "/")  # of writers on Windows, against the standard
+        if name.endswith("/"):
+            return Member(name, "folder")
         regular = kind in (0, stat.S_IFREG)
-        return Member(info.filename, "file" if regular else "special", info.file_size)
+        return Member(name, "file" if regular else "special", info.file_size)
 
 
 class TarReader:

@@ -3,7 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,11 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """Unpooled outputs of the layers named: (B, D, H, W), (B, T, D) or (B, D)."""
+
+    @classmethod
+    def published(cls, **arguments: Any) -> tuple[str, str] | None:
+        """What `pretrained` calls the published weights, and their address, if there are any."""
+        return None
 
     @property
     def dim(self) -> int:

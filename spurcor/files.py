@@ -22,6 +22,7 @@ from spurcor.errors import Damaged, UserError
 
 JsonObject = dict[str, Any]
 CHUNK = 1 << 16
+CLUTTER = ("thumbs.db", "desktop.ini", "__macosx", "icon\r")
 
 
 @contextlib.contextmanager
@@ -33,6 +34,11 @@ def _named(path: Path) -> Iterator[None]:
         if error.errno is not None:
             error.filename = error.filename or str(path)
         raise
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a file or a folder is what desktops leave wherever they have been."""
+    return name.startswith(".") or name.lower() in CLUTTER
 
 
 @contextlib.contextmanager

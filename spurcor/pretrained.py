@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from spurcor.config import Node, locate
+from spurcor.data import DataInfo
 from spurcor.errors import Damaged, UserError
 from spurcor.files import decoding
 
@@ -19,6 +21,26 @@ def state_of(pretrained: str, name: str, url: str) -> dict[str, Tensor]:
     `name` stands for the weights published at `url`; anything but it is a file.
     """
     return _published(pretrained, url) if pretrained == name else _read(pretrained, name, url)
+
+
+def refuse_missing(node: Node, info: DataInfo) -> None:
+    """Refuse weights that cannot be had, or do not fit their backbone, before images are decoded.
+
+    `info` is of images as they will be. What is in torch's cache has been verified.
+    """
+    pretrained = node.arguments.get("pretrained", "none")
+    found = locate(node.target).published(**node.arguments)  # type: ignore[attr-defined]
+    if pretrained == "none" or found is None:
+        return
+    name, url = found
+    if pretrained == name and (_cache() / url.rpartition("/")[2]).is_file():
+        return
+    with torch.random.fork_rng():
+        node.build(info=info)
+
+
+def _cache() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], pretrained: str, what: str) -> None:
@@ -72,7 +94,7 @@ def _published(pretrained: str, url: str) -> dict[str, Tensor]:
             url, map_location="cpu", check_hash=True, weights_only=True
         )
     except Exception as error:  # whatever the network, the cache or the decoder stumbles over
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        folder = _cache()
         raise UserError(
             f"backbone.pretrained={pretrained} needs {url.rpartition('/')[2]}, which is neither in"
             f" {folder} nor can be downloaded here; get it from {url} and put it there, or name the"

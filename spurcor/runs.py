@@ -27,12 +27,13 @@ from spurcor.config import (
     plain,
 )
 from spurcor.console import Terminal
-from spurcor.data import DataInfo, Splits
+from spurcor.data import DataInfo, GroupSpec, Splits
 from spurcor.errors import Damaged, RunError, UserError, of_system
 from spurcor.files import read_json, read_lines, remove_leftovers, write_json, write_text
 from spurcor.lock import Held, holder, lock_of, locked, remove_dead
 from spurcor.method import Method, RunContext
 from spurcor.passwords import masked
+from spurcor.pretrained import refuse_missing
 from spurcor.refusals import (
     refuse_blind_selection,
     refuse_blind_stopping,
@@ -45,6 +46,7 @@ from spurcor.repair import refuse_leak, repair, repairing
 from spurcor.results import read_result
 from spurcor.shapes import Repair, Row
 from spurcor.signals import Interrupted
+from spurcor.source import DataSource
 from spurcor.sweeps import cannot_write, read_frozen
 from spurcor.tracking import Record, Trackers
 from spurcor.trainer import Trainer, untouched
@@ -155,7 +157,9 @@ def build(config: TrainConfig) -> tuple[Splits, Method]:
     """Data and untrained method of a run; every draw of its initialisation is seeded."""
     options = config.train
     torch.set_num_threads(options.num_threads or DEFAULT_THREADS)
-    splits = Splits.load(config.dataset.build(), config.paths.data, device(options.device))
+    source: DataSource = config.dataset.build()
+    _refuse_missing_weights(config, source)
+    splits = Splits.load(source, config.paths.data, device(options.device))
     if config.features is None:
         return splits, _method(config, splits.info, splits.device)
     from spurcor.features import fixed_network, freeze
@@ -166,6 +170,16 @@ def build(config: TrainConfig) -> tuple[Splits, Method]:
     with torch.random.fork_rng():  # what training draws is the same whether they are there or not
         splits = freeze(splits, network, config.features, config.dataset, config.paths.data)
     return splits, method
+
+
+def _refuse_missing_weights(config: TrainConfig, source: DataSource) -> None:
+    """Decoding photographs may take hours, and what comes after it needs these."""
+    size = getattr(source.transform, "size", None)
+    if size is None:  # no photographs
+        return
+    info = DataInfo(GroupSpec(("0", "1"), ("0",)), (3, size, size), torch.ones(2))
+    for node in (config.backbone, *([config.features.backbone] if config.features else [])):
+        refuse_missing(node, info)
 
 
 def _method(config: TrainConfig, info: DataInfo, place: torch.device) -> Method:

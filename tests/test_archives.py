@@ -83,6 +83,13 @@ def test_a_zip_is_extracted_whatever_its_name(name, place):
     assert (folder / "birds" / "empty").is_dir()
 
 
+def test_a_zip_of_windows_has_folders(place):
+    files = {name.replace("/", "\\"): content for name, content in FILES.items()}
+    folder = archives.extracted(write_zip(place / "a.zip", {**files, "birds\\empty\\": b""}))
+    assert contents(folder) == FILES
+    assert (folder / "birds" / "empty").is_dir()
+
+
 def test_others_may_read_what_was_extracted(place):
     umask = os.umask(0o022)
     try:
@@ -145,12 +152,18 @@ def test_what_a_killed_extraction_left_is_removed(place):
 
 # --- hostile --------------------------------------------------------------------------------------
 
+OUTSIDE_OF_ZIPS = ["..\\evil", "birds\\..\\..\\evil", "\\evil"]
 OUTSIDE = ["../evil", "/tmp/spurcor-evil", "birds/../../evil", ".."]
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_names_that_lead_out_are_refused(name, place):
     refused(write_tar(place / "a.tar.gz", {**FILES, name: b"x"}), "leads out of its folder")
+    refused(write_zip(place / "a.zip", {**FILES, name: b"x"}), "leads out of its folder")
+
+
+@pytest.mark.parametrize("name", OUTSIDE_OF_ZIPS)
+def test_names_of_windows_that_lead_out_are_refused(name, place):
     refused(write_zip(place / "a.zip", {**FILES, name: b"x"}), "leads out of its folder")
 
 

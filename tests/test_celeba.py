@@ -21,6 +21,10 @@ FACE_FORMS = {
     "Kaggle's": [(made.put, "celeba", {**DOUBLED, **CSV})],
     "Kaggle's folder": [(made.put, "celeba/archive", {**DOUBLED, **CSV})],
     "Kaggle's archive": [(made.put_zip, "celeba/archive.zip", {**DOUBLED, **CSV})],
+    "Kaggle's, extracted one deeper": [(made.put, "celeba/celeba-dataset", {**DOUBLED, **CSV})],
+    "an archive one deeper": [
+        (made.put_zip, "celeba/archive.zip", made.below("archive", {**FACES, **CSV}))
+    ],
     "csv, images not doubled": [(made.put, "celeba/archive", {**FACES, **CSV})],
     "BalancingGroups'": [(made.put, "celeba", FACES), (made.put, ".", METADATA)],
     "SubpopBench's": [(made.put, "celeba", {**FACES, **METADATA})],

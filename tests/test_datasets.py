@@ -10,6 +10,7 @@ from training import read, rows_of, trainer_of, without_time
 
 from spurcor import prepare, runs
 from spurcor.data import Split, Splits
+from spurcor.errors import UserError
 
 SMALL = ("backbone=mlp", "backbone.width=8", "backbone.depth=1", "method.epochs=2")
 CPU = torch.device("cpu")
@@ -207,6 +208,26 @@ def test_what_trains_nothing_selects_nothing(root, command_line, tmp_path):
     selection = ("method=frozen", "backbone=mlp", "train.selection=val/worst")
     ended = command_line.run("train", *typed, *repair, *places, *selection)
     assert ended.code == 0, ended.err + ended.out
+
+
+@pytest.mark.parametrize("typed", ["nowhere.pth", "other.pth", "imagenet"])
+@pytest.mark.parametrize("features", [False, True])
+def test_weights_are_looked_for_before_photographs_are_decoded(
+    typed, features, root, tmp_path, monkeypatch, offline
+):
+    """A file that is not there, one of another network, and what cannot be downloaded."""
+    monkeypatch.setenv("SPURCOR_STORE", str(tmp_path / "stores"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    value = typed if typed == "imagenet" else tmp_path / typed
+    key = "features.backbone" if features else "backbone"
+    chosen = (
+        ("features=frozen", "features/backbone=resnet18") if features else ("backbone=resnet18",)
+    )
+    cfg = read(f"paths.data={root}", "dataset=waterbirds", *chosen, f"{key}.pretrained={value}")
+    with pytest.raises(UserError, match=rf"pretrained={value}"):
+        runs.build(cfg)
+    assert not (tmp_path / "stores").exists()
 
 
 def test_a_preview_that_cannot_be_written(command_line):

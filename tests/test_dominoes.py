@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -225,6 +226,21 @@ def test_photographs_are_decoded_once(own, monkeypatch):
     again, labels = read_cifar10(own, train=True)
     assert torch.equal(first, again)
     assert len(labels) == 400
+
+
+@pytest.mark.parametrize("name", ["Thumbs.db", "desktop.ini", ".DS_Store", "._0000.png"])
+def test_what_desktops_leave_is_no_photograph(own, name):
+    before = read_cifar10(own, train=True)[1]
+    (own / "cifar10" / "train" / "cat" / name).write_bytes(b"x")
+    assert torch.equal(read_cifar10(own, train=True)[1], before)
+
+
+def test_photographs_may_be_one_level_deeper(own, tmp_path):
+    before = read_cifar10(own, train=True)[0]
+    (tmp_path / "deeper" / "cifar10").mkdir(parents=True)
+    (tmp_path / "deeper" / "cifar10" / "__MACOSX").mkdir()
+    shutil.copytree(own / "cifar10", tmp_path / "deeper" / "cifar10" / "CIFAR-10-images")
+    assert torch.equal(read_cifar10(tmp_path / "deeper", train=True)[0], before)
 
 
 def test_an_added_photograph_is_seen(own):

@@ -12,9 +12,11 @@ def isic(**options):
 
 
 @pytest.mark.parametrize("extension", ["", ".jpg"])
-@pytest.mark.parametrize("folder", ["isic", "."])
+@pytest.mark.parametrize("folder", ["isic", ".", "isic/archive"])
 def test_isic(extension, folder, tmp_path):
     made.put(tmp_path / folder, made.isic(ROWS, extension))
+    for name in (".DS_Store", "Thumbs.db", "._ISIC_0000001.jpg"):
+        (tmp_path / folder / "multi_groups" / name).write_text("")
     splits = check(isic(), tmp_path)
     spec = splits["train"].spec
     assert spec.names == [

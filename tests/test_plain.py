@@ -1,6 +1,7 @@
 """CIFAR-10 and Fashion-MNIST as they are, and the files that they are read from."""
 
 import gzip
+import shutil
 
 import numpy as np
 import pytest
@@ -116,6 +117,41 @@ def test_compressed_files_are_the_same(tmp_path, name, reader, train):
     assert torch.equal(plain[1], packed[1])
     counts = TRAIN_COUNTS if train else TEST_COUNTS
     assert torch.bincount(plain[1]).tolist() == counts.tolist()
+
+
+@pytest.mark.parametrize(
+    ("form", "end"),
+    [("{part}.{kind}", ""), ("{part}.{kind}", ".gz"), ("{part}-{kind}/{part}-{kind}", "")],
+)
+@pytest.mark.parametrize("folder", ["MNIST/raw", "MNIST"])
+def test_the_names_of_kaggle_are_found(tmp_path, form, folder, end):
+    """`train-images.idx3-ubyte` beside folders that are called `train-images-idx3-ubyte`."""
+    published = tmp_path / "as published"
+    write_mnist(published, np.random.default_rng(1), compressed=bool(end))
+    for path in (published / "MNIST" / "raw").iterdir():
+        part, _, kind = path.name.removesuffix(".gz").rpartition("-idx")
+        kind = f"idx{kind}"
+        (tmp_path / "MNIST").mkdir(exist_ok=True)
+        place = tmp_path / folder / f"{form.format(part=part, kind=kind)}{end}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+        (tmp_path / folder / f"{part}-{kind}").mkdir(exist_ok=True)
+    for train in (True, False):
+        expected, found = (
+            read_mnist(root, train) for root in (tmp_path / "as published", tmp_path)
+        )
+        assert torch.equal(expected[0], found[0])
+        assert torch.equal(expected[1], found[1])
+
+
+def test_what_is_there_is_told_before_a_download(tmp_path, offline, caplog):
+    write_mnist(tmp_path, np.random.default_rng(1))
+    (tmp_path / "MNIST" / "raw" / "train-labels-idx1-ubyte").unlink()
+    found = f"{tmp_path}/MNIST/raw has t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte, train-im"
+    with pytest.raises(UserError, match="which cannot be downloaded here") as caught:
+        read_mnist(tmp_path, train=True)
+    assert found in str(caught.value)
+    assert found in caplog.text
 
 
 def test_fashion_mnist_of_the_package_is_found(tmp_path):

@@ -29,6 +29,18 @@ BIRD_FORMS = {
     "WILDS blob": (made.put_tar, "blob", made.below(COMPLETE, BIRDS)),
     "WILDS blob inside": (made.put_tar, "waterbirds_v1.0/blob", BIRDS),
     "Kaggle": (made.put_zip, "waterbirds_v1.0/archive.zip", made.below("waterbird", BIRDS)),
+    "folder, doubled": (made.put, f"{COMPLETE}/{COMPLETE}", BIRDS),
+    "Kaggle, extracted one deeper": (made.put, "waterbirds_v1.0/archive/waterbird", BIRDS),
+    "archive, one deeper": (
+        made.put_zip,
+        "waterbirds/archive.zip",
+        made.below(f"archive/{COMPLETE}", {**BIRDS, "Thumbs.db": b""}),
+    ),
+    "archive of Windows": (
+        made.put_zip,
+        "waterbirds/archive.zip",
+        {f"{COMPLETE}\\{k}".replace("/", "\\"): v for k, v in BIRDS.items()},
+    ),
     "Kaggle, extracted": (made.put, "waterbirds_v1.0/waterbird", BIRDS),
 }
 
@@ -82,9 +94,18 @@ def test_no_waterbirds(tmp_path):
     told(waterbirds(), root, f"paths.data={root}", f"get {page} and put it there", "refused")
     assert not root.exists()
     made.put_tar(root / "blob", {"x/other.csv": b""})
-    told(waterbirds(), root, page, f"{root / 'blob'} is not it")
+    told(waterbirds(), root, page, f"{root / 'blob'} is there, without a metadata.csv")
     made.put_tar(root / f"{COMPLETE}.tar.gz", {"x/other.csv": b""})
     told(waterbirds(), root, page, f"{root / COMPLETE}.tar.gz holds no metadata.csv")
+
+
+def test_what_is_there_is_told_before_a_download(tmp_path, caplog):
+    made.put(tmp_path / COMPLETE, {"001.Black/x.jpg": b""})
+    with caplog.at_level(logging.WARNING):
+        told(waterbirds(), tmp_path, f"{tmp_path / COMPLETE} is there, without a metadata.csv")
+    (record,) = caplog.records
+    assert f"{tmp_path / COMPLETE} is there" in record.getMessage()
+    assert "trying to download" in record.getMessage()
 
 
 class Quiet(SimpleHTTPRequestHandler):

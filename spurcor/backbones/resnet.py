@@ -1,7 +1,7 @@
 """ResNets of torchvision."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,14 +46,10 @@ class ResNet(Backbone):
             raise ValueError(f"a ResNet takes images of 3 channels, not {info.shape[0]}")
         from torchvision import models
 
-        build, weights = {
-            18: (models.resnet18, models.ResNet18_Weights.IMAGENET1K_V1),
-            50: (models.resnet50, models.ResNet50_Weights.IMAGENET1K_V1),
-        }[depth]
-        network = build(weights=None)
+        network = {18: models.resnet18, 50: models.resnet50}[depth](weights=None)
         network.fc = nn.Identity()  # the head is the method's
         if pretrained != "none":
-            state = state_of(pretrained, "imagenet", weights.url)
+            state = state_of(pretrained, *self.published(depth=depth))
             state = {name: value for name, value in state.items() if not name.startswith("fc.")}
             fill(network, state, pretrained, f"ResNet-{depth}")
         self.stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
@@ -69,6 +65,14 @@ class ResNet(Backbone):
         self.dims = {**widths, "pool": last}
         self.layers = tuple(self.dims)
         self.kinds = {name: "vector" if name == "pool" else "map" for name in self.layers}
+
+    @classmethod
+    def published(cls, **arguments: Any) -> tuple[str, str]:
+        """Name and address of the weights of ImageNet."""
+        from torchvision import models
+
+        weights = {18: models.ResNet18_Weights, 50: models.ResNet50_Weights}
+        return "imagenet", weights[arguments.get("depth", 18)].IMAGENET1K_V1.url
 
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """(B, D, H, W) of the stages; (B, D) of the pooled output."""

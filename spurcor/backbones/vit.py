@@ -68,13 +68,27 @@ class VisionTransformer(Backbone):
             ARCHITECTURES[network], num_classes=0, img_size=(height, width)
         )
         if pretrained != "none":
-            _load(model, network, pretrained)
+            state = _renamed(state_of(pretrained, *self.published(network=network)))
+            _load(model, network, pretrained, state)
         self.patch_embed, self.cls_token = model.patch_embed, model.cls_token
         self.pos_embed, self.blocks = model.pos_embed, model.blocks
         self.norm = model.norm if final_norm else nn.Identity()
         self.layers = tuple(f"block_{i}" for i in range(len(self.blocks)))
         self.dims = dict.fromkeys(self.layers, model.embed_dim)
         self.kinds = dict.fromkeys(self.layers, "tokens")
+
+    @classmethod
+    def published(cls, **arguments: Any) -> tuple[str, str]:
+        """Name and address of the weights of ImageNet or DINOv2."""
+        network = arguments["network"]
+        if network == "vit_b_16":
+            from torchvision.models import ViT_B_16_Weights
+
+            return "imagenet", ViT_B_16_Weights.IMAGENET1K_V1.url
+        from timm.models import get_pretrained_cfg
+
+        found: Any = get_pretrained_cfg(f"{ARCHITECTURES[network]}.lvd142m")
+        return "dinov2", found.url
 
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """(B, T, D) after the blocks, normalised with `final_norm`."""
@@ -92,19 +106,10 @@ class VisionTransformer(Backbone):
         return follow(z, zip(self.layers, self.blocks, strict=True), layers)
 
 
-def _load(model: Any, network: str, pretrained: str) -> None:
+def _load(model: Any, network: str, pretrained: str, state: dict[str, Tensor]) -> None:
     """Fill a timm model from weights in the format they were published in, or in timm's."""
-    from timm.models import get_pretrained_cfg
     from timm.models.vision_transformer import checkpoint_filter_fn
 
-    if network == "vit_b_16":
-        from torchvision.models import ViT_B_16_Weights
-
-        name, url = "imagenet", ViT_B_16_Weights.IMAGENET1K_V1.url
-    else:
-        published: Any = get_pretrained_cfg(f"{ARCHITECTURES[network]}.lvd142m")
-        name, url = "dinov2", published.url
-    state = _renamed(state_of(pretrained, name, url))
     if network != "vit_b_16" and "pos_embed" in state:
         state["pos_embed"] = _interpolated(state["pos_embed"], model.patch_embed.grid_size)
     patches = state.get("patch_embed.proj.weight")

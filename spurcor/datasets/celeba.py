@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spurcor.archives import extracted
+from spurcor.archives import extracted, folders_in
 from spurcor.data import GroupSpec, Split, members_by
 from spurcor.errors import UserError
 from spurcor.seeding import derive_seed
@@ -17,7 +17,8 @@ from spurcor.tables import Table, columns_of, first_lines, read_columns
 from spurcor.transforms import Photo, Transform
 
 URL = "https://www.kaggle.com/datasets/jessicali9530/celeba-dataset"
-IMAGES = (("img_align_celeba/img_align_celeba",), ("img_align_celeba",))
+FACES = "img_align_celeba"
+IMAGES = ((f"{FACES}/{FACES}",), (FACES,))
 ANNOTATIONS = (
     ("list_attr_celeba.txt", "list_eval_partition.txt"),  # the authors', torchvision's
     ("list_attr_celeba.csv", "list_eval_partition.csv"),  # Kaggle's
@@ -168,14 +169,15 @@ def find(root: Path, alternatives: Iterable[Sequence[str]]) -> list[Path]:
     """
     alternatives = list(alternatives)
     places = [root / folder for folder in FOLDERS]
+    places += [inner for inner in folders_in(root / "celeba") if inner.name != FACES]
     if (found := _search(places, alternatives)) is not None:
         return found
-    for place in places[: len(FOLDERS)]:
+    for place in list(places):
         for name in ARCHIVES:
             if place == root and name == "archive.zip":  # every download from Kaggle is called so
                 continue
             if (folder := extracted(place / name)) is not None:
-                places.append(folder)
+                places += [folder, *(inner for inner in folders_in(folder) if inner.name != FACES)]
                 if (found := _search(places, alternatives)) is not None:
                     return found
     told = [" with ".join(Path(name).name for name in names) for names in alternatives]

@@ -26,6 +26,7 @@ MISSPELT = ("training", "tr", "valid", "validation", "dev", "va", "testing", "te
 class Folder(DataSource):
     """A CSV file with columns filename, split, y and a, and the images that it names.
 
+    Commas, semicolons or tabs separate the columns; the text is Unicode or of Windows (cp1252).
     `csv` is absolute or relative to paths.data, `images` too: the folder that file names start
     from, by default the table's. y and a are names or numbers; classes and attribute values are
     those of the whole file, sorted (numbers by size). split is train, target, val, test, or 0, 1, 2

@@ -4,8 +4,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from spurcor.archives import folders_in
 from spurcor.data import GroupSpec
 from spurcor.errors import UserError
+from spurcor.files import is_clutter
 from spurcor.source import DataSource, Photographs
 from spurcor.tables import Table
 from spurcor.transforms import Photo, Transform
@@ -41,9 +43,10 @@ class Isic(DataSource):
 
 
 def _find(root: Path) -> Path:
-    for name in FOLDERS:
-        if (root / name / CSV).is_file() and (root / name / IMAGES).is_dir():
-            return root / name
+    folders = [root / name for name in FOLDERS]
+    for folder in [*folders, *(inner for f in folders[:-1] for inner in folders_in(f))]:
+        if (folder / CSV).is_file() and (folder / IMAGES).is_dir():
+            return folder
     raise UserError(
         f"{root / 'isic'} has no {CSV} with a folder {IMAGES} of images; put the table of PruSC"
         f" there, and under {IMAGES} the images that it names, from {URL}"
@@ -52,7 +55,7 @@ def _find(root: Path) -> Path:
 
 def _file_names(table: Table, images: Path) -> list[str]:
     """The files of identifiers that stand in the table with or without their extension."""
-    files = [path.name for path in images.iterdir()]
+    files = [path.name for path in images.iterdir() if not is_clutter(path.name)]
     stems = [name.rpartition(".")[0] for name in files]
     written = table.filled("isic_id")
     bare = ~written.isin(files)

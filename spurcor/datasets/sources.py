@@ -5,7 +5,9 @@ what is missing where a network exists.
 """
 
 import gzip
+import logging
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spurcor.archives import folders_in
 from spurcor.errors import UserError
+from spurcor.files import is_clutter
 from spurcor.store import open_store
 from spurcor.transforms import Prefix
 
+log = logging.getLogger(__name__)
 CIFAR10_CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
@@ -26,6 +31,7 @@ FASHION_CLASSES = (
     *("sandal", "shirt", "sneaker", "bag", "ankle-boot"),
 )
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # the package dataset-fashion-mnist
+SHOWN = 5  # names that a sentence lists
 DAMAGE = (OSError, EOFError, ValueError, zlib.error)  # what a file that was cut off raises
 
 
@@ -35,7 +41,7 @@ def read_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
 
     folder = root / "MNIST" / "raw"
     what = f"the MNIST files in {folder} (train-images-idx3-ubyte and its three companions)"
-    return _read_idx_set(MNIST, [folder], root, train, what)
+    return _read_idx_set(MNIST, [folder, folder.parent], root, train, what)
 
 
 def read_fashion_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
@@ -50,7 +56,7 @@ def read_fashion_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
         f"the Fashion-MNIST files in {folder} (train-images-idx3-ubyte and its three companions),"
         " or install Debian's package dataset-fashion-mnist"
     )
-    return _read_idx_set(FashionMNIST, [folder, DEBIAN_FASHION], root, train, what)
+    return _read_idx_set(FashionMNIST, [folder, folder.parent, DEBIAN_FASHION], root, train, what)
 
 
 def read_cifar10(root: Path, train: bool) -> tuple[Tensor, Tensor]:
@@ -61,14 +67,15 @@ def read_cifar10(root: Path, train: bool) -> tuple[Tensor, Tensor]:
     """
     from torchvision.datasets import CIFAR10
 
-    folder = root / "cifar10" / ("train" if train else "test")
-    if folder.is_dir():
-        return _read_folders(folder)
-    what = f"class folders in {folder}, or torchvision's batches in {root}/cifar-10-batches-py"
+    top, part = root / "cifar10", "train" if train else "test"
+    for folder in (top, *folders_in(top)):
+        if (folder / part).is_dir():
+            return _read_folders(folder / part)
+    what = f"class folders in {top / part}, or torchvision's batches in {root}/cifar-10-batches-py"
     try:
         dataset = CIFAR10(root, train=train)
     except RuntimeError:  # torchvision's "Dataset not found or corrupted"
-        dataset = _download(CIFAR10, root, train, what)
+        dataset = _download(CIFAR10, root, train, what, [top, root / "cifar-10-batches-py"])
     except DAMAGE as error:
         raise _damaged(root, "CIFAR10", what) from error
     images = torch.from_numpy(np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2)))
@@ -86,7 +93,7 @@ def _read_idx_set(
     names = [f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"]
     place = next((p for p in places if all(_find(p, name) for name in names)), None)
     if place is None:
-        _download(kind, root, train, what)
+        _download(kind, root, train, what, places)
         place = places[0]
     try:
         images, labels = (_read_idx(_find(place, name) or place / name) for name in names)
@@ -98,8 +105,10 @@ def _read_idx_set(
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    """The file, or its compressed copy."""
-    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+    """The file, as it is called by its authors or on Kaggle, or its compressed copy."""
+    dotted = name.replace("-idx", ".idx")
+    names = (name, f"{name}.gz", dotted, f"{dotted}.gz", f"{name}/{name}", f"{dotted}/{dotted}")
+    return next((folder / n for n in names if (folder / n).is_file()), None)
 
 
 def _read_idx(path: Path) -> Tensor:
@@ -123,7 +132,7 @@ def _read_folders(folder: Path) -> tuple[Tensor, Tensor]:
     if missing:
         raise UserError(f"{folder} lacks the class folders {', '.join(missing)}")
     files = [
-        sorted(path.name for path in (folder / name).iterdir() if not path.name.startswith("."))
+        sorted(path.name for path in (folder / name).iterdir() if not is_clutter(path.name))
         for name in CIFAR10_CLASSES
     ]
     labels = torch.tensor([y for y, members in enumerate(files) for _ in members])
@@ -142,18 +151,29 @@ def _read_folders(folder: Path) -> tuple[Tensor, Tensor]:
 # --- downloads ------------------------------------------------------------------------------------
 
 
-def _download(kind: Any, root: Path, train: bool, what: str) -> Any:
-    """A torchvision data set, fetched into `root`."""
+def _download(kind: Any, root: Path, train: bool, what: str, places: Sequence[Path]) -> Any:
+    """A torchvision data set, fetched into `root`; what is in its `places` was of no use."""
     existed = root.exists()
+    found = "; ".join(f"{place} has {_contents(place)}" for place in places if place.is_dir())
+    if found:
+        log.warning("%s: not all of %s; trying to download it", found, kind.__name__)
     try:
         return kind(root, train=train, download=True)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"paths.data={root} lacks {kind.__name__}, which cannot be downloaded here; put {what}"
+            + (f" ({found})" if found else "")
         ) from error
     finally:
         folder = root / kind.__name__
         _remove_empty(folder / "raw", folder, *([] if existed else [root]))
+
+
+def _contents(folder: Path) -> str:
+    """Some of what is in a folder."""
+    names = sorted(path.name for path in folder.iterdir() if not is_clutter(path.name))
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return (", ".join(names[:SHOWN]) or "nothing") + more
 
 
 def _damaged(place: Path, name: str, what: str) -> UserError:

@@ -1,9 +1,11 @@
 """Waterbirds: birds cut out and pasted on backgrounds, most of them where such birds live."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from spurcor.archives import extracted
+from spurcor.archives import extracted, folders_in
 from spurcor.data import GroupSpec, Split
 from spurcor.downloads import download
 from spurcor.errors import UserError
@@ -11,12 +13,15 @@ from spurcor.source import DataSource, Photographs
 from spurcor.tables import Table
 from spurcor.transforms import Photo, Transform
 
+log = logging.getLogger(__name__)
 NAME = "waterbird_complete95_forest2water2"
 MIRRORS = (  # nobody publishes a checksum: the group counts are compared instead
     f"https://nlp.stanford.edu/data/dro/{NAME}.tar.gz",
     f"https://downloads.cs.stanford.edu/nlp/data/dro/{NAME}.tar.gz",
     "https://worksheets.codalab.org/rest/bundles/0x505056d5cdea4e4eaa0e242cbfe2daa4/contents/blob/",
 )
+TABLE = "metadata.csv"
+LEVELS = 3  # of folders in which it is looked for
 PLACES = ("", "waterbirds_v1.0/", "waterbirds/")  # under paths.data
 FOLDERS = (NAME, "waterbird", "")
 ARCHIVES = (f"{NAME}.tar.gz", "waterbirds_v1.0.tar.gz", "blob", "archive.zip")
@@ -51,7 +56,7 @@ class Waterbirds(DataSource):
     def load(self, root: Path) -> Photographs:
         """Labels from metadata.csv; group 2 y + place."""
         folder = find(root)
-        table = Table.read(folder / "metadata.csv", ["img_filename"], ["y", "split", "place"])
+        table = Table.read(folder / TABLE, ["img_filename"], ["y", "split", "place"])
         photographs = Photographs(
             GroupSpec(("landbird", "waterbird"), ("land", "water"), aligned=(0, 1)),
             folder,
@@ -74,7 +79,10 @@ def find(root: Path) -> Path:
     archive = root / f"{NAME}.tar.gz"
     missing = f"paths.data={root} has no Waterbirds; get {MIRRORS[0]} and put it there as it is"
     if folder is None and archive not in useless:
-        download(MIRRORS, archive, "; ".join([missing, *(f"{path} is not it" for path in useless)]))
+        found = "; ".join(f"{path} is there, without a metadata.csv" for path in useless)
+        if found:
+            log.warning("%s; trying to download %s", found, archive.name)
+        download(MIRRORS, archive, "; ".join(part for part in (missing, found) if part))
         folder, useless = _look(root)
     if folder is None:
         raise UserError(f"{missing}; {archive} holds no metadata.csv")
@@ -82,17 +90,27 @@ def find(root: Path) -> Path:
 
 
 def _look(root: Path) -> tuple[Path | None, list[Path]]:
-    """The folder with metadata.csv, and archives that hold none."""
-    for name in (place + folder for place in PLACES for folder in FOLDERS):
-        if name and (root / name / "metadata.csv").is_file():
-            return root / name, []
-    useless = []
+    """The folder with metadata.csv, and folders and archives that hold none."""
+    folders = [root / f"{place}{name}" for place in PLACES for name in FOLDERS]
+    folders = [folder for folder in dict.fromkeys(folders) if folder != root and folder.is_dir()]
+    if found := _with_table(folders):
+        return found, []
+    useless = [folder for folder in folders if folder.name == NAME]
     for name in (place + archive for place in PLACES for archive in ARCHIVES):
         if name == "archive.zip":  # every download from Kaggle is called so
             continue
-        if (folder := extracted(root / name)) is None:
+        if (top := extracted(root / name)) is None:
             continue
-        if found := sorted([*folder.glob("metadata.csv"), *folder.glob("*/metadata.csv")]):
-            return found[0].parent, []
+        if found := _with_table([top]):
+            return found, []
         useless.append(root / name)
     return None, useless
+
+
+def _with_table(folders: Sequence[Path]) -> Path | None:
+    """The first folder that has the table, among some and those in them."""
+    for _ in range(LEVELS):
+        if found := next((folder for folder in folders if (folder / TABLE).is_file()), None):
+            return found
+        folders = [inner for folder in folders for inner in folders_in(folder)]
+    return None
