@@ -35,8 +35,13 @@ class TensorboardTracker(Tracker):
     def __init__(self, outputs: Path) -> None:
         require("tensorboard")
         self.folder = outputs / "tensorboard"
-        self.alive = True  # a row that cannot be written raises where it is written
+        self._refused = False
         self._records: dict[Path, _Scalars] = {}
+
+    @property
+    def alive(self) -> bool:
+        """A row that cannot be written raises where it is written."""
+        return not self._refused
 
     @property
     def address(self) -> str:
@@ -76,7 +81,7 @@ class TensorboardTracker(Tracker):
             events.replace_others()
             events.close()
         except (OSError, struct.error) as error:  # costs only itself
-            self.alive = False
+            self._refused = True
             log.warning("TensorBoard does not get %s (%s)", path, error)
 
     def finish(self, record: Record, status: Status) -> None:
