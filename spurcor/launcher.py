@@ -173,6 +173,11 @@ class Points(Sweeper):
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        if type(self.launcher).__name__ == "SlurmLauncher" and shutil.which("srun") is None:
+            raise UserError(
+                "hydra/launcher=submitit_slurm needs srun, which this machine does not have; use"
+                " hydra/launcher=local_pool or in_process here"
+            )
 
     def sweep(self, arguments: list[str]) -> None:
         """Called by Hydra."""

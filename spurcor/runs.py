@@ -5,6 +5,7 @@ import logging
 import os
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -146,8 +147,9 @@ def device(options: str) -> torch.device:
     if options == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        chosen = torch.device(options)
-        torch.zeros(1, device=chosen).item()  # meta has no values
+        with warnings.catch_warnings(action="ignore"):  # of what is refused anyway
+            chosen = torch.device(options)
+            torch.zeros(1, device=chosen).item()  # meta has no values
     except (RuntimeError, AssertionError, ImportError, ValueError, TypeError) as error:
         raise UserError(f"train.device={options} cannot be used here; say cpu or auto") from error
     return chosen

@@ -1,11 +1,20 @@
 """Train a classifier, repair it, record everything: python -m spurcor.train [key=value ...]."""
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from spurcor import cli
+from spurcor.config import check
+
+
+@dataclass(frozen=True)
+class FrozenPoints:
+    """Files of points, which hold everything else."""
+
+    point: str | tuple[str, ...]
 
 
 def main(cfg: DictConfig) -> int:
@@ -13,7 +22,8 @@ def main(cfg: DictConfig) -> int:
     from spurcor import launcher
 
     if cfg.get("point"):
-        paths = [cfg.point] if isinstance(cfg.point, str) else cfg.point
+        frozen = check(OmegaConf.masked_copy(cfg, "point"), FrozenPoints).point
+        paths = [frozen] if isinstance(frozen, str) else frozen
         return launcher.run_points(Path(path) for path in paths)
     return launcher.run_single(cfg)
 
