@@ -508,7 +508,7 @@ def _hints(owner: type) -> dict[str, Any]:
 
 def _coerce(path: str, value: Any, hint: Any, problems: list[str]) -> Any:
     """One value as its type hint wants it."""
-    from pydantic import ConfigDict, TypeAdapter, ValidationError
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
     members = _members(hint)
     if nested := _nested(hint, value):
@@ -529,7 +529,7 @@ def _coerce(path: str, value: Any, hint: Any, problems: list[str]) -> Any:
             problems.append(f"{path}={value} {unsound}")
         # Points run in another working directory.
         return found.expanduser().absolute() if isinstance(found, Path) else found
-    except ValidationError:
+    except (ValidationError, PydanticUserError):  # the latter where keys belong, as in paths
         near = nearest(str(value), [str(member) for member in _literals(hint)])
         hint_text = f"; did you mean {near}?" if near else ""
         problems.append(f"{path}={value} is not {_describe(hint)}{hint_text}")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -57,7 +58,8 @@ class Started:
 class CommandLine:
     """Forks command lines from one process that has imported everything slow."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, within: Sequence[str] = ()) -> None:
+        """`within` is a command that starts another, such as one that sets limits."""
         self.folder, self.count = folder, 0
         self.environment = {
             **os.environ,
@@ -68,7 +70,7 @@ class CommandLine:
         self.environment.pop("HYDRA_FULL_ERROR", None)
         self.environment.pop("MLFLOW_TRACKING_URI", None)
         self.process = subprocess.Popen(
-            [sys.executable, str(REPO / "tests" / "zygote.py")],
+            [*within, sys.executable, str(REPO / "tests" / "zygote.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
