@@ -111,14 +111,16 @@ def find(reference: str, outputs: Path, key: str = "run") -> Path:
 
 
 def _from_mlflow(reference: str, outputs: Path, key: str) -> Path:
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    from spurcor.tracking.mlflow import store_uri
+    from spurcor.tracking.mlflow import open_store, store_uri
+    from spurcor.tracking.store import database_of
 
     uri = store_uri(outputs)
     try:
-        run = MlflowClient(uri).get_run(reference.removeprefix("mlflow:"))
+        if (database := database_of(uri)) is not None and not database.exists():
+            raise KeyError(reference)  # it would be made
+        run = open_store(uri, outputs).get_run(reference.removeprefix("mlflow:"))
         return Path(run.data.tags["spurcor.directory"])
     except (MlflowException, KeyError) as error:
         raise UserError(
@@ -255,6 +257,7 @@ def execute(
     manifest, and the first file of the run.
     """
     directory = config.directory
+    Trackers.build(config.tracker, config.paths.outputs)  # for what they refuse
     if not config.rerun and (directory / "config.yaml").exists():
         refuse_changed_defaults(config, read_config(directory))
     if not config.rerun and _complete(config, directory):
@@ -270,7 +273,6 @@ def execute(
     if (owner := holder(lock)) is not None:
         return _held(directory, Held(lock, owner), terminal)
     imported = time.time()
-    Trackers.build(config.tracker, config.paths.outputs)  # for what they refuse
     splits, method = build(config)
     origin = None if config.init is None else start_from(config.init, splits, method)
     context = context_of(config, splits, directory)  # what is refused is refused before any trace

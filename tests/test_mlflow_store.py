@@ -13,6 +13,8 @@ from mlflow import MlflowClient
 from mlflow.store.db.utils import _all_tables_exist
 from mlflow.tracking._tracking_service import utils
 
+from spurcor.errors import UserError
+from spurcor.runs import find
 from spurcor.tracking import Record, store
 from spurcor.tracking.mlflow import MlflowTracker
 
@@ -195,6 +197,13 @@ def test_a_store_written_to_while_it_is_brought_up_to_date_is_left(tmp_path, mon
     monkeypatch.undo()
     store.make(database, tmp_path / store.ARTIFACTS)
     assert MlflowClient(f"sqlite:///{database}").get_run("abc").info.run_name == "changed"
+
+
+def test_a_run_is_looked_for_in_no_store_that_would_have_to_be_made(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match="run=mlflow:abc is no run of spurcor in the MLflow store"):
+        find("mlflow:abc", tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_mlflow_counts_as_whole_is(statements, tmp_path):

@@ -19,6 +19,7 @@ from servers import free_port, http_server, mlflow_server
 from test_resume import interrupt
 
 from spurcor.config import REPO, Node
+from spurcor.errors import UserError
 from spurcor.tracking import Record, Trackers
 from spurcor.tracking import mlflow as mirror
 from spurcor.tracking.messenger import Messenger
@@ -616,6 +617,12 @@ def test_a_server_without_a_scheme_is_refused(command_line, tmp_path, uri, key):
     assert swept.code == 2
     assert "secret" not in swept.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("uri", ["http://host:99999", "http://host:port"])
+def test_an_address_that_is_none_is_refused(uri, tmp_path):
+    with pytest.raises(UserError, match=r"tracker\.mlflow\.uri="):
+        MlflowTracker(tmp_path, uri)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from spurcor.tracking import Record, Status, Tracker, metrics_of, store
 from spurcor.tracking.names import mlflow_name
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Metric, Param, Run, RunTag
 
     Entity = Metric | Param | RunTag
@@ -295,22 +296,11 @@ class MlflowTracker(Tracker):
 
     def _connect(self) -> None:
         self._import()
-        from mlflow import MlflowClient
-
         if self._server is not None and self._asked is None:
             self._asked = time.monotonic()
-        database = store.database_of(self._address)
-        with contextlib.ExitStack() as stack:
-            if self._server is None:  # many may need a fresh store at once
-                stack.enter_context(self._lock("create"))
-            if database is not None:
-                store.make(database, self.outputs / store.ARTIFACTS)
-                if database == self.outputs / "mlflow.db":
-                    store.follow(database, self.outputs)
-            client = MlflowClient(tracking_uri=self._address)
-            client.search_experiments(max_results=1)
+        client = open_store(self._address, self.outputs)
         self._answered = time.monotonic()
-        self._client: MlflowClient = client
+        self._client = client
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
@@ -320,16 +310,12 @@ class MlflowTracker(Tracker):
         takes more than one database connection for a request, so that as many requests as it has
         connections wait for each other until they time out.
         """
-        lock = self._lock(str(self._turn_of))
+        lock = _lock(self.outputs, str(self._turn_of))
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(Timeout):
                 stack.enter_context(lock.acquire(TURN_SECONDS, TURN_PAUSE / 2))
             yield
         time.sleep(TURN_PAUSE)  # or the next task takes the lock before anybody else looks at it
-
-    def _lock(self, name: str) -> FileLock:
-        self.outputs.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.outputs / f".mlflow.{name}.lock")
 
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:
@@ -528,6 +514,28 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def open_store(address: str, outputs: Path) -> "MlflowClient":
+    """A client of a store; one on this machine is made first, if it must be."""
+    from mlflow import MlflowClient
+
+    database = store.database_of(address)
+    with contextlib.ExitStack() as stack:
+        if urlparse(address).scheme not in ("http", "https"):  # many may need a fresh one at once
+            stack.enter_context(_lock(outputs if database is None else database.parent, "create"))
+        if database is not None:
+            store.make(database, outputs / store.ARTIFACTS)
+            if database == outputs / "mlflow.db":
+                store.follow(database, outputs)
+        client = MlflowClient(tracking_uri=address)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def _lock(folder: Path, name: str) -> FileLock:
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f".mlflow.{name}.lock")
+
+
 def store_uri(outputs: Path, uri: str | None = None) -> str:
     """The MLflow store that is written to, with its password."""
     if uri is not None:
@@ -545,4 +553,9 @@ def _checked(key: str, uri: str) -> str:
     if a_port or a_name:
         web = f"http://{uri}"
         raise UserError(f"{key}={masked(web)[7:]} names no scheme; add http:// or https://")
+    try:
+        _ = urlparse(uri).port if uri.startswith("http") else None
+    except ValueError as error:
+        shown = masked(uri)
+        raise UserError(f"{key}={shown} is no address ({error}); say http://host:port") from error
     return whole(uri, key)

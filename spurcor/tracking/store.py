@@ -33,7 +33,6 @@ def make(database: Path, artifacts: Path) -> None:
 
     The caller holds a lock. What is in an older store is kept, and a copy of the file beside it.
     """
-    database.parent.mkdir(parents=True, exist_ok=True)
     version = _version(database)
     if version == _head():
         return
