@@ -1,15 +1,23 @@
 """Names of files as tables write them, and as the disk has them."""
 
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from spurcor.errors import UserError
 
+ODD = re.compile(r"^/|\\|//|\./")  # a file may have several names of this kind
+
 
 def located(root: Path, names: Sequence[str]) -> list[str]:
-    """The names under `root`, with slashes where backslashes name no file; no file twice."""
+    """The names under `root`, with slashes where backslashes name no file; no file twice.
+
+    The names are different ones.
+    """
+    if not any(ODD.search(name) for name in names):  # of hundreds of thousands, as a rule
+        return list(names)
     found = [_slashed(root, name) if "\\" in name else name for name in names]
     places: dict[str, str] = {}
     for written, name in zip(names, found, strict=True):
