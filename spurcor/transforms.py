@@ -1,6 +1,7 @@
 """Transforms of whole uint8 batches on their device, with random parameters per sample."""
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -139,13 +140,32 @@ class Normalize(Transform):
         return torch.nn.functional.normalize(z.flatten(1)).view_as(z) if self.unit_length else z
 
 
-class CropFlip(Transform):
+class Moved(Transform):
+    """Pixels of a stored image put elsewhere on it, and then normalised."""
+
+    stored = stored_train = Prefix()
+    normalize: Normalize
+
+    def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
+        """The images as they are."""
+        return stored.take(rows)
+
+    def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) uint8 to float."""
+        if parameters is not None:
+            x = self._augment(x, parameters)
+        return self.normalize(x)
+
+    @abstractmethod
+    def _augment(self, x: Tensor, parameters: Tensor) -> Tensor:
+        """The same pixels, by the parameters of each image."""
+
+
+class CropFlip(Moved):
     """Random crop of the image's own size from a reflected border, and horizontal flip.
 
     The border is never made: reflection is done on the indices, so crop and flip are one gather.
     """
-
-    stored = stored_train = Prefix()
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], padding: int = 4) -> None:
         if padding < 0:
@@ -164,16 +184,6 @@ class CropFlip(Transform):
         flips = torch.randint(2, (len(sizes), 1), generator=generator)
         return torch.cat([shifts, flips], dim=1)
 
-    def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
-        """The images as they are."""
-        return stored.take(rows)
-
-    def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) uint8 to float."""
-        if parameters is not None:
-            x = self._augment(x, parameters)
-        return self.normalize(x)
-
     def _augment(self, x: Tensor, parameters: Tensor) -> Tensor:
         down, right, flip = parameters.unbind(1)
         height, width = x.shape[2:]
@@ -189,14 +199,12 @@ class CropFlip(Transform):
 FIXED = 16  # binary places of the numbers that Pillow looks pixels up with
 
 
-class AffineFlip(Transform):
+class AffineFlip(Moved):
     """Horizontal flip with probability one half, then a random rotation and shift.
 
     Uniform in +-`degrees` and, in whole pixels, +-`translate` of each side; the nearest pixel is
     taken and black where there is none, to the bit as torchvision's RandomAffine has it of Pillow.
     """
-
-    stored = stored_train = Prefix()
 
     def __init__(
         self,
@@ -223,16 +231,6 @@ class AffineFlip(Transform):
             for side, share in zip(sizes.unbind(1), (down, right), strict=True)
         )
         return torch.cat([affine(sizes, self.degrees * angle, down, right), flips], dim=1)
-
-    def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
-        """The images as they are."""
-        return stored.take(rows)
-
-    def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) uint8 to float."""
-        if parameters is not None:
-            x = self._augment(x, parameters)
-        return self.normalize(x)
 
     def _augment(self, x: Tensor, parameters: Tensor) -> Tensor:
         height, width = x.shape[2:]
