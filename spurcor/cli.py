@@ -335,8 +335,9 @@ def _unknown_override(key: str, config_name: str, overrides: list[str]) -> str:
     parent, _, name = key.rpartition(".")
     group, chosen, names, unlisted = parent.replace(".", "/"), None, [], []
     beside = f"{parent}." if parent else key
+    whole = "" if (config.CONF / group).is_dir() else parent  # whose value may hold the key
     keys = {one: one.lstrip("+~").partition("=")[0] for one in overrides if "," not in one}
-    others = [o for o, typed in keys.items() if not typed.startswith(beside) and typed != parent]
+    others = [o for o, typed in keys.items() if not typed.startswith(beside) and typed != whole]
     with initialize_config_dir(str(config.CONF), version_base="1.3"):
         try:
             composed = compose(config_name, others, return_hydra_config=True)

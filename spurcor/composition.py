@@ -221,6 +221,8 @@ def _number_of_values(override: Override) -> float:
     sweep = override.value()
     if isinstance(sweep, RangeSweep):
         start, stop, step = (float(v or 0) for v in (sweep.start, sweep.stop, sweep.step))
-        length = (stop - start) / step if step else math.nan
+        if not step:
+            raise ValueError("a step of 0 has no end")
+        length = (stop - start) / step
         return max(0, math.ceil(length)) if math.isfinite(length) else math.inf
     return float(sum(1 for _ in override.sweep_iterator()))

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from spurcor.sweeps import PointState
 
+LONGEST = 86400  # seconds, a day
+
 
 @dataclass(frozen=True)
 class StatusConfig:
@@ -29,8 +31,8 @@ class StatusConfig:
     seconds: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.seconds <= 0:
-            raise ValueError(f"seconds={self.seconds} must be positive")
+        if not 0 < self.seconds <= LONGEST:
+            raise ValueError(f"seconds={self.seconds} must be positive, and at most {LONGEST}")
 
 
 def main(cfg: DictConfig) -> int:

@@ -100,6 +100,44 @@ def test_a_key_that_not_every_point_takes_is_told_with_what_takes_it(
     assert not outputs.exists()
 
 
+def test_all_options_of_a_group_are_swept(command_line, tmp_path):
+    outputs = tmp_path / "outputs"
+    typed = ("-m", f"paths.outputs={outputs}", "schedule=glob(*,exclude=step)", "optimizer.lr=-1")
+    ended = command_line.run("train", *typed)
+    assert ended.code == 2
+    assert "schedule=constant" in ended.err
+    assert "optimizer.lr=-1" in ended.err
+    assert "(and 1 more points)" in ended.err
+    assert not outputs.exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "word"),
+    [
+        ("seed=glob(*)", "seed=glob(*) sweeps over nothing"),
+        ("seed=range(0)", "seed=range(0) sweeps over nothing"),
+        ("seed=range(0,3,0)", "seed=range(0,3,0)"),
+        ("seed=range(1000000000000)", "seed=range(1000000000000)"),
+        ("optimizer.lr=range(0.0,inf)", "optimizer.lr=range(0.0,inf)"),
+        ("seed=shuffle(range(1000000000000))", "seed=shuffle(range(1000000000000))"),
+        ("hydra.sweeper.points=[5]", "hydra.sweeper.points: 5 "),
+        ("hydra.sweeper.points=text", "hydra.sweeper.points=text"),
+        ("hydra.sweeper.params=5", "hydra.sweeper.params=5"),
+        ("""hydra.sweeper.points=["seed='1"]""", "hydra.sweeper.points: seed='1 "),
+        ("hydra.sweeper.points=[seed]", "seed has no value"),
+        ("hydra.sweeper.params={seed: 'range(0)'}", "seed=range(0) sweeps over nothing"),
+        ("hydra.sweeper.points=[hydra.run.dir=x]", "hydra.run.dir=x"),
+    ],
+)
+def test_a_sweep_that_is_none_is_told(typed, word, command_line, tmp_path):
+    outputs = tmp_path / "outputs"
+    ended = command_line.run("train", "-m", f"paths.outputs={outputs}", typed)
+    assert ended.code == 2, ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+    assert word in ended.err
+    assert not outputs.exists()
+
+
 @pytest.mark.cold
 def test_a_pool_survives_the_kill_of_a_point_and_runs_just_that_one_again(command_line, tmp_path):
     """Six points, two at a time, on a fresh sqlite store; cold processes, as users have them."""
