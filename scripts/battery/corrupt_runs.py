@@ -1,6 +1,6 @@
 """Damage a file of a run or a sweep in some way, and run some command: nothing but sentences.
 
-python scripts/battery/corrupt_runs.py [--seconds 60] [--cases N] [--seed 0] [--only CASE] [--hang 60]
+python scripts/battery/corrupt_runs.py [--seconds 60] [--cases N] [--seed 0] [--only CASE]
 
 Small runs on the digits (finished, repaired, analysed, with phases, unfinished) are made once. Each
 case copies them, damages one file, and runs a command on the copy. A traceback, a hang, or an exit
