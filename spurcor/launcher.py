@@ -31,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from spurcor import slurm
 from spurcor.composition import refuse_impossible_sweep
 from spurcor.config import Site, TrainConfig, check
-from spurcor.errors import PointError, RunError, UserError
+from spurcor.errors import PointError, RunError, UserError, of_system
 from spurcor.lock import Held, lock_of, locked
 from spurcor.passwords import hidden
 from spurcor.signals import Interrupted
@@ -112,10 +112,11 @@ def carry_out(configs: Iterable[TrainConfig]) -> dict[Path, "Outcome"]:
             )
             break
         except Exception as error:
-            if not isinstance(error, UserError):
+            told = of_system(error) if isinstance(error, OSError) else error
+            if not isinstance(told, UserError | RunError):
                 traceback.print_exc()
-            print(f"spurcor: {error}", file=sys.stderr, flush=True)
-            message = str(error).partition("\n")[0]
+            print(f"spurcor: {told}", file=sys.stderr, flush=True)
+            message = str(told).partition("\n")[0]
             outcome = Outcome("failed", directory, message, exit_code=1)
         outcomes[directory] = outcome
     return outcomes

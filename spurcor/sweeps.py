@@ -109,7 +109,7 @@ def _with_origin(config: TrainConfig, init: str) -> TrainConfig:
     from spurcor import runs
     from spurcor.results import read_result
 
-    if "/" not in init and ":" not in init and not Path(init).is_dir():
+    if "/" not in init and ":" not in init and not Path(init).exists():
         init = f"{init}/seed{config.seed}"
     directory = runs.find_done(init, config.paths.outputs, "method.init")
     run = read_result(directory)["run"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import CommandLine
-from training import SMALL, read
+from training import read
 
 from spurcor import runs
 from spurcor.console import Terminal
@@ -21,7 +21,7 @@ from spurcor.lock import lock_of
 from spurcor.results import read_predictions
 from spurcor.sweeps import Point, write_manifest
 
-OPTIONS = (*SMALL, "method.epochs=2", "method=erm", "dfr=val", "tracker=none")
+OPTIONS = ("method.epochs=2", "method=erm", "dfr=val", "tracker=none")
 
 
 @pytest.fixture(scope="module")
