@@ -76,7 +76,7 @@ def scenes() -> Iterator[Scene]:
     stopping = ("train.early_stopping={patience: 3, metric: val/loss}", "schedule=cosine")
     yield Scene("train-stopping", train(*SMALL, *FEW, "method.epochs=12", *stopping))
     prusc = (*smallest("prusc"), "method=prusc", "method.init=r")
-    origin = train(*smallest("prusc"), "method.epochs=5", "dfr=none")
+    origin = train(*SMALL, "dataset.strength=0.7", "method.epochs=5", "dfr=none")
     yield Scene("train-init", train(*prusc), (origin,))
     features = ("features=frozen", "features/backbone=mlp", "features.backbone.width=16")
     yield Scene("features", train(*features, *FEW, "method.epochs=3"))
@@ -128,6 +128,7 @@ def main() -> int:
     if options.seconds < LONG and not options.only:
         chosen = [scene for scene in chosen if not scene.slow]
     random.Random(options.seed).shuffle(chosen)
+    chosen.sort(key=lambda scene: scene.slow)
     tally = Tally("kills", options.seconds)
     with tempfile.TemporaryDirectory(prefix="battery-") as folder:
         line = CommandLine(Path(folder))
