@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from conftest import REPO, CommandLine, Ended, Started
 
-CLOCKS = {"time", "seconds", "commit"}  # a commit may come between
+# A commit may come between; the file of the selected weights is named by how often it was written.
+CLOCKS = {"time", "seconds", "commit", "file"}
 # Files that two runs never have in common, or that hold clocks in a form of their own.
 UNLIKE = {"train.log", "mlflow.json"}
 STORE = re.compile(r"(?<=\.extracted/)([\w-]+)-\w{8}(?=/|\.|$)")
