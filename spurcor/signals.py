@@ -58,17 +58,23 @@ def handled(handle: Callable[[int], None]) -> Iterator[None]:
 def interrupting() -> Iterator[None]:
     """Raise `Interrupted` at once, wherever the block is.
 
-    What follows it is cleaning up, which only a second Ctrl-C ends.
+    What follows it is cleaning up, which only a second Ctrl-C ends. Errors of code that it left in
+    the middle are no errors: it is raised in their place.
     """
-    told = False
+    told: Interrupted | None = None
 
     def interrupt(number: int) -> None:
         nonlocal told
-        if not told:
-            told = True
-            raise Interrupted(number)
+        if told is None:
+            told = Interrupted(number)
+            raise told
         if number == signal.SIGINT:
             raise KeyboardInterrupt
 
     with handled(interrupt):
-        yield
+        try:
+            yield
+        except Exception as error:
+            if told is None:
+                raise
+            raise told from error

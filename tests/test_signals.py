@@ -124,6 +124,22 @@ def test_a_second_ctrl_c_ends_the_cleaning_up():
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_what_a_signal_left_in_the_middle_and_fails_is_not_told_in_its_place():
+    """Hydra and OmegaConf wrap, or put back in order, what they were at."""
+
+    def fail_at(number):
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            raise AttributeError("'NoneType' object has no attribute")
+
+    with pytest.raises(Interrupted) as caught, interrupting():
+        fail_at(signal.SIGINT)
+    assert caught.value.exit_code == 130
+    with pytest.raises(AttributeError), interrupting():
+        fail_at(0)
+
+
 def test_handlers_are_those_of_before_in_the_end():
     before = signal.getsignal(signal.SIGTERM)
     with interrupting(), handled(lambda number: None):

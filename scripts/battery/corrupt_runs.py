@@ -27,7 +27,8 @@ import yaml
 
 REPO = Path(__file__).resolve().parents[2]
 os.environ["PYTHONPATH"] = str(REPO)  # what is tested is what stands here
-sys.path[:0] = [str(REPO), str(REPO / "tests")]
+sys.path.insert(0, str(REPO / "tests"))
+sys.path.insert(0, str(REPO))
 
 from conftest import CommandLine, Ended  # noqa: E402 - stands there
 
