@@ -7,13 +7,11 @@ from contextlib import suppress
 import pytest
 import torch
 from conftest import REPO
-from hydra import compose, initialize_config_dir
-from training import SHORT, Silent, read, rows_of, smallest, trainer_of, without_time
+from training import SHORT, Silent, expanded, read, rows_of, smallest, trainer_of, without_time
 
 from spurcor import config, runs
 from spurcor.config import CONF
 from spurcor.data import Split
-from spurcor.launcher import Points
 from spurcor.sweeps import GROUPS
 
 ALL_METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -274,16 +272,6 @@ def test_every_sweep_file_has_its_job_count_asserted():
         for path in (REPO / "sweeps").rglob("*.yaml")
     }
     assert found == set(SWEEPS)
-
-
-def expanded(*typed):
-    """The configuration that a sweep is made from, and the overrides of its points."""
-    config.register()
-    scalar = [one for one in typed if "," not in one]  # as Hydra does with -m
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", scalar, return_hydra_config=True)
-    sweeper = cfg.hydra.sweeper
-    return cfg, Points(sweeper.points, sweeper.params).expand(list(typed))
 
 
 @pytest.mark.parametrize("name", SWEEPS)

@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from spurcor import config, runs, sweeps
 from spurcor.analysis import Analyses
 from spurcor.config import CONF, TrainConfig
+from spurcor.launcher import Points
 from spurcor.method import RunContext
 from spurcor.trainer import Trainer
 
@@ -18,6 +19,16 @@ def read(*overrides: str) -> TrainConfig:
         cfg = compose("train", list(overrides), return_hydra_config=True)
     choices = cfg.hydra.runtime.choices
     return sweeps.read(cfg, choices)
+
+
+def expanded(*typed: str):
+    """The configuration that a sweep is made from, and the overrides of its points."""
+    config.register()
+    scalar = [one for one in typed if "," not in one]  # as Hydra does with -m
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", scalar, return_hydra_config=True)
+    sweeper = cfg.hydra.sweeper
+    return cfg, Points(sweeper.points, sweeper.params).expand(list(typed))
 
 
 SMALL = ("backbone=mlp", "backbone.width=16")
