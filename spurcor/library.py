@@ -124,7 +124,7 @@ class FinishedRun:
 
 
 def open_run(reference: str | Path, outputs: Path | str = REPO / "outputs") -> FinishedRun:
-    """A finished run by directory, beginning of its identity[/seed<k>], or mlflow:<run id>."""
+    """A finished run by folder, first digits of its `identity[/seed<k>]`, or `mlflow:<run id>`."""
     directory = runs.find_done(str(reference), Path(outputs).absolute())
     return FinishedRun(directory, runs.read_config(directory))
 

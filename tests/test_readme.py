@@ -1,5 +1,6 @@
 """The README and the pages under docs/ are true: their examples run, their commands compose."""
 
+import ast
 import importlib
 import re
 import shlex
@@ -200,3 +201,25 @@ def test_the_examples_of_extending_are_whole(tmp_path):
     )
     assert wrong.returncode == 2
     assert "method.gamma?" in wrong.stderr
+
+
+def messages_in(folder):
+    """Every text in the code, one a line, with what is filled in left out."""
+    found = []
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [p.value if isinstance(p, ast.Constant) else "\0" for p in node.values]
+                found.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_messages_that_troubleshooting_explains_are_those_of_the_code():
+    rows = re.findall(r"^\| (`.*?) \| ", PAGES["troubleshooting.md"], re.MULTILINE)
+    quoted = [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
+    pieces = [piece.strip(" ;,") for message in quoted for piece in message.split("...")]
+    known = messages_in(REPO / "spurcor")
+    assert len(quoted) > 50
+    assert [piece for piece in pieces if piece not in known] == []
