@@ -161,6 +161,13 @@ def test_pages_are_reachable_and_pictures_are_small_and_shown():
     assert max(pictures.values()) < 200_000
 
 
+def test_no_formula_has_an_escape_that_markdown_takes_before_it_becomes_mathml():
+    for page, text in PAGES.items():
+        prose = re.sub(r"^(```|\$\$).*?^\1|`[^`]*`", "", text, flags=re.DOTALL | re.MULTILINE)
+        for formula in re.findall(r"\$([^$]+)\$", prose):
+            assert not re.search(r"\\[{}_*#.!+()\[\]-]", formula), f"{page}: {formula}"
+
+
 def test_the_readme_is_short_and_its_links_lead_somewhere():
     assert README.count("\n") <= 180
     for target in re.findall(r"\]\(([^)#]+)(?:#[\w-]+)?\)", README):
