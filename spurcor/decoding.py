@@ -42,7 +42,9 @@ UPRIGHT = {  # from its values to Pillow's names
 BITS, INTERPRETATION, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
 
 DAMAGED = "cannot be read as images, perhaps cut off in a copy; put them anew"
-TOO_DEEP = "have values of more than 16 bits, whose range is unknown; save them with 8 or 16 bits"
+TOO_DEEP = (
+    "have values of 32 bits or with a sign, whose range is unknown; save them with 8 or 16 bits"
+)
 ODD_COLOURS = "have colours that cannot be converted; save them as RGB"
 TRANSPARENT = "have transparent parts, where the colours that the file hides are used"
 FRAMES = "hold several frames or pages, of which the first is used"

@@ -15,7 +15,7 @@ import stat
 import statistics
 import warnings
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -166,29 +166,21 @@ def _decode_all(
     beside: Path,
     needed: int,
 ) -> None:
-    from joblib import Parallel, delayed
-
     from spurcor.console import tracked
 
-    chunks = [names[first : first + CHUNK] for first in range(0, len(names), CHUNK)]
-    # Pillow lets go of the interpreter while it decodes; the chunks come back in their order.
-    decoded = Parallel(n_jobs=_num_threads(), backend="threading", return_as="generator")(
-        delayed(_decode)(root, chunk, prefix) for chunk in chunks
-    )
     title = f"decoding {len(names):,} images ({_gigabytes(needed)})"
     findings = Findings(root)
     sizes: list[tuple[int, int]] = []
     marks: list[str] = []
     with (beside / "pixels.bin").open("wb") as file:
-        for results in tracked(decoded, title, total=len(chunks)):
-            for result in results:
-                findings.add(result)
-                if result.pixels is not None and not findings.problems:
-                    pixels = result.pixels
-                    sizes.append(pixels.shape[:2])
-                    marks.append(f"\0{DECODER}" * result.changed)
-                    planes = pixels if prefix.interleaved else pixels.transpose(2, 0, 1)
-                    file.write(np.ascontiguousarray(planes).data)
+        for result in tracked(_decoded(root, names, prefix), title, total=len(names)):
+            findings.add(result)
+            if result.pixels is not None and not findings.problems:
+                pixels = result.pixels
+                sizes.append(pixels.shape[:2])
+                marks.append(f"\0{DECODER}" * result.changed)
+                planes = pixels if prefix.interleaved else pixels.transpose(2, 0, 1)
+                file.write(np.ascontiguousarray(planes).data)
         findings.tell()
         _sync(file)
     np.save(beside / "sizes.npy", np.array(sizes, np.int32))
@@ -198,6 +190,19 @@ def _decode_all(
     np.save(beside / "signature.npy", (crc << 31) ^ facts[:, 0])
     state = {"prefix": prefix.name, "images": len(names), "interleaved": prefix.interleaved}
     write_json(beside / "store.json", state)
+
+
+def _decoded(root: Path, names: Sequence[str], prefix: Prefix) -> Iterator[Decoded]:
+    """What becomes of the files, in their order."""
+    from joblib import Parallel, delayed
+
+    chunks = [names[first : first + CHUNK] for first in range(0, len(names), CHUNK)]
+    # Pillow lets go of the interpreter while it decodes; the chunks come back in their order.
+    parts = Parallel(n_jobs=_num_threads(), backend="threading", return_as="generator")(
+        delayed(_decode)(root, chunk, prefix) for chunk in chunks
+    )
+    for part in parts:
+        yield from part
 
 
 class Findings:

@@ -120,9 +120,8 @@ class MnistCues(DataSource):
             (Split.VAL, slice(num_target, num_held)),
         ):
             part = [indices[place] for indices in members]
-            if not len(part[0]):  # target_per_class=0
-                continue
-            splits[held_out] = self._build(grey, part, self._unbiased([len(m) for m in part]))
+            if len(part[0]):  # target_per_class may be 0
+                splits[held_out] = self._build(grey, part, self._unbiased([len(m) for m in part]))
 
         grey, labels = read_mnist(root, train=False)
         test = self._members(labels, generator)
