@@ -92,7 +92,7 @@ class _Command:
         self.main, self.config_name = main, config_name
         self.overrides: list[str] = []
         self.code = 0
-        self._refused: UserError | RunError | None = None
+        self._refused: UserError | RunError | OSError | None = None
 
     def carry_out(self) -> None:
         """Everything but the telling of errors."""
@@ -124,7 +124,9 @@ class _Command:
             self.code = max(self.code, self.main(cfg))
             if self.code and _is_job():
                 raise RunError(f"the run ended with exit code {self.code}")
-        except (UserError, RunError) as error:  # Hydra would print its own line about it
+        except BrokenPipeError:
+            raise
+        except (UserError, RunError, OSError) as error:  # Hydra would print its own line about it
             if _is_job():
                 raise
             self._refused = error

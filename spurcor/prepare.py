@@ -11,7 +11,6 @@ from omegaconf import DictConfig
 
 from spurcor import cli
 from spurcor.config import Node, Paths, check
-from spurcor.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,6 +37,7 @@ def main(cfg: DictConfig) -> int:
 
     from spurcor.console import Terminal
     from spurcor.launcher import log_to_terminal
+    from spurcor.sweeps import cannot_write
 
     log_to_terminal()
     terminal = Terminal()
@@ -48,8 +48,7 @@ def main(cfg: DictConfig) -> int:
     try:
         draw(splits["train"], path)
     except OSError as error:
-        outputs = config.paths.outputs
-        raise UserError(f"paths.outputs={outputs} cannot be written ({error.strerror})") from error
+        raise cannot_write(config.paths.outputs, error) from error
     terminal.say(f"examples of the groups of train: {path}")
     return 0
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from spurcor import slurm
 from spurcor.config import REPO, TrainConfig, check, check_saved, composed, plain
-from spurcor.errors import Damaged, UserError, of_system
+from spurcor.errors import Damaged, RunError, UserError, of_system
 from spurcor.files import (
     append_lines,
     decoding,
@@ -124,9 +124,12 @@ def _with_origin(config: TrainConfig, init: str) -> TrainConfig:
     )
 
 
-def cannot_write(outputs: Path, error: OSError) -> UserError:
-    """The outputs folder as a whole is not there to be written to."""
-    return UserError(f"paths.outputs={outputs} cannot be written ({of_system(error)})")
+def cannot_write(outputs: Path, error: OSError) -> UserError | RunError:
+    """The outputs folder is not there to be written to, or has no room now."""
+    told = of_system(error)
+    if isinstance(told, RunError):
+        return told
+    return UserError(f"paths.outputs={outputs} cannot be written ({told})")
 
 
 # --- the manifest ---------------------------------------------------------------------------------
