@@ -117,12 +117,12 @@ def test_latex_escapes_every_special_character(tmp_path):
 def test_a_dollar_sign_in_a_picture_begins_no_formula(tmp_path):
     import torch
 
-    names = ("$\\broken{", "a_b$")
+    names = ("$\\broken{$", "$a_b$")
     rows = {name: [torch.zeros(3, 4, 4), torch.zeros(4, 4)] for name in names}
-    pictures.draw_panels(rows, "$title", tmp_path / "panels.png")
-    pictures.draw_histograms(torch.ones(2, 2, 3), names, "$x", tmp_path / "histograms.png")
+    pictures.draw_panels(rows, "$\\title{$", tmp_path / "panels.png")
+    pictures.draw_histograms(torch.ones(2, 2, 3), names, "$\\x{$", tmp_path / "histograms.png")
     import numpy as np
 
-    labels = {"$class": np.array(names)}
+    labels = {"$\\class{$": np.array(names)}
     pictures.draw_scatter(torch.zeros(2, 2), labels, tmp_path / "scatter.png")
     assert len(list(tmp_path.iterdir())) == 3
