@@ -250,8 +250,27 @@ def test_a_file_that_cannot_be_shown_costs_only_itself(tracker, tmp_path, caplog
         assert [v.tag for e in events for v in e.summary.value] == [f"report/{long}"]
     else:
         assert list(tmp_path.glob(f"wandb/offline-run-*/files/spurcor/report/{long}"))
-        _, run, _, _ = wandb_of(tmp_path, "sweep")
-        assert max(map(len, run.tags)) <= 64
+
+
+@pytest.mark.parametrize("sweep", ["short", "long" * 40])
+def test_a_name_that_is_too_long_for_wandb_is_cut_and_others_stay(sweep, tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    given = {}
+
+    def taken(**options):
+        given.update(options)
+        raise RuntimeError
+
+    monkeypatch.setattr(wandb, "init", taken)
+    (tmp_path / "run").mkdir()
+    trackers = build("wandb", tmp_path)
+    record = Record(tmp_path / "run", "run", "n", sweep, tags={f"sweep.{sweep}": "true"})
+    trackers.rows(record, [{"step": 0, "time": 1, "loss": 0.5}])
+    trackers.close()
+    assert len(given["group"]) <= 128
+    assert max(map(len, given["tags"])) <= 64
+    if sweep == "short":
+        assert (given["group"], given["tags"]) == ("short", ["run", "short"])
 
 
 def test_a_sweep_that_is_only_started_keeps_its_report(tmp_path):
