@@ -222,14 +222,13 @@ def test_a_damaged_point_is_named_by_its_line(outputs, command_line, damage, fie
 
 
 @pytest.mark.parametrize("content", [[1, 2], "text", {"progress": {}}, None])
-def test_a_checkpoint_that_is_none_is_told(tmp_path, command_line, content):
-    command = ("train", *OPTIONS, f"paths.outputs={tmp_path}", "train.checkpoint_seconds=0")
-    assert command_line.run(*command).code == 0
-    path = run_of(tmp_path) / "checkpoint.pt"
+def test_a_checkpoint_that_is_none_is_told(outputs, command_line, content):
+    path = run_of(outputs) / "checkpoint.pt"
     (path.parent / "done").unlink()
     half(path) if content is None else torch.save(content, path)
-    for again in (command, ("sync", "tracker=tensorboard", f"paths.outputs={tmp_path}")):
-        said = told(command_line.run(*again), codes=(0, 2))
+    for command, *arguments in (("train", *OPTIONS), ("sync", "tracker=tensorboard")):
+        ended = command_line.run(command, *arguments, f"paths.outputs={outputs}")
+        said = told(ended, codes=(2,) if command == "train" else (0,))
         assert "checkpoint.pt is no" in said
         assert "rerun=true" in said
 
