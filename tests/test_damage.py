@@ -291,11 +291,11 @@ def test_a_run_that_fills_the_disk_fails_in_a_sentence(tmp_path, cramped):
 
 @pytest.fixture(scope="module")
 def small_disk(tmp_path_factory):
-    """Commands that see a disk of a megabyte, and the way to it from here."""
+    """Commands that see a disk of a few megabytes, and the way to it from here."""
     folder = tmp_path_factory.mktemp("small")
     place = folder / "disk"
     place.mkdir()
-    mount = f"mount -t tmpfs -o size=1m none {place}"
+    mount = f"mount -t tmpfs -o size=8m none {place}"
     own = ("unshare", "-m", "sh", "-c")
     try:
         tried = subprocess.run((*own, mount), capture_output=True, text=True)
