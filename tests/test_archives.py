@@ -1,15 +1,20 @@
 """Archives, hostile and broken ones above all, leave nothing behind that they should not."""
 
+import gzip
 import io
 import multiprocessing
 import os
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 
+import generators
+import numpy as np
 import pytest
 
 from spurcor import archives
+from spurcor.datasets.sources import read_mnist
 from spurcor.errors import UserError
 
 FILES = {"birds/metadata.csv": b"a,b\n1,2\n", "birds/one/x.jpg": bytes(range(256)) * 5}
@@ -316,3 +321,16 @@ def test_a_disk_that_fills_up_is_told(place, monkeypatch):
 
     monkeypatch.setattr(archives, "_copy", full)
     refused(write_zip(place / "a.zip"), "No space left on device")
+
+
+def test_a_small_file_of_mnist_that_holds_gigabytes_of_zeros_is_not_read_to_its_end(place):
+    generators.write_mnist(place, np.random.default_rng(0), compressed=True)
+    path = place / "MNIST" / "raw" / "train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes() + gzip.compress(bytes(10**7)) * 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="is damaged"):
+            read_mnist(place, train=True)
+        assert tracemalloc.get_traced_memory()[1] < 10**8
+    finally:
+        tracemalloc.stop()

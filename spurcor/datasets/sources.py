@@ -6,6 +6,7 @@ what is missing where a network exists.
 
 import gzip
 import logging
+import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ FASHION_CLASSES = (
 )
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # the package dataset-fashion-mnist
 SHOWN = 5  # names that a sentence lists
+MAX_IDX = 1 << 29  # bytes of a file of MNIST's, which has 47 million
 DAMAGE = (OSError, EOFError, ValueError, zlib.error)  # what a file that was cut off raises
 
 
@@ -113,14 +115,16 @@ def _find(folder: Path, name: str) -> Path | None:
 
 def _read_idx(path: Path) -> Tensor:
     """Bytes of any number of dimensions: 0, 0, 8, their number, each size in 4 bytes, the data."""
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        content = gzip.decompress(content)
-    if content[:3] != b"\0\0\x08":
-        raise ValueError(f"{path} is no file of bytes in MNIST's format")
-    sizes = np.frombuffer(content, ">i4", count=content[3], offset=4)
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(sizes))
-    return torch.from_numpy(values.reshape(sizes).copy())
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        start = file.read(4)
+        if len(start) < 4 or start[:3] != b"\0\0\x08":
+            raise ValueError(f"{path} is no file of bytes in MNIST's format")
+        sizes = np.frombuffer(file.read(4 * start[3]), ">i4", count=start[3]).tolist()
+        size = math.prod(sizes)
+        if min(sizes, default=0) < 0 or size > MAX_IDX:
+            raise ValueError(f"{path} has the sizes {sizes}")
+        content = file.read(size + 1)  # no more: a small file may hold a great many zeros
+    return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(sizes).copy())
 
 
 # --- the format of CIFAR-10 -----------------------------------------------------------------------
