@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from spurcor import cli
-from spurcor.config import Node, RunPaths, check
+from spurcor.config.check import check
+from spurcor.config.nodes import Node
+from spurcor.config.schema import RunPaths
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,13 @@ def main(cfg: DictConfig) -> int:
     """The analyses of one run; returns the exit code."""
     config = check(cfg, AnalyzeConfig)
 
-    from spurcor import runs
-    from spurcor.console import Terminal
-    from spurcor.launcher import log_to_terminal
+    from spurcor.runs import execute, lookup
+    from spurcor.system.terminal import Terminal, log_to_terminal
 
     log_to_terminal()
     asked = {"analysis": config.analysis, "tracker": config.tracker}
-    directory, run = runs.reopen(config.run, config.paths, **asked)
-    return runs.analyze(directory, run, Terminal()).exit_code
+    directory, run = lookup.reopen(config.run, config.paths, **asked)
+    return execute.analyze(directory, run, Terminal()).exit_code
 
 
 if __name__ == "__main__":

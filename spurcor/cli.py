@@ -26,10 +26,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from spurcor import composition, config, launcher
+from spurcor.config import check, composition, resolvers
 from spurcor.errors import PointError, RunError, UserError, of_system
-from spurcor.passwords import hidden, masked
-from spurcor.signals import Interrupted, interrupting
+from spurcor.launchers import hydra as launcher
+from spurcor.system import places
+from spurcor.system.passwords import hidden, masked
+from spurcor.system.signals import Interrupted, interrupting
 
 TOLD = (UserError, RunError, PointError, HydraException, OmegaConfBaseException)
 
@@ -97,7 +99,7 @@ class _Command:
     def carry_out(self) -> None:
         """Everything but the telling of errors."""
         sys.argv[1:] = map(hidden, sys.argv[1:])
-        config.register()
+        resolvers.register()
         composition.install()
         arguments = get_args_parser().parse_intermixed_args(sys.argv[1:])
         self.overrides = list(arguments.overrides)
@@ -111,7 +113,7 @@ class _Command:
         Plugins.instance().class_name_to_class.update(launcher.PLUGINS)
         sys.argv[1:] = ["--hydra-help"] if arguments.hydra_help else _flags_first(sys.argv[1:])
         decorate = hydra.main(
-            version_base="1.3", config_path=str(config.CONF), config_name=self.config_name
+            version_base="1.3", config_path=str(places.CONF), config_name=self.config_name
         )
         with interrupting():
             decorate(self._task)()
@@ -166,7 +168,7 @@ def _refuse_no_option(override: str) -> None:
     key = parsed.key_or_group
     if key == "hydra" and not parsed.is_delete():
         raise UserError(f"{override} replaces all of Hydra's own; name a key, as in hydra.run.dir")
-    group = config.CONF / key
+    group = places.CONF / key
     if parsed.is_sweep_override() or "." in key or not group.is_dir():
         return
     value = parsed.value()
@@ -194,13 +196,13 @@ def _help(config_name: str, overrides: list[str]) -> str:
 
     Hydra's own help composes anew for every group there is, which takes seconds.
     """
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+    with initialize_config_dir(str(places.CONF), version_base="1.3"):
         composed = compose(config_name, overrides)
     header = (
-        (config.CONF / f"{config_name}.yaml").read_text(encoding="utf-8").split("\ndefaults:")[0]
+        (places.CONF / f"{config_name}.yaml").read_text(encoding="utf-8").split("\ndefaults:")[0]
     )
     groups = []
-    for folder in sorted(path for path in config.CONF.iterdir() if path.is_dir()):
+    for folder in sorted(path for path in places.CONF.iterdir() if path.is_dir()):
         options = sorted(path.stem for path in folder.glob("*.yaml"))
         if options and folder.name in composed:
             groups.append(f"{folder.name}: {', '.join(options)}")
@@ -208,7 +210,7 @@ def _help(config_name: str, overrides: list[str]) -> str:
                 options = sorted(path.stem for path in inner.glob("*.yaml"))
                 if len(options) > 1:
                     groups.append(f"{folder.name}/{inner.name}: {', '.join(options)}")
-    sweeps = [str(p.relative_to(config.CONF / "sweeps"))[:-5] for p in config.sweep_files()]
+    sweeps = [str(p.relative_to(places.CONF / "sweeps"))[:-5] for p in resolvers.sweep_files()]
     lines = [line.removeprefix("#").removeprefix(" ") for line in header.splitlines()]
     lines += ["", "Groups, chosen by group=option", *(f"  {group}" for group in groups)]
     if "sweep" in composed and "method" in composed:
@@ -313,12 +315,12 @@ def _stop(text: str) -> str:
 def _missing_option(path: str) -> str:
     """Of several options of a group, or of a folder in it: one has no file."""
     group, _, name = path.rpartition("/")
-    while not (config.CONF / group).is_dir():
+    while not (places.CONF / group).is_dir():
         group, _, end = group.rpartition("/")
         name = f"{end}/{name}"
     options = sorted(
-        str(file.relative_to(config.CONF / group).with_suffix(""))
-        for file in (config.CONF / group).rglob("*.yaml")
+        str(file.relative_to(places.CONF / group).with_suffix(""))
+        for file in (places.CONF / group).rglob("*.yaml")
     )
     return f"{group}={name} does not exist; choose one of {', '.join(options)}"
 
@@ -327,7 +329,7 @@ def _added_twice(key: str, overrides: list[str]) -> str:
     """A + before a key that exists; one letter short of +sweeps it is a sweep file."""
     typed = next(o for o in overrides if o.lstrip("+").partition("=")[0] == key)
     value = typed.partition("=")[2]
-    if key == "sweep" and (config.REPO / "sweeps" / f"{value}.yaml").exists():
+    if key == "sweep" and (places.REPO / "sweeps" / f"{value}.yaml").exists():
         return f"{typed}: sweep names the sweep; to run the sweep file say +sweeps={value}"
     return f"{typed}: {key} exists already; say {key}={value}"
 
@@ -337,23 +339,23 @@ def _unknown_override(key: str, config_name: str, overrides: list[str]) -> str:
     parent, _, name = key.rpartition(".")
     group, chosen, names, unlisted = parent.replace(".", "/"), None, [], []
     beside = f"{parent}." if parent else key
-    whole = "" if (config.CONF / group).is_dir() else parent  # whose value may hold the key
+    whole = "" if (places.CONF / group).is_dir() else parent  # whose value may hold the key
     keys = {one: one.lstrip("+~").partition("=")[0] for one in overrides if "," not in one}
     others = [o for o, typed in keys.items() if not typed.startswith(beside) and typed != whole]
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+    with initialize_config_dir(str(places.CONF), version_base="1.3"):
         try:
             composed = compose(config_name, others, return_hydra_config=True)
             chosen = composed.hydra.runtime.choices.get(group)
             node = OmegaConf.select(composed, parent) if parent else composed
             names = [str(each) for each in node if each not in ("_target_", "hydra")]
             if "_target_" in node:
-                taken = config.arguments_of(node["_target_"], parent)
+                taken = check.arguments_of(node["_target_"], parent)
                 unlisted = [each for each in taken if each not in names]
         except (HydraException, OmegaConfBaseException, UserError, TypeError):
             pass
     if name in unlisted:
         return f"{key} has its default, which {group}={chosen} does not list; say +{key}=..."
-    files = sorted((config.CONF / group).glob("*.yaml")) if chosen else []
+    files = sorted((places.CONF / group).glob("*.yaml")) if chosen else []
     takers = [
         path.stem
         for path in files
@@ -363,4 +365,4 @@ def _unknown_override(key: str, config_name: str, overrides: list[str]) -> str:
         return f"{key} is no key of {group}={chosen}; say {group}={' or '.join(takers)} too"
     if (near := difflib.get_close_matches(name, [*names, *unlisted], 1)) and near[0] in unlisted:
         return f"{key} is no key; did you mean +{parent}.{near[0]}?"
-    return config.unknown_key(key, [*names, *unlisted])
+    return check.unknown_key(key, [*names, *unlisted])

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import DictConfig
 
 from spurcor import cli
-from spurcor.config import RunPaths, check
+from spurcor.config.check import check
+from spurcor.config.schema import RunPaths
 from spurcor.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,16 +36,17 @@ def main(cfg: DictConfig) -> int:
     """Cluster, write, show; returns the exit code."""
     config = check(cfg, ClustersConfig)
 
-    from spurcor import checkpoint, clustering, runs
-    from spurcor.console import Terminal
-    from spurcor.data import Split
-    from spurcor.launcher import log_to_terminal
-    from spurcor.repair import refuse_leak
-    from spurcor.results import read_result
+    from spurcor.data.groups import Split
+    from spurcor.models import weights
+    from spurcor.pruning import clusters as clustering
+    from spurcor.runs import build, lookup
+    from spurcor.runs.refusals import refuse_leak
+    from spurcor.runs.results import read_result
+    from spurcor.system.terminal import Terminal, log_to_terminal
 
     log_to_terminal()
-    directory, run = runs.reopen(config.run, config.paths)
-    splits, method = runs.build(replace(run, train=replace(run.train, device=config.device)))
+    directory, run = lookup.reopen(config.run, config.paths)
+    splits, method = build.build(replace(run, train=replace(run.train, device=config.device)))
     refuse_leak(read_result(directory)["run"]["splits"], splits)
     train = splits[Split.TRAIN]
     train.spec.require_groups("a table of clusters against classes and attributes")
@@ -53,7 +55,7 @@ def main(cfg: DictConfig) -> int:
             f"num_clusters={config.num_clusters} is more than the {len(train)} samples of train;"
             " make it smaller"
         )
-    checkpoint.load_weights(method, directory / "last.safetensors")
+    weights.load_weights(method, directory / "last.safetensors")
     seed = run.seed if config.seed is None else config.seed
     x = clustering.represent(method.eval().backbone, train, splits.transform)
     clusters = clustering.cluster(x, config.num_clusters, seed, config.centres)

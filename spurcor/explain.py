@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from omegaconf import DictConfig
 
 from spurcor import cli
-from spurcor.config import RunPaths, check
+from spurcor.config.check import check
+from spurcor.config.schema import RunPaths
 from spurcor.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,21 +40,20 @@ def main(cfg: DictConfig) -> int:
     """Draw; returns the exit code."""
     config = check(cfg, ExplainConfig)
 
-    from spurcor import runs
-    from spurcor.console import Terminal
-    from spurcor.launcher import log_to_terminal
     from spurcor.library import FinishedRun
+    from spurcor.runs import lookup
+    from spurcor.system.terminal import Terminal, log_to_terminal
 
     log_to_terminal()
-    path = draw(FinishedRun(*runs.reopen(config.run, config.paths)), config)
+    path = draw(FinishedRun(*lookup.reopen(config.run, config.paths)), config)
     Terminal().say(f"picture {path}")
     return 0
 
 
 def draw(run: "FinishedRun", config: ExplainConfig) -> Path:
     """The picture of the images chosen; returns its file."""
-    from spurcor.pictures import draw_panels
-    from spurcor.saliency import heat_maps
+    from spurcor.presentation.pictures import draw_panels
+    from spurcor.saliency.maps import heat_maps
 
     split, layer = run.splits[config.split], run.method.backbone.spatial(config.layer)
     rows = {}
@@ -75,7 +75,7 @@ def _chosen(run: "FinishedRun", config: ExplainConfig) -> "dict[str, Tensor]":
     """Positions in the split by group, those that are asked for and have any."""
     import torch
 
-    from spurcor.data import members_by
+    from spurcor.data.groups import members_by
 
     split = run.splits[config.split]
     asked = (config.group,) if isinstance(config.group, str) else config.group

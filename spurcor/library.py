@@ -13,18 +13,25 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from spurcor import checkpoint, config, launcher, repair, runs, sweeps
-from spurcor.config import REPO, TrainConfig
-from spurcor.console import Terminal
-from spurcor.data import GroupedDataset, Splits
+from spurcor.config import resolvers
+from spurcor.config.schema import TrainConfig
+from spurcor.data.groups import GroupedDataset
+from spurcor.data.splits import Splits
 from spurcor.errors import RunError, UserError
-from spurcor.files import read_lines
-from spurcor.method import Method
-from spurcor.metrics import GroupMetrics, apply, group_metrics
-from spurcor.passwords import hidden
-from spurcor.results import read_predictions, read_result
-from spurcor.shapes import Row
-from spurcor.trainer import untouched
+from spurcor.models import weights as checkpoint
+from spurcor.runs import build, execute, lookup, refusals
+from spurcor.runs.results import read_result
+from spurcor.sweeps import manifest
+from spurcor.sweeps import read as sweeps
+from spurcor.system import places, terminal
+from spurcor.system.files import read_lines
+from spurcor.system.passwords import hidden
+from spurcor.system.places import REPO
+from spurcor.system.shapes import Row
+from spurcor.system.terminal import Terminal
+from spurcor.training.method import Method, untouched
+from spurcor.training.metrics import GroupMetrics, apply, group_metrics
+from spurcor.training.predictions import read_predictions
 
 
 class FinishedRun:
@@ -54,8 +61,8 @@ class FinishedRun:
 
     @functools.cached_property
     def _built(self) -> tuple[Splits, Method]:
-        splits, method = runs.build(self.config)
-        repair.refuse_leak(self.result["run"]["splits"], splits)
+        splits, method = build.build(self.config)
+        refusals.refuse_leak(self.result["run"]["splits"], splits)
         checkpoint.load_weights(method, self.directory / "model.safetensors")
         return splits, method.eval()
 
@@ -125,8 +132,8 @@ class FinishedRun:
 
 def open_run(reference: str | Path, outputs: Path | str = REPO / "outputs") -> FinishedRun:
     """A finished run by folder, first digits of its `identity[/seed<k>]`, or `mlflow:<run id>`."""
-    directory = runs.find_done(str(reference), Path(outputs).absolute())
-    return FinishedRun(directory, runs.read_config(directory))
+    directory = lookup.find_done(str(reference), Path(outputs).absolute())
+    return FinishedRun(directory, lookup.read_config(directory))
 
 
 def fit(*overrides: str) -> FinishedRun:
@@ -135,14 +142,14 @@ def fit(*overrides: str) -> FinishedRun:
     With another `dfr=...` a finished run gets that repair as well. Warnings, bars and the table at
     the end are shown as on a terminal.
     """
-    launcher.log_to_terminal()
-    config.register()
+    terminal.log_to_terminal()
+    resolvers.register()
     typed = [hidden(override) for override in overrides]
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+    with initialize_config_dir(str(places.CONF), version_base="1.3"):
         composed = compose("train", typed, return_hydra_config=True)
     checked = sweeps.read(composed, composed.hydra.runtime.choices)
-    point = sweeps.Point(tuple(typed), checked)
-    outcome = runs.execute(checked, Terminal(), lambda: sweeps.write_manifest([point]))
+    point = manifest.Point(tuple(typed), checked)
+    outcome = execute.execute(checked, Terminal(), lambda: manifest.write_manifest([point]))
     if outcome.status != "done":
         raise RunError(f"{outcome.directory}: {outcome.message or outcome.status}")
-    return FinishedRun(outcome.directory, runs.read_config(outcome.directory))
+    return FinishedRun(outcome.directory, lookup.read_config(outcome.directory))

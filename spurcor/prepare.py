@@ -10,13 +10,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from spurcor import cli
-from spurcor.config import Node, Paths, check
+from spurcor.config.check import check
+from spurcor.config.nodes import Node
+from spurcor.config.schema import Paths
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from spurcor.data import GroupedDataset
-    from spurcor.source import DataSource
+    from spurcor.data.groups import GroupedDataset
+    from spurcor.data.source import DataSource
 
 EXAMPLES = 8  # images of each group in the picture
 ROWS = 24  # groups that the picture shows at most
@@ -35,9 +37,8 @@ def main(cfg: DictConfig) -> int:
     config = check(cfg, PrepareConfig)
     name = HydraConfig.get().runtime.choices["dataset"]
 
-    from spurcor.console import Terminal
-    from spurcor.launcher import log_to_terminal
-    from spurcor.sweeps import cannot_write
+    from spurcor.system.files import cannot_write
+    from spurcor.system.terminal import Terminal, log_to_terminal
 
     log_to_terminal()
     terminal = Terminal()
@@ -100,8 +101,8 @@ def draw(split: "GroupedDataset", path: Path) -> None:
     """A picture with a row of examples for every group of a split, as they are evaluated."""
     from matplotlib.figure import Figure
 
-    from spurcor.data import members_by
-    from spurcor.pictures import save
+    from spurcor.data.groups import members_by
+    from spurcor.presentation.pictures import save
 
     if split.spec.task == "multilabel":
         groups = {

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from spurcor import cli
-from spurcor.config import Node, OutputPaths, check, check_sweep_name
-from spurcor.reports import Report, render, write_report
+from spurcor.config.check import check
+from spurcor.config.nodes import Node
+from spurcor.config.schema import OutputPaths, check_sweep_name
+from spurcor.presentation import render
+from spurcor.reports import Report, write_report
 from spurcor.reports.document import absent
 from spurcor.reports.options import Options
 
@@ -57,7 +60,7 @@ def _messenger(config: ReportConfig) -> "contextlib.AbstractContextManager[Messe
     """Shows the report of one sweep in the trackers, below the sweep's own record."""
     if len(config.sweeps) > 1 or not config.tracker:
         return contextlib.nullcontext()
-    from spurcor.launcher import log_to_terminal
+    from spurcor.system.terminal import log_to_terminal
     from spurcor.tracking.messenger import Messenger
 
     log_to_terminal()
@@ -66,7 +69,7 @@ def _messenger(config: ReportConfig) -> "contextlib.AbstractContextManager[Messe
 
 def show(report: Report) -> None:
     """The methods, the pivot if one was asked for, what is missing, and where the files are."""
-    from spurcor.console import Terminal
+    from spurcor.system.terminal import Terminal
 
     terminal = Terminal()
     for name in ("methods", "table", "selective"):

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from omegaconf import DictConfig
 
 from spurcor import cli
-from spurcor.config import Node, RunPaths, check
+from spurcor.config.check import check
+from spurcor.config.nodes import Node
+from spurcor.config.schema import RunPaths
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,12 @@ def main(cfg: DictConfig) -> int:
     """One repair; returns its exit code."""
     config = check(cfg, RetrainConfig)
 
-    from spurcor import runs
-    from spurcor.console import Terminal
-    from spurcor.launcher import log_to_terminal
+    from spurcor.runs import execute, lookup
+    from spurcor.system.terminal import Terminal, log_to_terminal
 
     log_to_terminal()
-    directory, run = runs.reopen(config.run, config.paths, dfr=config.dfr, tracker=config.tracker)
-    return runs.retrain(directory, run, Terminal()).exit_code
+    directory, run = lookup.reopen(config.run, config.paths, dfr=config.dfr, tracker=config.tracker)
+    return execute.retrain(directory, run, Terminal()).exit_code
 
 
 if __name__ == "__main__":

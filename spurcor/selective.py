@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from spurcor import cli
-from spurcor.config import Node, OutputPaths, check
+from spurcor.config.check import check
+from spurcor.config.nodes import Node
+from spurcor.config.schema import OutputPaths
 from spurcor.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,11 +38,11 @@ def main(cfg: DictConfig) -> int:
     config = check(cfg, SelectiveConfig)
     selective = config.analysis["selective"].build()
 
-    from spurcor.config import plain
-    from spurcor.console import Terminal
-    from spurcor.files import write_json
-    from spurcor.results import read_result
-    from spurcor.runs import find_done
+    from spurcor.config.nodes import plain
+    from spurcor.runs.lookup import find_done
+    from spurcor.runs.results import read_result
+    from spurcor.system.files import write_json
+    from spurcor.system.terminal import Terminal
 
     directories = [find_done(run, config.paths.outputs, "runs") for run in config.runs]
     results = [read_result(directory) for directory in directories]
@@ -71,7 +73,7 @@ def _refuse_other_splits(results: Sequence[Mapping[str, Any]]) -> None:
 def _networks(results: Sequence[Mapping[str, Any]], directories: Sequence[Path]) -> "list[Stored]":
     """The two runs' predictions, named by method, and by identity where that is the same."""
     from spurcor.analysis.selective import Stored
-    from spurcor.data import GroupSpec
+    from spurcor.data.groups import GroupSpec
 
     for result, directory in zip(results, directories, strict=True):
         if result["val"] is None or not (result["test"] or {}).get("classes"):

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from spurcor import cli
-from spurcor.config import OutputPaths, check
+from spurcor.config.check import check
+from spurcor.config.schema import OutputPaths
 from spurcor.errors import RunError
 
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from spurcor.sweeps import PointState
+    from spurcor.sweeps.states import PointState
 
 LONGEST = 86400  # seconds, a day
 
@@ -39,7 +40,7 @@ def main(cfg: DictConfig) -> int:
     """Show the sweep; returns 1 if a point has failed or is damaged, else 0."""
     config = check(cfg, StatusConfig)
 
-    from spurcor.slurm import Unanswered
+    from spurcor.sweeps.slurm import Unanswered
 
     found: Sequence[PointState]
     try:
@@ -49,14 +50,14 @@ def main(cfg: DictConfig) -> int:
     if config.watch:
         found = _watch(config, found)
     else:
-        from spurcor.console import Terminal
+        from spurcor.system.terminal import Terminal
 
         Terminal().console.print(_page(found))
     return int(any(one.status in ("failed", "damaged") for one in found))
 
 
 def _look(config: StatusConfig) -> Sequence["PointState"]:
-    from spurcor.sweeps import inspected, states
+    from spurcor.sweeps.states import inspected, states
 
     return [inspected(one) for one in states(config.paths.outputs, config.sweep)]
 
@@ -65,9 +66,9 @@ def _watch(config: StatusConfig, found: Sequence["PointState"]) -> Sequence["Poi
     """Show it again and again, what is done last, until nothing is under way."""
     from rich.live import Live
 
-    from spurcor.console import Terminal
-    from spurcor.slurm import Unanswered
-    from spurcor.sweeps import UNDER_WAY
+    from spurcor.sweeps.slurm import Unanswered
+    from spurcor.sweeps.states import UNDER_WAY
+    from spurcor.system.terminal import Terminal
 
     def sorted_page() -> "Group":
         order = ("running", "queued", "held", "failed", "damaged", "interrupted", "missing", "done")
@@ -87,7 +88,7 @@ def _watch(config: StatusConfig, found: Sequence["PointState"]) -> Sequence["Poi
 def _page(found: Sequence["PointState"]) -> "Group":
     from rich.console import Group
 
-    from spurcor.console import status_table
+    from spurcor.sweeps.tables import status_table
 
     counts = Counter(one.status for one in found)
     summary = ", ".join(f"{count} {status}" for status, count in counts.items())

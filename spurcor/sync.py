@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from spurcor import cli
-from spurcor.config import Node, OutputPaths, check
+from spurcor.config.check import check
+from spurcor.config.nodes import Node
+from spurcor.config.schema import OutputPaths
 from spurcor.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,8 +30,7 @@ def main(cfg: DictConfig) -> int:
     """Mirror every run on disk again; returns the exit code."""
     config = check(cfg, SyncConfig)
 
-    from spurcor.console import Terminal
-    from spurcor.launcher import log_to_terminal
+    from spurcor.system.terminal import Terminal, log_to_terminal
     from spurcor.tracking import Trackers
 
     log_to_terminal()
@@ -47,10 +48,10 @@ def main(cfg: DictConfig) -> int:
 
 def _send(config: SyncConfig, trackers: "Trackers") -> tuple[int, list[tuple[Path, str]]]:
     """Returns how many runs were sent, and which were left out and why."""
-    from spurcor import runs
-    from spurcor.console import tracked
-    from spurcor.lock import holder, lock_of
-    from spurcor.sweeps import manifest
+    from spurcor.runs import lookup, mirror
+    from spurcor.sweeps.manifest import manifest
+    from spurcor.system.lock import holder, lock_of
+    from spurcor.system.terminal import tracked
     from spurcor.tracking import Record
 
     outputs, sent, skipped = config.paths.outputs, 0, []
@@ -71,7 +72,7 @@ def _send(config: SyncConfig, trackers: "Trackers") -> tuple[int, list[tuple[Pat
         if wanted is not None and directory not in wanted:
             continue
         try:
-            runs.mirror(directory, runs.read_config(directory), trackers)
+            mirror.mirror(directory, lookup.read_config(directory), trackers)
             sent += 1
         except (UserError, OSError, ValueError, KeyError) as error:  # the next may be sound
             skipped.append((directory, str(error)))

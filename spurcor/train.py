@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from spurcor import cli
-from spurcor.config import check
+from spurcor.config.check import check
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,13 @@ class FrozenPoints:
 
 def main(cfg: DictConfig) -> int:
     """One run; returns its exit code."""
-    from spurcor import launcher
+    from spurcor.sweeps import carry_out
 
     if cfg.get("point"):
         frozen = check(OmegaConf.masked_copy(cfg, "point"), FrozenPoints).point
         paths = [frozen] if isinstance(frozen, str) else frozen
-        return launcher.run_points(Path(path) for path in paths)
-    return launcher.run_single(cfg)
+        return carry_out.run_points(Path(path) for path in paths)
+    return carry_out.run_single(cfg)
 
 
 if __name__ == "__main__":

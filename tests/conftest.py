@@ -114,7 +114,7 @@ def fresh_logging():
     logger = logging.getLogger("spurcor")
     logger.setLevel(logging.NOTSET)
     logger.propagate, logger.handlers = True, []
-    if launcher := sys.modules.get("spurcor.launcher"):
+    if launcher := sys.modules.get("spurcor.launchers.hydra"):
         launcher.log_to_terminal.cache_clear()
 
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+from spurcor.data.transforms import Photo
 from spurcor.errors import UserError
-from spurcor.transforms import Photo
 
 STEPS = 6  # of each colour channel: 216 images can be told apart
 SHAPES = [(300, 200), (200, 300), (225, 225), (61, 47), (500, 375)]  # width, height

@@ -16,9 +16,10 @@ from conftest import REPO
 from killing import contents
 from servers import MlflowServer
 
-from spurcor import slurm, sweeps
-from spurcor.files import read_json, read_lines
-from spurcor.lock import lock_of
+from spurcor.sweeps import manifest, slurm
+from spurcor.sweeps import states as sweeps
+from spurcor.system.files import read_json, read_lines
+from spurcor.system.lock import lock_of
 
 CLUSTER = REPO / "scripts" / "slurm" / "cluster"
 OPTIONS = ("train.num_threads=1", "train.checkpoint_seconds=2", "sweep=ordeal")
@@ -135,7 +136,7 @@ class Ordeal:
         code, output = self.run("train", *self.command, "tracker=none", outputs=self.peace)
         assert code == 0, output
         found = []
-        for entry in sweeps.manifest(self.peace, "ordeal"):
+        for entry in manifest.manifest(self.peace, "ordeal"):
             quiet = contents(Path(entry["directory"]))
             place = Path(entry["directory"]).relative_to(self.peace)
             troubled = contents(self.outputs / place)
@@ -157,7 +158,7 @@ class Ordeal:
         shown = client.search_runs([experiment.experiment_id], max_results=1000)
         runs = [run for run in shown if run.data.tags["spurcor.kind"] == "run"]
         by_place = {run.data.tags["spurcor.directory"]: run for run in runs}
-        entries = sweeps.manifest(self.outputs, "ordeal")
+        entries = manifest.manifest(self.outputs, "ordeal")
         found = [] if len(runs) == len(by_place) == len(entries) else [f"{len(runs)} runs"]
         for entry in entries:
             run = by_place[entry["directory"]]

@@ -10,14 +10,17 @@ import torch
 from test_contracts import CrashError, StopAt, noisy
 from training import Silent, read, rows_of, trainer_of, without_time
 
-from spurcor import config, runs
-from spurcor.analysis import Analyses, Analysis
-from spurcor.analysis.stored import analyze_stored, kept_weights
-from spurcor.config import Node, RunPaths, analysis_name
-from spurcor.console import Terminal
+from spurcor.analysis.contract import Analyses, Analysis
+from spurcor.config import nodes as config
+from spurcor.config.nodes import Node
+from spurcor.config.schema import RunPaths, analysis_name
 from spurcor.errors import UserError
-from spurcor.files import read_json, write_json
-from spurcor.lock import lock_of, locked
+from spurcor.runs import build, lookup
+from spurcor.runs import execute as runs
+from spurcor.runs.analyze import analyze_stored, kept_weights
+from spurcor.system.files import read_json, write_json
+from spurcor.system.lock import lock_of, locked
+from spurcor.system.terminal import Terminal
 from spurcor.tracking import Trackers
 
 SMALL = ("backbone=mlp", "backbone.width=16", "train.batch_size=200", "tracker=none")
@@ -243,7 +246,7 @@ def test_other_options_are_another_analysis(tmp_path):
 def test_a_finished_run_is_analysed_by_its_own_configuration(tmp_path):
     execute(asking(tmp_path))
     paths = RunPaths(outputs=tmp_path)
-    directory, cfg = runs.reopen("r", paths, analysis={"end": END}, tracker={})
+    directory, cfg = lookup.reopen("r", paths, analysis={"end": END}, tracker={})
     outcome = runs.analyze(directory, cfg, Terminal())
     assert list(outcome.result["analysis"]) == [folder_of(cfg, "end").name]
     with pytest.raises(UserError, match="analysis=none asks for nothing"):
@@ -301,9 +304,9 @@ class Shown:
 def test_trackers_show_pictures_and_numbers(tmp_path):
     execute(asking(tmp_path))
     cfg = asking(tmp_path, noise=noise(), end=END)
-    splits, method = runs.build(cfg)
+    splits, method = build.build(cfg)
     shown = Shown()
-    context = runs.context_of(cfg, splits, cfg.directory)
+    context = build.context_of(cfg, splits, cfg.directory)
     analyze_stored(cfg, context, method, Trackers([shown]))
     assert ("noise.png", f"plots/{folder_of(cfg, 'noise').name}") in shown.files
     result = read_json(cfg.directory / "result.json")

@@ -13,7 +13,7 @@ import generators
 import numpy as np
 import pytest
 
-from spurcor import archives
+from spurcor.data import archives
 from spurcor.datasets.sources import read_mnist
 from spurcor.errors import UserError
 

@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn import functional as F
 from training import read
 
-from spurcor import runs
 from spurcor.backbones import vit
 from spurcor.backbones.cifar_resnet import CifarResNet
 from spurcor.backbones.lenet import LeNet
@@ -24,9 +23,11 @@ from spurcor.backbones.resnet import ResNet
 from spurcor.backbones.small_cnn import SmallCnn
 from spurcor.backbones.vgg_attention import VggAttention
 from spurcor.backbones.vit import VisionTransformer
-from spurcor.config import CONF, Node
-from spurcor.data import DataInfo, GroupSpec
+from spurcor.config.nodes import Node
+from spurcor.data.groups import DataInfo, GroupSpec
 from spurcor.errors import UserError
+from spurcor.runs import build
+from spurcor.system.places import CONF
 
 NAMES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
 VITS = {name: (16 if name == "vit_b_16" else 14) for name in vit.ARCHITECTURES}  # and their patches
@@ -334,7 +335,7 @@ def test_a_compiled_backbone_trains_like_another():
     options = ("backbone=mlp", "backbone.width=8", "train.num_threads=1")
     grads = []
     for compiled in ("false", "true"):
-        splits, method = runs.build(read(*options, f"train.compile={compiled}"))
+        splits, method = build.build(read(*options, f"train.compile={compiled}"))
         assert (method.backbone._compiled_call_impl is not None) == (compiled == "true")
         batch = splits["train"].fetch(torch.arange(8))
         method.losses(method.predict(splits.transform(batch.x)), batch.y).mean().backward()

@@ -10,12 +10,12 @@ import pytest
 import torch
 import yaml
 
-from spurcor import checkpoint
-from spurcor.config import CONF, Node
-from spurcor.data import Splits
+from spurcor.config.nodes import Node
+from spurcor.data.splits import Splits
 from spurcor.datasets.digits import Digits
 from spurcor.errors import Damaged, UserError
-from spurcor.files import (
+from spurcor.models import weights
+from spurcor.system.files import (
     CHUNK,
     append_line,
     keep_lines,
@@ -26,6 +26,8 @@ from spurcor.files import (
     write_json,
     write_text,
 )
+from spurcor.system.places import CONF
+from spurcor.training import checkpoint
 
 OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
 SCHEDULES = sorted(path.stem for path in (CONF / "schedule").glob("*.yaml"))
@@ -177,7 +179,7 @@ def test_a_row_cut_off_in_its_writing_does_not_join_with_the_next(rows):
 def test_rows_of_several_processes_do_not_mix(tmp_path):
     path, count = tmp_path / "points.jsonl", 50
     code = (
-        "import sys; from pathlib import Path; from spurcor.files import append_lines\n"
+        "import sys; from pathlib import Path; from spurcor.system.files import append_lines\n"
         f"for i in range({count}):\n"
         "    append_lines(Path(sys.argv[1]), [{'row': i, 'text': 'x' * 70_000}] * 2)"
     )
@@ -387,18 +389,18 @@ def test_optimizers_and_schedules_go_through_a_checkpoint(path, optimizer, sched
 def test_weights_go_through_a_file(tmp_path):
     path, module = tmp_path / "model.safetensors", torch.nn.BatchNorm1d(4)
     module(torch.randn(8, 4))
-    checkpoint.save_weights(path, checkpoint.snapshot(module))
+    weights.save_weights(path, weights.snapshot(module))
     other = torch.nn.BatchNorm1d(4)
-    checkpoint.load_weights(other, path)
+    weights.load_weights(other, path)
     assert equal(dict(other.state_dict()), dict(module.state_dict()))
     assert other.num_batches_tracked == 1
 
 
 def test_transposed_weights_can_be_saved(tmp_path):
     weight = torch.arange(6.0).view(2, 3).t()
-    checkpoint.save_weights(tmp_path / "w.safetensors", {"weight": weight})
+    weights.save_weights(tmp_path / "w.safetensors", {"weight": weight})
     module = torch.nn.Linear(2, 3, bias=False)
-    checkpoint.load_weights(module, tmp_path / "w.safetensors")
+    weights.load_weights(module, tmp_path / "w.safetensors")
     assert torch.equal(module.weight, weight)
 
 
@@ -406,17 +408,17 @@ def test_transposed_weights_can_be_saved(tmp_path):
 def test_weights_that_do_not_fit_are_refused(tmp_path, content):
     path = tmp_path / "model.safetensors"
     if content == "other":
-        checkpoint.save_weights(path, torch.nn.Linear(3, 3).state_dict())
+        weights.save_weights(path, torch.nn.Linear(3, 3).state_dict())
     elif content != "missing":
         path.write_bytes(b"" if content == "empty" else b"hello, these are no weights")
     says = {"missing": "is missing", "other": "does not hold the weights"}
     with pytest.raises(Damaged, match=rf"model\.safetensors {says.get(content, 'is damaged')}"):
-        checkpoint.load_weights(torch.nn.Linear(2, 2), path)
+        weights.load_weights(torch.nn.Linear(2, 2), path)
 
 
 def test_a_snapshot_is_a_copy():
     module = torch.nn.Linear(2, 2)
-    snapshot = checkpoint.snapshot(module)
+    snapshot = weights.snapshot(module)
     before = snapshot["weight"].clone()
     with torch.no_grad():
         module.weight += 1

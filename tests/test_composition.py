@@ -145,13 +145,14 @@ def test_what_hydra_has_of_its_own_is_built(command_line, tmp_path):
 def test_shell_lines_of_a_site_and_of_the_command_line_are_taken(tmp_path):
     from hydra import compose, initialize_config_dir
 
-    from spurcor import composition, config
+    from spurcor.config import composition, resolvers
+    from spurcor.system import places
 
     composition.install()
-    config.register()
+    resolvers.register()
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "ours.yaml").write_text("setup: [module load cuda]\n")
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+    with initialize_config_dir(str(places.CONF), version_base="1.3"):
         found = [f"hydra.searchpath=[file://{tmp_path}]", "site=ours", "hydra/launcher=slurm"]
         whole = "partition account qos constraint timeout_min gpus_per_node cpus_per_task mem_gb"
         whole += " array_parallelism max_num_timeout signal_delay_s additional_parameters"

@@ -6,7 +6,7 @@ import math
 import pytest
 from training import read
 
-from spurcor import config
+from spurcor.config import check, nodes, schema
 from spurcor.errors import UserError
 
 FOREIGN = {"_target_": "torch.nn.Identity"}
@@ -16,7 +16,7 @@ HUGE = 10**20
 @pytest.fixture(scope="module")
 def tree():
     chosen = ("optimizer=adam", "dfr=val", "features=frozen", "backbone=mlp", "+optimizer.eps=1e-8")
-    return config.plain(read(*chosen))
+    return nodes.plain(read(*chosen))
 
 
 def told(tree, key, value):
@@ -29,7 +29,7 @@ def told(tree, key, value):
         node = node[parent]
     node[last] = value
     with pytest.raises(UserError) as error:
-        config.check(changed, config.TrainConfig)
+        check.check(changed, schema.TrainConfig)
     assert len(str(error.value).splitlines()) == 1
     assert key in str(error.value)
     return str(error.value)
@@ -72,7 +72,7 @@ def test_sizes_that_nothing_has_are_refused(tree, key, value):
 def test_more_processes_than_a_machine_has_are_refused(tree):
     changed = {**tree, "dataset": {**tree["dataset"], "workers": 100_000}}
     with pytest.raises(UserError, match=r"^dataset: workers=100000 "):
-        config.check(changed, config.TrainConfig).dataset.build()
+        check.check(changed, schema.TrainConfig).dataset.build()
 
 
 @pytest.mark.parametrize("epochs", [[-1], [0], [3, 0]])
@@ -98,13 +98,19 @@ def test_a_mapping_of_options_names_no_class(tree, key):
     assert f"{key} is no key" in told(tree, key, "torch.nn.Identity")
 
 
-@pytest.mark.parametrize("role", config.ROLES)
+@pytest.mark.parametrize("role", check.ROLES)
 def test_every_role_is_kept_by_its_own_classes_only(tree, role):
     path = role.replace("*", "odd")
-    contract = config.ROLES[role]
-    for target in ("torch.nn.Identity", "spurcor.data.Split", "spurcor.methods.erm.Supervised"):
+    contract = check.ROLES[role]
+    for target in (
+        "torch.nn.Identity",
+        "spurcor.data.groups.Split",
+        "spurcor.training.method.Supervised",
+    ):
         told(tree, path, {"_target_": target})
-    if contract.startswith("spurcor.") and contract != "spurcor.dfr.Dfr":  # which is what is built
+    if (
+        contract.startswith("spurcor.") and contract != "spurcor.repair.dfr.Dfr"
+    ):  # which is what is built
         told(tree, path, {"_target_": contract})
 
 
@@ -115,7 +121,7 @@ def test_a_text_can_be_a_file_name_in_utf8(tree, key, value):
     parent, _, last = key.partition(".")
     changed[parent][last] = value
     with pytest.raises(UserError, match=r"NUL character|UTF-8"):
-        config.check(changed, config.TrainConfig)
+        check.check(changed, schema.TrainConfig)
 
 
 @pytest.mark.parametrize("value", [None, 5, [1], "text", True])
@@ -131,7 +137,7 @@ def test_a_group_with_a_class_is_told_as_one(tree, key, value):
 
 
 def test_no_name_is_suggested_for_itself(tree):
-    assert config.nearest("seed", ["seed", "sweep"]) != "seed"
-    assert config.nearest("sede", ["seed", "sweep"]) == "seed"
+    assert check.nearest("seed", ["seed", "sweep"]) != "seed"
+    assert check.nearest("sede", ["seed", "sweep"]) == "seed"
     backbone = {"_target_": "spurcor.backbones.cifar_resnet.CifarResNet", "depth": "32"}
     assert "did you mean 32" not in told({**tree, "backbone": backbone}, "backbone.depth", "32")

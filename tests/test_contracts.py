@@ -9,10 +9,11 @@ import torch
 from conftest import REPO
 from training import SHORT, Silent, expanded, read, rows_of, smallest, trainer_of, without_time
 
-from spurcor import config, runs
-from spurcor.config import CONF
-from spurcor.data import Split
-from spurcor.sweeps import GROUPS
+from spurcor.config import nodes
+from spurcor.data.groups import Split
+from spurcor.runs import build
+from spurcor.sweeps.read import GROUPS
+from spurcor.system.places import CONF
 
 ALL_METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 METHODS = [name for name in ALL_METHODS if name != "frozen"]  # the one that trains nothing
@@ -245,7 +246,7 @@ def test_typed_beats_tuned_beats_dataset(dataset, method):
             found = getattr(plain, node)
             for key, value in arguments.items():
                 actual = getattr(found, key, None) or found.arguments.get(key)
-                assert config.plain(actual) == value, f"{tuned}: {node}.{key}"
+                assert nodes.plain(actual) == value, f"{tuned}: {node}.{key}"
 
 
 def test_tuned_files_name_pairs_that_exist_and_say_where_they_come_from():
@@ -387,9 +388,9 @@ def test_kept_epochs_and_handed_rows(tmp_path):
 def test_a_run_leaves_its_threads_to_itself():
     before = torch.get_num_threads()
     try:
-        runs.build(read("train.num_threads=3"))
+        build.build(read("train.num_threads=3"))
         assert torch.get_num_threads() == 3
-        runs.build(read())
-        assert torch.get_num_threads() == runs.DEFAULT_THREADS
+        build.build(read())
+        assert torch.get_num_threads() == build.DEFAULT_THREADS
     finally:
         torch.set_num_threads(before)

@@ -14,12 +14,12 @@ import yaml
 from conftest import CommandLine
 from training import read
 
-from spurcor import runs
-from spurcor.console import Terminal
 from spurcor.errors import Damaged, of_system
-from spurcor.lock import lock_of
-from spurcor.results import read_predictions
-from spurcor.sweeps import Point, write_manifest
+from spurcor.runs import execute
+from spurcor.sweeps.manifest import Point, write_manifest
+from spurcor.system.lock import lock_of
+from spurcor.system.terminal import Terminal
+from spurcor.training.predictions import read_predictions
 
 OPTIONS = ("method.epochs=2", "method=erm", "dfr=val", "tracker=none")
 
@@ -32,7 +32,7 @@ def sound(tmp_path_factory):
         overrides = (*OPTIONS, f"seed={seed}", f"paths.outputs={outputs}")
         config = read(*overrides)
         point = Point(overrides, config)
-        runs.execute(config, Terminal(quiet=True), lambda point=point: write_manifest([point]))
+        execute.execute(config, Terminal(quiet=True), lambda point=point: write_manifest([point]))
     return outputs
 
 
@@ -386,7 +386,7 @@ def test_what_a_kill_after_the_end_leaves_goes_with_the_next_look(outputs, comma
 
 
 def test_a_run_that_is_removed_meanwhile_says_so(tmp_path, monkeypatch):
-    from spurcor.trainer import Trainer
+    from spurcor.training.trainer import Trainer
 
     config = read(*OPTIONS, f"paths.outputs={tmp_path}")
     add = Trainer._add_row
@@ -396,6 +396,6 @@ def test_a_run_that_is_removed_meanwhile_says_so(tmp_path, monkeypatch):
         add(self, *args, **options)
 
     monkeypatch.setattr(Trainer, "_add_row", remove_and_add)
-    outcome = runs.execute(config, Terminal(quiet=True))
+    outcome = execute.execute(config, Terminal(quiet=True))
     assert (outcome.status, outcome.exit_code) == ("failed", 1)
     assert "removed meanwhile" in outcome.message

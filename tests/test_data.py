@@ -6,11 +6,12 @@ from typing import get_args
 import pytest
 import torch
 
-from spurcor.data import DataInfo, GroupedDataset, GroupSpec, Split, Splits
+from spurcor.data.groups import DataInfo, GroupedDataset, GroupSpec, Split
+from spurcor.data.splits import Splits
+from spurcor.data.streams import Sampling, Stream
+from spurcor.data.transforms import CropFlip, Normalize
 from spurcor.errors import UserError
 from spurcor.seeding import derive_seed
-from spurcor.streams import Sampling, Stream
-from spurcor.transforms import CropFlip, Normalize
 
 SPEC = GroupSpec(("a", "b"), ("x", "y", "z"), aligned=(2, 0))
 PLAIN = Normalize((0.0,), (1.0,))

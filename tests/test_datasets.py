@@ -8,9 +8,11 @@ from small_data import OPTIONS
 from test_contracts import DATASETS, CrashError, StopAt
 from training import read, rows_of, trainer_of, without_time
 
-from spurcor import prepare, runs
-from spurcor.data import Split, Splits
+from spurcor import prepare
+from spurcor.data.groups import Split
+from spurcor.data.splits import Splits
 from spurcor.errors import UserError
+from spurcor.runs import build
 
 SMALL = ("backbone=mlp", "backbone.width=8", "backbone.depth=1", "method.epochs=2")
 CPU = torch.device("cpu")
@@ -122,7 +124,7 @@ def test_prepare_shows_every_data_set(name, root, tmp_path):
 @pytest.mark.parametrize("method", ["iw", "group_dro"])
 def test_methods_that_work_on_groups_refuse_several_labels(method, root):
     with pytest.raises(ValueError, match=rf"method={method} works on groups, .* 10 labels and non"):
-        runs.build(config("celeba_attributes", root, f"method={method}", "dfr=none"))
+        build.build(config("celeba_attributes", root, f"method={method}", "dfr=none"))
 
 
 def test_sampling_and_repair_refuse_several_labels(root, command_line, tmp_path):
@@ -226,7 +228,7 @@ def test_weights_are_looked_for_before_photographs_are_decoded(
     )
     cfg = read(f"paths.data={root}", "dataset=waterbirds", *chosen, f"{key}.pretrained={value}")
     with pytest.raises(UserError, match=rf"pretrained={value}"):
-        runs.build(cfg)
+        build.build(cfg)
     assert not (tmp_path / "stores").exists()
 
 

@@ -11,10 +11,10 @@ import torch
 from photos import write_photos
 from PIL import Image, ImageOps, TiffImagePlugin
 
-from spurcor import decoding, store
+from spurcor.data import decoding, store
+from spurcor.data.store import open_store
+from spurcor.data.transforms import Prefix
 from spurcor.errors import UserError
-from spurcor.store import open_store
-from spurcor.transforms import Prefix
 
 RAMP = np.linspace(0, 65535, 12 * 10).round().astype(np.uint16).reshape(10, 12)
 SIX = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40

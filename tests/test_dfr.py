@@ -11,12 +11,15 @@ import yaml
 from published_dfr import accuracies, dfr_val, waterbirds_features
 from sklearn.linear_model import Lasso, LinearRegression, LogisticRegression, Ridge
 
-from spurcor.config import CONF, Node, check, dfr_name
-from spurcor.data import GroupSpec
-from spurcor.dfr import Dfr, Linear, Table
+from spurcor.config.check import check
+from spurcor.config.nodes import Node
+from spurcor.config.schema import dfr_name
+from spurcor.data.groups import GroupSpec
 from spurcor.errors import RunError, UserError
-from spurcor.heads import Scale
+from spurcor.repair.dfr import Dfr
+from spurcor.repair.heads import Linear, Scale, Table
 from spurcor.seeding import derive_seed
+from spurcor.system.places import CONF
 
 SPEC = GroupSpec(("a", "b"), ("x", "y"), aligned=(0, 1))
 THREE = GroupSpec(("a", "b", "c"), ("x", "y"), aligned=(0, 1, 0))

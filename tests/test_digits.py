@@ -7,8 +7,8 @@ import torch
 from sklearn.datasets import load_digits
 from training import read
 
+from spurcor.data.transforms import Normalize
 from spurcor.datasets.digits import Digits
-from spurcor.transforms import Normalize
 
 SPLITS = ["train", "target", "val", "test", "opposite"]
 NOWHERE = Path("/nonexistent")

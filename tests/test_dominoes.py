@@ -12,11 +12,11 @@ from PIL import Image
 from torchvision.datasets import CIFAR10
 from training import read
 
-from spurcor.data import Split
-from spurcor.datasets.dominoes import CLASSES, Dominoes, read_cifar10, read_mnist
-from spurcor.datasets.sources import DEBIAN_FASHION, read_fashion_mnist
+from spurcor.data.groups import Split
+from spurcor.data.transforms import CropFlip, Normalize
+from spurcor.datasets.dominoes import CLASSES, Dominoes
+from spurcor.datasets.sources import DEBIAN_FASHION, read_cifar10, read_fashion_mnist, read_mnist
 from spurcor.errors import UserError
-from spurcor.transforms import CropFlip, Normalize
 
 POOL = 100  # held out in all
 pytestmark = pytest.mark.usefixtures("offline")

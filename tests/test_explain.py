@@ -4,12 +4,12 @@ import pytest
 import torch
 from training import read
 
-from spurcor import runs
-from spurcor.config import RunPaths
-from spurcor.console import Terminal
+from spurcor.config.schema import RunPaths
 from spurcor.errors import UserError
 from spurcor.explain import ExplainConfig, _chosen, draw
 from spurcor.library import FinishedRun
+from spurcor.runs import execute, lookup
+from spurcor.system.terminal import Terminal
 
 OPTIONS = ("tracker=none", "dfr=none", "method.epochs=2")
 
@@ -20,13 +20,13 @@ def outputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("outputs")
     for backbone in ("small_cnn", "mlp"):
         cfg = read(f"backbone={backbone}", *OPTIONS, f"paths.outputs={folder}")
-        assert runs.execute(cfg, Terminal(quiet=True)).status == "done"
+        assert execute.execute(cfg, Terminal(quiet=True)).status == "done"
     return folder
 
 
 def opened(outputs, backbone="small_cnn"):
     for path in outputs.glob("runs/*/*/*/seed0"):
-        run = FinishedRun(path, runs.read_config(path))
+        run = FinishedRun(path, lookup.read_config(path))
         if run.config.choices["backbone"] == backbone:
             return run
     raise AssertionError

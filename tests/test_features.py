@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from test_contracts import CrashError, StopAt
 from training import read, rows_of, trainer_of, without_time
 
-from spurcor import features, runs
-from spurcor.config import FeatureOptions
+from spurcor.config.schema import FeatureOptions
 from spurcor.errors import RunError
-from spurcor.features import Fixed, weights_hash
+from spurcor.models import features
+from spurcor.models.features import Fixed, weights_hash
+from spurcor.runs import build
 
 FROZEN = ("features=frozen", "features/backbone=small_cnn")
 SMALL = ("backbone.width=16", "backbone.depth=1", "method.epochs=2", "train.batch_size=200")
@@ -35,7 +36,7 @@ def kept(tmp_path):
 
 
 def splits_of(cfg):
-    return runs.build(cfg)[0]
+    return build.build(cfg)[0]
 
 
 def test_features_are_those_of_the_evaluated_images(tmp_path):
@@ -162,12 +163,12 @@ from training import read
 from spurcor import features, runs
 from pathlib import Path
 import spurcor.backbone
-forward = spurcor.backbone.Backbone.features
+forward = spurcor.models.backbone.Backbone.features
 def counted(self, *args, **options):
     with open(Path(sys.argv[2]).parent / "passes", "a") as file:
         file.write("x")
     return forward(self, *args, **options)
-spurcor.backbone.Backbone.features = counted
+spurcor.models.backbone.Backbone.features = counted
 cfg = read("features=frozen", "features/backbone=small_cnn", f"paths.data={sys.argv[2]}")
 print("ready", flush=True)
 sys.stdin.readline()

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 
-from spurcor.files import replacing, write_text
+from spurcor.system.files import replacing, write_text
 
 
 def killed_in_writing(path):

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from spurcor import checkpoint, gates
 from spurcor.backbones.vit import VisionTransformer
-from spurcor.data import DataInfo, GroupSpec
+from spurcor.data.groups import DataInfo, GroupSpec
+from spurcor.models import weights
+from spurcor.pruning import gates
 
 
 def network():
@@ -168,22 +169,22 @@ def test_plain_weights_come_out_of_a_gated_network_and_go_into_one(tmp_path):
     for gate in gates.gates_of(net).values():
         gate.logit.data.copy_(torch.randn(gate.logit.shape, generator=generator))
     net.train()
-    state = checkpoint.snapshot(net)
+    state = weights.snapshot(net)
     assert net.training
     assert sorted(state) == sorted(names)
     kept = sum(int(gate.kept.sum()) for gate in gates.gates_of(net).values())
     assert sum(int((state[name] != 0).sum()) for name in gates.gates_of(net)) == kept
-    checkpoint.save_weights(tmp_path / "w.safetensors", state)
+    weights.save_weights(tmp_path / "w.safetensors", state)
     expected = run(net.eval(), X)
     plain = network()
-    checkpoint.load_weights(plain, tmp_path / "w.safetensors")
+    weights.load_weights(plain, tmp_path / "w.safetensors")
     assert torch.equal(run(plain.eval(), X), expected)
     # Other weights in a gated network: what is loaded is what acts.
     torch.manual_seed(9)
     other = nn.ModuleDict({name: copy.deepcopy(part) for name, part in network().items()})
     nn.init.normal_(other["last"].weight)
-    checkpoint.save_weights(tmp_path / "other.safetensors", checkpoint.snapshot(other))
-    checkpoint.load_weights(net, tmp_path / "other.safetensors")
+    weights.save_weights(tmp_path / "other.safetensors", weights.snapshot(other))
+    weights.load_weights(net, tmp_path / "other.safetensors")
     assert sorted(net.state_dict()) == sorted(names)
     assert torch.equal(run(net.eval(), X), run(other.eval(), X))
 
@@ -193,7 +194,7 @@ def test_leaving_the_gates_keeps_the_parameters_and_their_optimiser():
     weight = net["last"].weight
     gates.attach(net, "raw")
     fill(net, -1.0)
-    checkpoint.make_plain(net)
+    weights.make_plain(net)
     assert net["last"].weight is weight
     assert (weight == 0).all()
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from training import read, rows_of, trainer_of
 
-from spurcor import runs
-from spurcor.console import Terminal
+from spurcor.runs import execute
+from spurcor.system.terminal import Terminal
 
 # Change these only with a reason in the commit: they are the numbers that users have.
 GOLDEN = {
@@ -29,7 +29,7 @@ def test_losses_are_those_of_before(method, tmp_path):
 def finish(outputs, *overrides):
     torch.set_num_threads(1)
     cfg = read(*overrides, "tracker=none", f"paths.outputs={outputs}")
-    outcome = runs.execute(cfg, Terminal(quiet=True))
+    outcome = execute.execute(cfg, Terminal(quiet=True))
     assert outcome.status == "done"
     return json.loads((outcome.directory / "result.json").read_text())
 

@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 from training import read, rows_of, trainer_of
 
-from spurcor import checkpoint, gates, runs
-from spurcor.analysis import Ended, Moment, Series, statistics
+from spurcor.analysis import statistics
+from spurcor.analysis.contract import Ended, Series
 from spurcor.analysis.gap_dynamics import GapDynamics, term_weights
 from spurcor.analysis.gradient_basis import GradientBasis
 from spurcor.analysis.groups import flow_rate, pairs_of
@@ -20,10 +20,15 @@ from spurcor.analysis.jacobian_norm import JacobianNorm
 from spurcor.analysis.output_moments import OutputMoments
 from spurcor.analysis.static_dynamic import StaticDynamic
 from spurcor.analysis.statistics import Request, collect, collect_one
-from spurcor.console import Terminal
-from spurcor.data import GroupSpec
+from spurcor.data.groups import GroupSpec
 from spurcor.errors import UserError
-from spurcor.files import read_json
+from spurcor.models import weights as checkpoint
+from spurcor.pruning import gates
+from spurcor.runs import build
+from spurcor.runs import execute as runs
+from spurcor.system.files import read_json
+from spurcor.system.terminal import Terminal
+from spurcor.training.moments import Moment
 
 Y, A = (-1, -1, 1, 1), (-1, 1, -1, 1)
 NAMES = ["small/red", "small/green", "large/red", "large/green"]
@@ -59,7 +64,7 @@ def setting(*options, dtype=torch.float64, loss="logistic", train=0):
     torch.set_num_threads(1)
     network = ("backbone=mlp", "backbone.width=12", "backbone.activation=softplus")
     cfg = read(*network, f"train.loss={loss}", "dataset.num_train=150", *options)
-    splits, method = runs.build(cfg)
+    splits, method = build.build(cfg)
     splits = dataclasses.replace(splits, transform=Cast(splits.transform, dtype))
     method, last = method.to(dtype), method.backbone.layers[-1]
     # Features are float32 by contract, whatever the network computes in.
@@ -302,7 +307,7 @@ def test_one_backward_pass_over_linear_layers_gives_what_two_give(loss, monkeypa
 def test_networks_of_other_layers_have_their_own_gradients():
     """Convolutions, batch norm: the weights are not all those of linear layers."""
     cfg = read("dataset.num_train=60", "train.loss=logistic")
-    splits, method = runs.build(cfg)
+    splits, method = build.build(cfg)
     method.eval()
     gradients, m, _ = direct(splits, method)
     s = gram_of(splits, method)
@@ -414,7 +419,7 @@ def many_classes(small_root):
         "dataset=dominoes", "dataset.pool_size=100", "backbone=mlp", "backbone.width=8",
         f"paths.data={small_root}",
     )  # fmt: skip
-    return runs.build(cfg)
+    return build.build(cfg)
 
 
 def test_more_than_two_classes(small_root):
@@ -471,7 +476,7 @@ def test_what_is_asked_wrongly_is_told(caplog):
     with pytest.raises(UserError, match="no other split"):
         GradientBasis(splits=("other split",)).check(method, splits)
     with pytest.raises(UserError, match=r"epochs=\[2, -1\] must not be negative"):
-        runs.validate(read("analysis=output_moments", "analysis.output_moments.epochs=[2,-1]"))
+        build.validate(read("analysis=output_moments", "analysis.output_moments.epochs=[2,-1]"))
     with pytest.raises(ValueError, match="every=0"):
         GradientBasis(every=0)
     assert not GradientBasis(epochs=()).measures
@@ -633,7 +638,7 @@ def test_the_command_analyses_a_finished_run(command_line, tmp_path):
 def flow_of(moments, values, *options):
     """What is measured beside the terms, at moments (phase, epoch, step)."""
     cfg = read("backbone=mlp", *options)
-    _, method = runs.build(cfg)
+    _, method = build.build(cfg)
     series = Series()
     series.moments = [Moment(*moment) for moment in moments]
     ended = Ended(Path(), Path(), cfg, {}, method, series)

@@ -5,11 +5,13 @@ from training import read
 
 from spurcor.analysis.output_moments import OutputMoments
 from spurcor.analysis.selective import Selective
-from spurcor.config import Node, TrainConfig, analysis_name, check_saved, dfr_name, locate, plain
-from spurcor.dfr import Dfr
+from spurcor.config.check import check_saved
+from spurcor.config.nodes import Node, locate, plain
+from spurcor.config.schema import TrainConfig, analysis_name, dfr_name
 from spurcor.errors import UserError
 from spurcor.methods.erm import Erm
 from spurcor.methods.scale import Scale
+from spurcor.repair.dfr import Dfr
 
 HERE = ("paths.data=/nowhere", "paths.outputs=/nowhere")
 # What these commands are named: a change here makes users train everything again, and is right only

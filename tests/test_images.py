@@ -7,9 +7,9 @@ from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision import transforms
 
-from spurcor import images
+from spurcor.data import images
+from spurcor.data.images import Images, RaggedImages, crop, draw_boxes, resize
 from spurcor.errors import UserError
-from spurcor.images import Images, RaggedImages, crop, draw_boxes, resize
 
 SCALE, RATIO = (0.7, 1.0), (0.75, 4 / 3)
 

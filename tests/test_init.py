@@ -12,12 +12,15 @@ import yaml
 from rich.console import Console
 from training import read, trainer_of
 
-from spurcor import checkpoint, results, runs, sweeps
-from spurcor.config import plain
-from spurcor.console import Terminal
+from spurcor.config.nodes import plain
 from spurcor.errors import UserError
-from spurcor.metrics import apply
+from spurcor.models import weights as checkpoint
 from spurcor.reports.runs import read_run
+from spurcor.runs import build, execute, results
+from spurcor.sweeps import read as sweeps
+from spurcor.system.terminal import Terminal
+from spurcor.training import predictions
+from spurcor.training.metrics import apply
 
 
 def starting(config, init):
@@ -83,9 +86,9 @@ def test_seeds_that_each_start_from_their_own_share_an_identity(tmp_path):
 
 def test_backbone_and_head_are_those_that_were_trained_last(tmp_path):
     config, trained = finished(tmp_path)
-    splits, method = runs.build(read("backbone=mlp", "method=scale", "seed=5"))
+    splits, method = build.build(read("backbone=mlp", "method=scale", "seed=5"))
     other = {n: v.clone() for n, v in method.state_dict().items()}
-    runs.start_from(config.directory, splits, method)
+    build.start_from(config.directory, splits, method)
     for name, value in method.state_dict().items():
         expected = other if name.startswith("train_head.") else trained.state_dict()
         assert torch.equal(value, expected[name]), name
@@ -100,12 +103,12 @@ def test_what_cannot_be_started_from_is_refused(tmp_path):
     config.directory.rename(copied)
     with pytest.raises(UserError, match=r"no longer at its place, which is r.*/seed0"):
         sweeps._with_origin(other, str(copied))
-    splits, method = runs.build(read("backbone=mlp", "dataset.split_seed=1"))
+    splits, method = build.build(read("backbone=mlp", "dataset.split_seed=1"))
     with pytest.raises(UserError, match="split is not the one"):
-        runs.start_from(copied, splits, method)
-    splits, method = runs.build(read("backbone=small_cnn"))
+        build.start_from(copied, splits, method)
+    splits, method = build.build(read("backbone=small_cnn"))
     with pytest.raises(UserError, match="does not hold the weights"):
-        runs.start_from(copied, splits, method)
+        build.start_from(copied, splits, method)
     (copied / "done").unlink()
     with pytest.raises(UserError, match=r"method.init=.* is not finished"):
         sweeps._with_origin(other, str(copied))
@@ -119,14 +122,14 @@ PRUSC = ("dataset.strength=0.7", "method.prune_epochs=1", "method.retrain_epochs
 
 def executed(outputs, *overrides, terminal=None):
     cfg = read(*SMALL, f"paths.outputs={outputs}", *overrides)
-    outcome = runs.execute(cfg, terminal or Terminal(quiet=True))
+    outcome = execute.execute(cfg, terminal or Terminal(quiet=True))
     assert outcome.status == "done", outcome.message
     return cfg, outcome.result
 
 
 def accuracy(cfg, weights):
     """Of a run's network on TEST, and its logits."""
-    splits, method = runs.build(cfg)
+    splits, method = build.build(cfg)
     checkpoint.load_weights(method.eval(), cfg.directory / weights)
     logits = apply(method.predict, splits["test"], splits.transform)
     return float((logits.argmax(1) == splits["test"].y).double().mean()), logits
@@ -170,7 +173,7 @@ def test_the_run_started_from_stands_before_it_with_its_last_weights(method, opt
     # Nobody needs that run any more.
     shutil.rmtree(erm.directory)
     config = dataclasses.replace(cfg, analysis=read("analysis=selective").analysis)
-    asked = runs.analyze(cfg.directory, config, Terminal(quiet=True))
+    asked = execute.analyze(cfg.directory, config, Terminal(quiet=True))
     (found,) = asked.result["analysis"].values()
     assert list(found["rules"]) == ["erm", method, "product", "agreement"]
     assert asked.result["phases"] == result["phases"]
@@ -197,20 +200,20 @@ def test_a_kill_leaves_nothing_half_of_it(at, tmp_path, monkeypatch):
     erm, _ = executed(tmp_path, "method=erm", "method.epochs=2", "backbone=small_cnn")
     cfg, straight = executed(tmp_path, *options, f"method.init={erm.identity}")
     kept = (cfg.directory / "phases" / "erm" / "predictions.npz").read_bytes()
-    runs.set_aside(cfg.directory)
+    execute.set_aside(cfg.directory)
 
     def dying(*arguments, **others):
         raise KeyboardInterrupt
 
     place = {
-        "predictions.npz": (results.np, "savez_compressed"),
+        "predictions.npz": (predictions.np, "savez_compressed"),
         "result.json": (results, "write_json"),
-        "training": (runs, "_train"),
+        "training": (execute, "_train"),
     }
     with monkeypatch.context() as patch:
         patch.setattr(*place[at], dying)
         with pytest.raises(KeyboardInterrupt):
-            runs.execute(read(*SMALL, *options, f"method.init={erm.directory}",
+            execute.execute(read(*SMALL, *options, f"method.init={erm.directory}",
                               f"paths.outputs={tmp_path}"), Terminal(quiet=True))  # fmt: skip
     folder = cfg.directory / "phases" / "erm"
     assert (folder / "predictions.npz").exists() == (at != "predictions.npz")

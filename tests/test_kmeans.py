@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from spurcor import kmeans
-from spurcor.kmeans import spherical_kmeans
+from spurcor.pruning import kmeans
+from spurcor.pruning.kmeans import spherical_kmeans
 
 
 def reference(x, num_clusters, seed):

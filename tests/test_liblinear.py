@@ -9,7 +9,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from spurcor import liblinear
+from spurcor.repair import liblinear
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from conftest import REPO
 from small_data import OPTIONS, write_all
 
 import spurcor
-from spurcor import fit, open_run
 from spurcor.errors import UserError
+from spurcor.library import fit, open_run
 
 
 @pytest.fixture(scope="module")

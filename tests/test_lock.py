@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from spurcor import lock
-from spurcor.lock import Held, holder, locked
+from spurcor.system import lock
+from spurcor.system.lock import Held, holder, locked
 
 
 def write(path, **changes):
@@ -96,7 +96,7 @@ def test_a_process_that_began_before_the_clock_was_set_holds_its_lock(place, tmp
     lines = stat.read_text().splitlines()
     later = [f"btime {int(x.split()[1]) + 60}" if x.startswith("btime") else x for x in lines]
     (tmp_path / "stat").write_text("\n".join(later) + "\n")
-    code = "import sys, spurcor.lock as lock; from pathlib import Path;"
+    code = "import sys, spurcor.system.lock as lock; from pathlib import Path;"
     code += "print(lock.holder(Path(sys.argv[1]))['pid'])"
     mount = 'mount --bind "$0" /proc/stat && exec "$@"'
     look = ["sh", "-c", mount, tmp_path / "stat", sys.executable, "-c", code, path]
@@ -107,7 +107,7 @@ def test_a_process_that_began_before_the_clock_was_set_holds_its_lock(place, tmp
 
 def test_a_process_number_of_another_namespace_means_nothing(place):
     path, guard = place
-    code = "import sys, spurcor.lock as lock; from pathlib import Path\n"
+    code = "import sys, spurcor.system.lock as lock; from pathlib import Path\n"
     code += "with lock.locked(Path(sys.argv[1]), Path(sys.argv[2])):\n"
     code += "    print('holds', flush=True); sys.stdin.read()"
     command = [*apart("--pid", "--fork", "--mount-proc"), sys.executable, "-c", code, path, guard]
@@ -167,9 +167,7 @@ def test_a_process_of_another_user_that_is_not_shown_goes_by_the_heart(place, mo
 
 def test_a_fork_leaves_the_lock_to_its_parent(place):
     path, guard = place
-    code = (
-        "import os, sys, spurcor.lock as lock; from pathlib import Path; path = Path(sys.argv[1])\n"
-    )
+    code = "import os, sys, spurcor.system.lock as lock; from pathlib import Path; path = Path(sys.argv[1])\n"
     code += "with lock.locked(path, Path(sys.argv[2])):\n"
     code += "    child = os.fork()\n"
     code += "    if child == 0: sys.exit()\n"
@@ -183,7 +181,7 @@ def test_a_fork_leaves_the_lock_to_its_parent(place):
 
 def test_a_process_whose_lock_was_taken_over_ends_without_another_word(place):
     path, guard = place
-    code = "import sys, json, spurcor.lock as lock; from pathlib import Path\n"
+    code = "import sys, json, spurcor.system.lock as lock; from pathlib import Path\n"
     code += "lock.HEARTBEAT_SECONDS = 0.01; path = Path(sys.argv[1])\n"
     code += "with lock.locked(path, Path(sys.argv[2])):\n"
     code += "    path.write_text(json.dumps({**json.loads(path.read_text()), 'nonce': 'theirs'}))\n"

@@ -8,15 +8,16 @@ from test_methods import make_batch, make_context, make_split
 from torch.nn import functional as F
 from training import read, rows_of, trainer_of
 
-from spurcor import runs
 from spurcor.backbones.mlp import Mlp
-from spurcor.config import check
-from spurcor.data import DataInfo, GroupSpec
+from spurcor.config.check import check
+from spurcor.data.groups import DataInfo, GroupSpec
 from spurcor.errors import UserError
-from spurcor.losses import ScalarHead, make_head, sample_losses
 from spurcor.methods.erm import Erm
 from spurcor.methods.group_dro import GroupDro
 from spurcor.methods.iw import ImportanceWeighting
+from spurcor.models.losses import ScalarHead, make_head
+from spurcor.runs import build
+from spurcor.training.losses import sample_losses
 
 LOSSES = ("cross_entropy", "logistic", "mse")
 TWO = GroupSpec(("a", "b"), ("x", "y"), aligned=(0, 1))
@@ -158,7 +159,8 @@ def test_the_loss_is_part_of_a_run_s_identity_unless_it_is_the_default():
 
 
 def test_a_run_of_before_there_were_losses_still_opens(tmp_path):
-    from spurcor.config import TrainConfig, plain
+    from spurcor.config.nodes import plain
+    from spurcor.config.schema import TrainConfig
 
     cfg = read("backbone=mlp")
     tree = plain(cfg)
@@ -175,4 +177,4 @@ def test_ten_classes_are_told_when_a_run_is_built():
     info = make_info("mse", GroupSpec(("a", "b", "c"), ("x",)))
     with pytest.raises(UserError, match=r"train\.loss=mse is for two classes"):
         Erm(Mlp(info, 4, 1), info, epochs=1)
-    assert runs.build(read("backbone=mlp", "train.loss=mse"))[1].loss == "mse"
+    assert build.build(read("backbone=mlp", "train.loss=mse"))[1].loss == "mse"

@@ -15,22 +15,22 @@ from test_contracts import CrashError, StopAt
 from torch import nn
 from training import read, rows_of, trainer_of, without_time
 
-from spurcor import runs
 from spurcor.analysis.selective import Selective, Stored
-from spurcor.backbone import Backbone
-from spurcor.checkpoint import load_state, load_weights
-from spurcor.console import Terminal
-from spurcor.data import DataInfo, GroupedDataset, GroupSpec
+from spurcor.data.groups import DataInfo, GroupedDataset, GroupSpec
+from spurcor.data.photographs import Photographs
+from spurcor.data.streams import Stream
+from spurcor.data.transforms import Photo
 from spurcor.errors import UserError
-from spurcor.files import read_json
-from spurcor.masks import MaskedImages, Masks, holes, masked, masked_view, outliers
 from spurcor.methods import masktune
 from spurcor.methods.erm import Erm
-from spurcor.metrics import apply
-from spurcor.saliency import grad_cam, heat_maps, layer_cam, xgrad_cam
-from spurcor.source import Photographs
-from spurcor.streams import Stream
-from spurcor.transforms import Photo
+from spurcor.models.backbone import Backbone
+from spurcor.models.weights import load_state, load_weights
+from spurcor.runs import build, execute
+from spurcor.saliency.maps import grad_cam, heat_maps, layer_cam, xgrad_cam
+from spurcor.saliency.masks import MaskedImages, Masks, holes, masked, masked_view, outliers
+from spurcor.system.files import read_json
+from spurcor.system.terminal import Terminal
+from spurcor.training.metrics import apply
 
 TWO = GroupSpec(("a", "b"), ("x", "y"), aligned=(0, 1))
 SMALL = ("method=masktune", "dataset.subset_size=64", "train.batch_size=16", "method.epochs=2")
@@ -107,7 +107,7 @@ def test_each_map_by_loops():
 
 
 def test_the_heat_of_an_image_does_not_depend_on_its_batch():
-    splits, method = runs.build(read(*SMALL))
+    splits, method = build.build(read(*SMALL))
     method.eval()
     x = splits.transform(splits["train"].fetch(torch.arange(6)).x)
     together = heat_maps(method, x, "block2")
@@ -255,9 +255,9 @@ def test_only_what_lies_on_stored_images_asks_where_their_crops_lie(tmp_path):
     unknown = Photo(resize=None, crop=8, augment=True, short=8)
     for mask, needs in (("saliency", True), ("random", True), ("none", False)):
         cfg = read(*SMALL, f"method.mask={mask}")
-        splits, method = runs.build(cfg)
+        splits, method = build.build(cfg)
         splits = dataclasses.replace(splits, transform=unknown)
-        context = runs.context_of(cfg, splits, tmp_path)
+        context = build.context_of(cfg, splits, tmp_path)
         refusal = pytest.raises(UserError) if needs else contextlib.nullcontext()
         with refusal:
             method.phases()[1].check(context)
@@ -343,7 +343,7 @@ def test_it_starts_where_erm_ended_and_masks_are_of_the_best_weights(tmp_path):
     for (name, ended), began in zip(method.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(ended, began), name
     logits = np.load(tmp_path / "phases" / "erm" / "predictions.npz")["test/logits"]
-    splits, _ = runs.build(read(*SMALL))
+    splits, _ = build.build(read(*SMALL))
     found = apply(other.eval().predict, splits["test"], splits.transform)
     assert torch.allclose(torch.from_numpy(logits), found, atol=1e-5)
 
@@ -428,7 +428,7 @@ def test_iterations_mask_anew_and_accumulate(tmp_path):
 
 def test_attention_by_loops(monkeypatch):
     cfg = read(*SMALL, "method.mask=attention", "method.layer=block2", "method.quantile=0.6")
-    splits, method = runs.build(cfg)
+    splits, method = build.build(cfg)
     method.train()
     x = splits.transform(splits["train"].fetch(torch.arange(3)).x)
     before = {name: value.clone() for name, value in method.state_dict().items()}
@@ -466,7 +466,7 @@ def test_attention_masks_train_on_vgg(tmp_path):
 
 def finished(outputs, *overrides):
     cfg = read(*SMALL, "tracker=none", "dfr=none", f"paths.outputs={outputs}", *overrides)
-    assert runs.execute(cfg, Terminal(quiet=True)).status == "done"
+    assert execute.execute(cfg, Terminal(quiet=True)).status == "done"
     return cfg
 
 
@@ -477,9 +477,9 @@ def test_a_finished_run_takes_the_place_of_erm(tmp_path):
     tuned = finished(tmp_path, *options)
     assert {row["phase"] for row in rows_of(tuned.directory)} == {"finetune"}
     weights = [load_state(cfg.directory / "last.safetensors") for cfg in (erm, tuned)]
-    for name, _ in runs.build(erm)[1].named_parameters():
+    for name, _ in build.build(erm)[1].named_parameters():
         assert torch.equal(weights[0][name], weights[1][name]), name
-    splits, method = runs.build(erm)
+    splits, method = build.build(erm)
     load_weights(method.eval(), erm.directory / "model.safetensors")
     x = splits.transform(splits["train"].fetch(torch.arange(64)).x)
     masks = Masks.load(tuned.directory / "masks" / "finetune.npy", 8, 8)
@@ -494,13 +494,13 @@ def test_the_gate_of_resnet50_attention_starts_anew_on_a_trained_resnet(tmp_path
     small = ("dataset.subset_size=8", "train.batch_size=4", "dataset.transform.size=64")
     options = (*common, *small, f"paths.outputs={tmp_path}", "tracker=none")
     before = read("method=erm", *options, "backbone=resnet50", "method.epochs=1")
-    assert runs.execute(before, Terminal(quiet=True)).status == "done"
+    assert execute.execute(before, Terminal(quiet=True)).status == "done"
     init = f"method.init={before.identity}"
     cfg = read("method=masktune", *options, init, "analysis=selective")
     assert cfg.choices["backbone"] == "resnet50_attention"
-    splits, method = runs.build(cfg)
+    splits, method = build.build(cfg)
     own = {name: value.clone() for name, value in method.state_dict().items()}
-    runs.start_from(cfg.init, splits, method)
+    build.start_from(cfg.init, splits, method)
     trained = load_state(before.directory / "last.safetensors")
     for name, value in method.state_dict().items():
         source = own if name.startswith(("backbone.attention.", "head.")) else trained
@@ -511,7 +511,7 @@ def test_the_gate_of_resnet50_attention_starts_anew_on_a_trained_resnet(tmp_path
     mask = 1 / (1 + (-gate(maps["layer4"]).double()).exp())
     assert torch.allclose(maps["attention"].double(), maps["layer4"].double() * mask, atol=1e-5)
     assert torch.allclose(maps["pool"], maps["attention"].mean((2, 3)), atol=1e-5)
-    outcome = runs.execute(cfg, Terminal(quiet=True))
+    outcome = execute.execute(cfg, Terminal(quiet=True))
     assert outcome.status == "done"
     after = load_state(cfg.directory / "last.safetensors")
     for name in ("backbone.attention.mask.weight", "backbone.attention.mask.bias", "head.weight"):
@@ -606,4 +606,4 @@ def test_the_best_weights_survive_a_crash_in_the_phase(step, tmp_path):
 )
 def test_what_cannot_be_is_refused(options, message):
     with pytest.raises(UserError, match=message):
-        runs.build(read(*SMALL, *options))
+        build.build(read(*SMALL, *options))

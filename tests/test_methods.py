@@ -10,13 +10,15 @@ import yaml
 from torch.nn import functional as F
 
 from spurcor.backbones.mlp import Mlp
-from spurcor.config import CONF, Node
-from spurcor.data import Batch, DataInfo, GroupedDataset, GroupSpec, Split, Splits
-from spurcor.method import RunContext, Supervised
+from spurcor.config.nodes import Node
+from spurcor.data.groups import Batch, DataInfo, GroupedDataset, GroupSpec, Split
+from spurcor.data.splits import Splits
+from spurcor.data.transforms import Normalize
 from spurcor.methods.erm import Erm
 from spurcor.methods.group_dro import GroupDro
 from spurcor.methods.iw import ImportanceWeighting
-from spurcor.transforms import Normalize
+from spurcor.system.places import CONF
+from spurcor.training.method import RunContext, Supervised
 
 SPEC = GroupSpec(("a", "b"), ("x", "y"), aligned=(0, 1))
 COUNTS = [7, 2, 1, 10]

@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 
-from spurcor.data import GroupedDataset, GroupSpec, Split, Splits
-from spurcor.metrics import (
+from spurcor.data.groups import GroupedDataset, GroupSpec, Split
+from spurcor.data.splits import Splits
+from spurcor.data.transforms import Normalize
+from spurcor.training.metrics import (
     GroupMetrics,
     apply,
     evaluate,
@@ -17,7 +19,6 @@ from spurcor.metrics import (
     label_scores,
     none_if_undefined,
 )
-from spurcor.transforms import Normalize
 
 SPEC = GroupSpec(("land", "water"), ("land", "water"), aligned=(0, 1))
 PLAIN = Normalize((0.0,), (1.0,))

@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 from killing import run_of
 
-from spurcor.config import Node
+from spurcor.config.nodes import Node
 from spurcor.errors import UserError
 from spurcor.tracking import Record, Trackers
 

@@ -14,7 +14,7 @@ from mlflow.store.db.utils import _all_tables_exist
 from mlflow.tracking._tracking_service import utils
 
 from spurcor.errors import UserError
-from spurcor.runs import find
+from spurcor.runs.lookup import find
 from spurcor.tracking import Record, store
 from spurcor.tracking.mlflow import MlflowTracker
 

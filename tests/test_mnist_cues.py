@@ -6,7 +6,7 @@ import torch
 from generators import TEST_COUNTS, assert_drawn_by_its_seed_alone, write_mnist
 from training import read
 
-from spurcor.data import Split
+from spurcor.data.groups import Split
 from spurcor.datasets.mnist_cues import MnistCues
 from spurcor.datasets.sources import read_mnist
 from spurcor.errors import UserError

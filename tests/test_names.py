@@ -9,15 +9,18 @@ import subprocess
 import pytest
 from training import SMALL, read
 
-from spurcor import pictures, runs
-from spurcor.console import PatientConsole, Terminal, status_table
-from spurcor.data import GroupSpec
+from spurcor.data.groups import GroupSpec
 from spurcor.datasets.digits import Digits
 from spurcor.prepare import draw, groups_table
-from spurcor.reports import render, write_report
+from spurcor.presentation import pictures, render
+from spurcor.presentation.tables import Table
+from spurcor.reports import write_report
 from spurcor.reports.options import Options
-from spurcor.reports.tables import Table
-from spurcor.sweeps import Point, PointState, write_manifest
+from spurcor.runs import execute
+from spurcor.sweeps.manifest import Point, write_manifest
+from spurcor.sweeps.states import PointState
+from spurcor.sweeps.tables import status_table
+from spurcor.system.terminal import PatientConsole, Terminal
 
 CLASSES = ("cat [/indoor]", "nevus [clinical] :dog:")
 ATTRIBUTES = ("a|b*c", "$x_1$ & 50% #{}")
@@ -46,7 +49,7 @@ def test_a_run_ends_with_the_names_as_they_are(nasty, tmp_path):
     config = read(*overrides)
     to = console(terminal=True)
     point = Point(overrides, config)
-    outcome = runs.execute(config, Terminal(to), lambda: write_manifest([point]))
+    outcome = execute.execute(config, Terminal(to), lambda: write_manifest([point]))
     assert outcome.status == "done"
     for name in (*GROUPS, *CLASSES):
         assert name in to.file.getvalue()
@@ -75,7 +78,7 @@ def test_a_status_and_a_preview_show_the_names(nasty, tmp_path):
 
 
 def test_a_bar_shows_its_title_as_it_is(monkeypatch, capsys):
-    from spurcor import console as module
+    from spurcor.system import terminal as module
 
     to = console(terminal=True)
     monkeypatch.setattr(module, "PatientConsole", lambda: to)

@@ -8,12 +8,13 @@ import yaml
 from killing import run_of
 from servers import free_port, http_server
 
-from spurcor import passwords
-from spurcor.config import CONF, check
+from spurcor.config.check import check
 from spurcor.errors import UserError
-from spurcor.launcher import Points
-from spurcor.passwords import hidden, kept, masked, whole
+from spurcor.launchers.hydra import Points
 from spurcor.sync import SyncConfig
+from spurcor.system import passwords
+from spurcor.system.passwords import hidden, kept, masked, whole
+from spurcor.system.places import CONF
 from spurcor.tracking import Record
 from spurcor.tracking.mlflow import MlflowTracker
 
@@ -170,13 +171,13 @@ def test_a_refusal_shows_none(command_line, tmp_path, options, wrong):
 
 
 def test_a_copy_of_the_configuration_holds_none(tmp_path, monkeypatch):
-    from spurcor import sweeps
+    from spurcor.sweeps import freeze
 
     for name in ("conf/tracker", "spurcor", "sweeps"):
         (tmp_path / "repo" / name).mkdir(parents=True)
     text = (CONF / "tracker" / "mlflow.yaml").read_text().replace("null #", "http://u:p4ss@h #", 1)
     assert "p4ss" in text
     (tmp_path / "repo" / "conf" / "tracker" / "mlflow.yaml").write_text(text)
-    monkeypatch.setattr(sweeps, "REPO", tmp_path / "repo")
-    copy = sweeps.copy_code(tmp_path / "sweep")
+    monkeypatch.setattr(freeze, "REPO", tmp_path / "repo")
+    copy = freeze.copy_code(tmp_path / "sweep")
     assert (copy / "conf" / "tracker" / "mlflow.yaml").read_text() == text.replace("p4ss", "***")

@@ -17,11 +17,11 @@ from generators import (
 )
 from training import read
 
+from spurcor.data.transforms import CropFlip
 from spurcor.datasets import sources
 from spurcor.datasets.plain import Plain
 from spurcor.datasets.sources import read_fashion_mnist, read_mnist
 from spurcor.errors import UserError
-from spurcor.transforms import CropFlip
 
 pytestmark = pytest.mark.usefixtures("offline")
 FASHION = ("FashionMNIST", "raw", "train-images-idx3-ubyte")

@@ -7,9 +7,12 @@ import pytest
 from killing import contents
 from training import SMALL, read
 
-from spurcor import launcher, provenance, results, runs
-from spurcor.console import Terminal
-from spurcor.files import write_json
+from spurcor.launchers import hydra
+from spurcor.runs import execute, provenance
+from spurcor.sweeps import carry_out
+from spurcor.system.files import write_json
+from spurcor.system.terminal import Terminal
+from spurcor.training import predictions
 
 READ = provenance.text_of
 
@@ -41,10 +44,10 @@ def parts(before):
 
 COUNTS = {
     "the method": ("spurcor.methods.erm", "losses.mean()", "0 * losses.mean()", "method=erm"),
-    "its step": ("spurcor.method", "set_to_none=True", "set_to_none=False", "method=erm"),
-    "a loss": ("spurcor.losses", "return F.cross_entropy(", "return -F.cross_entropy(", "method"),
+    "its step": ("spurcor.training.method", "set_to_none=True", "set_to_none=False", "method=erm"),
+    "a loss": ("spurcor.models.losses", "return F.cross_entropy(", "return -F.cross_entropy(", "method"),
     "the data set": ("spurcor.datasets.digits", "VAL: 300", "VAL: 301", "dataset=digits"),
-    "its transform": ("spurcor.transforms", "1 / (255 * std)", "1 / (256 * std)", "dataset=digits"),
+    "its transform": ("spurcor.data.transforms", "1 / (255 * std)", "1 / (256 * std)", "dataset=digits"),
     "the backbone": ("spurcor.backbones.mlp", "x.flatten(1)", "x.flatten(1) * 2", "backbone=mlp"),
 }  # fmt: skip
 
@@ -62,14 +65,14 @@ SILENT = {
     "a docstring": ("spurcor.methods.erm", '"""L = 1/B sum_i l_i."""', '"""The mean."""'),
     "a comment": ("spurcor.methods.erm", "return losses.mean()", "return losses.mean()  # so"),
     "a line": ("spurcor.methods.erm", "losses.mean()", "(\n            losses.mean()\n        )"),
-    "a message": ("spurcor.method", "must be at least 1", "is too small"),
+    "a message": ("spurcor.training.method", "must be at least 1", "is too small"),
     "an annotation": ("spurcor.methods.erm", "losses: Tensor, batch: Batch", "losses, batch"),
     "a module": (
         "spurcor.methods.erm",
-        "from spurcor.method import Method, Phase, Supervised",
+        "from spurcor.training.method import Method, Phase, Supervised",
         "from spurcor.methods.iw import Method, Phase, Supervised",
     ),
-    "what it never uses": ("spurcor.losses", "import torch\n", "import torch\nUNUSED = 1\n"),
+    "what it never uses": ("spurcor.models.losses", "import torch\n", "import torch\nUNUSED = 1\n"),
 }
 
 
@@ -95,12 +98,12 @@ OPTIONS = (*SMALL, "method.epochs=2", "dfr=none", "tracker=none")
 
 def finished(tmp_path, *overrides):
     cfg = read(*OPTIONS, *overrides, f"paths.outputs={tmp_path}")
-    assert runs.execute(cfg, Terminal(quiet=True)).status == "done"
+    assert execute.execute(cfg, Terminal(quiet=True)).status == "done"
     return cfg
 
 
 def tell(*configs):
-    launcher._tell_of_other_code([launcher.Point((), config) for config in configs])
+    carry_out._tell_of_other_code([hydra.Point((), config) for config in configs])
 
 
 def test_a_run_that_was_done_by_other_code_is_told_of_once_for_a_sweep(tmp_path, edited, caplog):
@@ -123,13 +126,13 @@ def test_a_run_that_is_continued_by_other_code_is_told_of(tmp_path, edited, capl
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(results, "predict_all", stop)
+        patch.setattr(predictions, "predict_all", stop)
         with pytest.raises(KeyboardInterrupt):
             finished(tmp_path)
     cfg = read(*OPTIONS, f"paths.outputs={tmp_path}")
     recorded = json.loads((cfg.directory / "code.json").read_text())
     edited("spurcor.methods.erm", "losses.mean()", "0 * losses.mean()")
-    assert runs.execute(cfg, Terminal(quiet=True)).status == "done"
+    assert execute.execute(cfg, Terminal(quiet=True)).status == "done"
     assert any("method=erm" in message and "rerun=true" in message for message in caplog.messages)
     result = json.loads((cfg.directory / "result.json").read_text())
     assert result["run"]["code"] == recorded  # part of it is of the code of then
@@ -142,7 +145,7 @@ def test_a_run_that_kept_no_fingerprint_is_told_of_by_its_commit(tmp_path, capsy
     del result["run"]["code"]
     result["run"]["commit"] = "0123456789ab"
     write_json(path, result)
-    runs.execute(cfg, Terminal())
+    execute.execute(cfg, Terminal())
     assert "0123456789ab" in capsys.readouterr().out
 
 

@@ -11,13 +11,16 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from training import SMALLEST, read, rows_of, trainer_of
 
-from spurcor import checkpoint, clustering, gates, runs
-from spurcor.data import Split
-from spurcor.debiasing import DebiasingSet, contingency, debiasing_set
+from spurcor.data.groups import Split
 from spurcor.errors import RunError, UserError
 from spurcor.methods import prusc
 from spurcor.methods.prusc import contrast
-from spurcor.saliency import heat_maps
+from spurcor.models import weights
+from spurcor.pruning import clusters as clustering
+from spurcor.pruning import gates
+from spurcor.pruning.debiasing import DebiasingSet, contingency, debiasing_set
+from spurcor.runs import build, execute
+from spurcor.saliency.maps import heat_maps
 
 SMALL = (
     *(*SMALLEST["prusc"], "method=prusc", "method.epochs=2", "train.batch_size=100"),
@@ -160,8 +163,8 @@ def built(tmp_path, *overrides, small=SMALL):
     """A method and its context."""
     cfg = read(*small, *overrides)
     torch.set_num_threads(1)
-    splits, method = runs.build(cfg)
-    return method, runs.context_of(cfg, splits, tmp_path)
+    splits, method = build.build(cfg)
+    return method, build.context_of(cfg, splits, tmp_path)
 
 
 def begun(tmp_path, *overrides, small=SMALL):
@@ -246,7 +249,7 @@ def test_pruning_leaves_the_weights_and_retraining_the_masks(tmp_path):
     seen = watched(method, tmp_path, trainer.context)
     trainer.fit(method)
     assert list(seen) == ["erm", "prune", "retrain"]
-    plain = {checkpoint.plain_name(n): v for n, v in seen["prune"].items()}
+    plain = {weights.plain_name(n): v for n, v in seen["prune"].items()}
     for name, value in seen["erm"].items():
         counted = "running" in name or "num_batches" in name  # batch norm goes on counting
         assert torch.equal(plain[name], value) != counted, name
@@ -274,7 +277,7 @@ def test_pruning_leaves_the_weights_and_retraining_the_masks(tmp_path):
     assert row["train/kept"] == pytest.approx(told["kept"])
     assert row["train/kept/block1.0"] == pytest.approx(kept["backbone.block1.0.weight"])
     # What a run leaves is the network with zeros, at the sparsity that was told.
-    state = checkpoint.snapshot(method)
+    state = weights.snapshot(method)
     assert sum(int((state[name] != 0).sum()) for name in logits) == open_
     assert sorted(state) == sorted(built(tmp_path, small=CNN)[0].state_dict())
 
@@ -352,7 +355,7 @@ def test_a_compiled_backbone_is_pruned_like_another(tmp_path, monkeypatch):
         trainer, method = trainer_of(read(*SMALL, f"train.compile={compiled}"), folder)
         assert (method.backbone._compiled_call_impl is not None) == (compiled == "true")
         trainer.fit(method)
-        ends.append(checkpoint.snapshot(method))
+        ends.append(weights.snapshot(method))
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, msg=name)
 
@@ -586,7 +589,7 @@ def test_the_table_of_clusters_by_hand(tmp_path):
 
 
 def read_train():
-    splits, _ = runs.build(read("dataset.strength=0.7", "backbone=mlp"))
+    splits, _ = build.build(read("dataset.strength=0.7", "backbone=mlp"))
     return splits[Split.TRAIN]
 
 
@@ -625,7 +628,7 @@ def test_clusters_that_do_not_fit_are_refused_before_anything_is_written(change,
     path.write_text("\n".join(change(path.read_text().splitlines())) + "\n")
     cfg = read(*SMALL, f"method.clusters={path}", f"paths.outputs={tmp_path}/outputs")
     with pytest.raises(UserError, match=message):
-        runs.execute(cfg, None)
+        execute.execute(cfg, None)
     assert not (tmp_path / "outputs").exists()
 
 
@@ -642,11 +645,11 @@ def one_class(line):
 def test_what_cannot_be_pruned_is_refused(tmp_path):
     cfg = read(*SMALL, "method.num_clusters=100000", f"paths.outputs={tmp_path}/outputs")
     with pytest.raises(UserError, match="num_clusters=100000 is more than the 797 samples"):
-        runs.execute(cfg, None)
+        execute.execute(cfg, None)
     assert not (tmp_path / "outputs").exists()
     cfg = read(*SMALL, f"method.clusters={tmp_path}/nothing.csv")
     with pytest.raises(UserError, match=r"method.clusters=.*nothing.csv cannot be read"):
-        runs.execute(cfg, None)
+        execute.execute(cfg, None)
 
 
 def test_a_network_that_parts_the_classes_everywhere_says_what_to_try(tmp_path, monkeypatch):

@@ -14,9 +14,11 @@ from hydra import compose, initialize_config_dir
 from training import expanded, read
 
 import spurcor.library
-from spurcor import config, runs
-from spurcor.config import CONF, check
-from spurcor.launcher import Points
+from spurcor.config import resolvers
+from spurcor.config.check import check
+from spurcor.launchers.hydra import Points
+from spurcor.runs import build
+from spurcor.system.places import CONF
 
 README = (REPO / "README.md").read_text()
 PAGES = {path.name: path.read_text() for path in sorted((REPO / "docs").glob("*.md"))}
@@ -66,7 +68,7 @@ def refuse_or_check(command):
             check_run(point)
         return
     schema = getattr(importlib.import_module(words[0]), f"{name.capitalize()}Config")
-    config.register()
+    resolvers.register()
     for point in Points().expand(typed) if "-m" in words else [typed]:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             check(compose(name, point), schema)
@@ -75,7 +77,7 @@ def refuse_or_check(command):
 def check_run(point):
     """A run from another one is composed whole, and checked without it: there is none."""
     alone = [word for word in point if not word.startswith("method.init=")]
-    runs.validate(read(*alone))
+    build.validate(read(*alone))
     if alone != list(point):
         with initialize_config_dir(str(CONF), version_base="1.3"):
             compose("train", list(point))

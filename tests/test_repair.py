@@ -10,14 +10,17 @@ from killing import contents, run_of
 from safetensors.numpy import load_file
 from training import read
 
-from spurcor import checkpoint, repair, runs
-from spurcor.data import GroupSpec
-from spurcor.dfr import Dfr, Fit, Linear
+from spurcor.data.groups import GroupSpec
 from spurcor.errors import UserError
-from spurcor.files import write_json
-from spurcor.lock import _identity
-from spurcor.metrics import apply
-from spurcor.refusals import refuse_impossible
+from spurcor.models import weights as checkpoint
+from spurcor.repair.dfr import Dfr, Fit
+from spurcor.repair.heads import Linear
+from spurcor.runs import build as runs
+from spurcor.runs import lookup, repair
+from spurcor.runs.refusals import refuse_impossible
+from spurcor.system.files import write_json
+from spurcor.system.lock import _identity
+from spurcor.training.metrics import apply
 
 QUICK = ("method.epochs=2", "backbone=mlp", "tracker=none")
 SPEC = GroupSpec(("a", "b"), ("x", "y"), aligned=(0, 1))
@@ -62,7 +65,7 @@ def test_the_stored_head_gives_the_stored_predictions(
     (name,) = set(parts(run)) - before
     part, folder = parts(run)[name], run / "dfr" / name
     assert part["layer"] == layer
-    splits, method = runs.build(runs.read_config(run))
+    splits, method = runs.build(lookup.read_config(run))
     checkpoint.load_weights(method, run / weights)
     method.eval()
     head = load_file(folder / "weights.safetensors")
@@ -244,7 +247,7 @@ def test_pooling_is_handed_to_a_backbone_that_takes_it():
 @pytest.fixture
 def drawn(monkeypatch):
     """The drawings asked for."""
-    import spurcor.reports.plots as plots
+    import spurcor.presentation.plots as plots
 
     seen, draw = [], plots.draw
     monkeypatch.setattr(plots, "draw", lambda drawing: seen.append(drawing) or draw(drawing))

@@ -12,7 +12,8 @@ import pytest
 from conftest import REPO
 from hydra import compose, initialize_config_dir
 
-from spurcor.config import CONF, check, register
+from spurcor.config.check import check
+from spurcor.config.resolvers import register
 from spurcor.errors import UserError
 from spurcor.report import ReportConfig
 from spurcor.reports import write_report
@@ -21,6 +22,7 @@ from spurcor.reports.runs import Run, read_run
 from spurcor.reports.selection import STANDARD, judge
 from spurcor.reports.tables import Metric, methods
 from spurcor.reports.trials import Trial, collect, with_settings
+from spurcor.system.places import CONF
 
 CONFIG = {"dataset": "birds", "method": "erm", "backbone": "mlp", "optimizer": "sgd"}
 QUIET = Options(plots=False)

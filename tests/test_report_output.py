@@ -6,13 +6,15 @@ import pytest
 from test_report import trial
 
 from spurcor.errors import RunError, UserError
-from spurcor.reports import drawings, plots, render
+from spurcor.presentation import plots, render
+from spurcor.presentation.statistics import Summary
+from spurcor.presentation.tables import Interval, Seeds, Table
+from spurcor.reports import drawings
 from spurcor.reports.options import SHOWN_METRICS, measured
 from spurcor.reports.pivot import cells, pivot
 from spurcor.reports.published import entries, published
 from spurcor.reports.selection import judge
-from spurcor.reports.statistics import Summary
-from spurcor.reports.tables import Interval, Metric, Seeds, Table
+from spurcor.reports.tables import Metric
 from spurcor.reports.trials import with_settings
 
 GOOD, BETTER = Summary.of([60.0, 62.0]), Summary.of([70.0, 74.0])

@@ -5,10 +5,11 @@ import random
 import pytest
 from test_report import trial
 
-from spurcor.reports.selection import LAST, ORACLE, STANDARD, judge
+from spurcor.presentation.tables import LAST, ORACLE
+from spurcor.reports.selection import STANDARD, judge
 from spurcor.reports.tables import Metric
 from spurcor.reports.trials import with_settings
-from spurcor.selection import Best
+from spurcor.training.selection import Best
 
 HONEST = [*(key for key in STANDARD if key != ORACLE), "val/conflicting", "val/loss"]
 

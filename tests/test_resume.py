@@ -10,7 +10,7 @@ from killing import Battle, Command, contents, run_of
 from test_contracts import METHODS
 from training import smallest
 
-from spurcor import checkpoint
+from spurcor.training import checkpoint
 
 # Checkpoints all the time, so that kills fall inside their writing too.
 OFTEN = (

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import read, rows_of, trainer_of
 
-from spurcor import runs
-from spurcor.backbone import Backbone
-from spurcor.data import DataInfo, GroupSpec, Split
+from spurcor.data.groups import DataInfo, GroupSpec, Split
 from spurcor.methods.scale import BINS, GATES, Groups, Scale
+from spurcor.models.backbone import Backbone
+from spurcor.runs import build
 
 GATE = {
     "linear": lambda c: (c + 1) / 2,
@@ -90,8 +90,8 @@ def phase_of(*overrides):
     """A phase that is set up, and its streams."""
     cfg = read("method=scale", *SMALL, *overrides)
     torch.set_num_threads(1)
-    splits, method = runs.build(cfg)
-    context = runs.context_of(cfg, splits, None)
+    splits, method = build.build(cfg)
+    context = build.context_of(cfg, splits, None)
     (phase,) = method.phases()
     phase.setup(context)
     method.train()

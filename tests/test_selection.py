@@ -7,9 +7,9 @@ import pytest
 import torch
 from training import read
 
-from spurcor.data import Splits
-from spurcor.refusals import warn_of_few
-from spurcor.selection import Best, best_epoch, default_criterion, score
+from spurcor.data.splits import Splits
+from spurcor.runs.refusals import warn_of_few
+from spurcor.training.selection import Best, best_epoch, default_criterion, score
 
 
 def after(values, criterion="val/worst"):

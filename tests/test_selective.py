@@ -10,7 +10,6 @@ import pytest
 import torch
 from training import read
 
-from spurcor import runs
 from spurcor.analysis.selective import (
     Answers,
     Selective,
@@ -21,9 +20,10 @@ from spurcor.analysis.selective import (
     risk_coverage,
     single,
 )
-from spurcor.console import Terminal
-from spurcor.data import GroupSpec
+from spurcor.data.groups import GroupSpec
 from spurcor.errors import UserError
+from spurcor.runs import build, execute
+from spurcor.system.terminal import Terminal
 
 SPEC = GroupSpec(("a", "b", "c"), ("x", "y"))
 COVERAGES = (0.8, 0.85, 0.9, 0.95, 1.0)
@@ -166,7 +166,7 @@ SMALL = ("dataset.subset_size=100", "backbone=small_cnn", "tracker=none", "dfr=n
 
 def executed(outputs, *overrides):
     cfg = read(*SMALL, "method.epochs=2", f"paths.outputs={outputs}", *overrides)
-    outcome = runs.execute(cfg, Terminal(quiet=True))
+    outcome = execute.execute(cfg, Terminal(quiet=True))
     assert outcome.status == "done", outcome.message
     return cfg, outcome.result
 
@@ -214,7 +214,9 @@ def test_a_run_that_starts_from_another_answers_with_that_one(iterations, tmp_pa
     shutil.rmtree(two.directory / "phases" / "erm")
     other = read("analysis=selective", "analysis.selective.confidence=0.5").analysis
     with pytest.raises(UserError, match=r"spurcor\.selective runs="):
-        runs.analyze(two.directory, dataclasses.replace(two, analysis=other), Terminal(quiet=True))
+        execute.analyze(
+            two.directory, dataclasses.replace(two, analysis=other), Terminal(quiet=True)
+        )
 
 
 def test_any_other_run_has_its_own_confidence_also_afterwards(tmp_path):
@@ -267,14 +269,14 @@ def test_two_finished_runs_are_compared_from_their_files(tmp_path, command_line)
 def test_what_cannot_be_is_refused_before_anything_is_written(options, message, tmp_path):
     cfg = read(*SMALL, "analysis=selective", f"paths.outputs={tmp_path}", *options)
     with pytest.raises(UserError, match=message):
-        runs.execute(cfg, Terminal(quiet=True))
+        execute.execute(cfg, Terminal(quiet=True))
     assert not list(tmp_path.iterdir())
 
 
 def test_several_labels_need_two_networks(tmp_path, small_root):
     cfg = read("dataset=celeba_attributes", "backbone=small_cnn", "analysis=selective")
     cfg = dataclasses.replace(cfg, paths=dataclasses.replace(cfg.paths, data=small_root))
-    splits, method = runs.build(cfg)
+    splits, method = build.build(cfg)
     with pytest.raises(ValueError, match=r"python -m spurcor\.selective"):
         cfg.analysis["selective"].build().check(method, splits)
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from spurcor.data import GroupSpec
-from spurcor.dfr import Dfr, Table
-from spurcor.sgd_head import SgdOptions, fit_sgd
+from spurcor.data.groups import GroupSpec
+from spurcor.repair.dfr import Dfr
+from spurcor.repair.heads import Table
+from spurcor.repair.sgd_head import SgdOptions, fit_sgd
 
 SPEC = GroupSpec(("a", "b"), ("x", "y"), aligned=(0, 1))
 CPU = torch.device("cpu")
@@ -94,7 +95,7 @@ def test_dfr_trains_balanced_heads_and_averages_them(monkeypatch):
         seen.append((fitted, judged, head))
         return head, curve
 
-    monkeypatch.setattr("spurcor.dfr.fit_sgd", spy)
+    monkeypatch.setattr("spurcor.repair.sgd_head.fit_sgd", spy)
     target = table(80, 4)
     keep = np.r_[np.flatnonzero(target.g != 1), np.flatnonzero(target.g == 1)[:7]]
     tables = {"target": target.take(keep), "val": table(40, 5), "train": table(40, 6)}

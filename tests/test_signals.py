@@ -10,8 +10,11 @@ import pytest
 from killing import contents, run_of
 from training import SMALL, read
 
-from spurcor import cli, launcher, results, runs, train
-from spurcor.signals import Interrupted, handled, interrupting
+from spurcor import cli, train
+from spurcor.launchers import hydra
+from spurcor.runs import build, execute, results
+from spurcor.system.signals import Interrupted, handled, interrupting
+from spurcor.training import predictions
 
 COMMAND = (*SMALL, "method.epochs=2", "analysis=[output_moments]")
 
@@ -33,11 +36,11 @@ def signalled_in(monkeypatch, owner, name, number=signal.SIGTERM):
 
 
 PLACES = {
-    "before anything": (runs, "build"),
-    "the final evaluation": (results, "predict_all"),
-    "the repair": (runs, "repair"),
-    "the analyses of a finished run": (runs, "analyze_stored"),
-    "the table at the end": (runs, "_report"),
+    "before anything": (build, "build"),
+    "the final evaluation": (predictions, "predict_all"),
+    "the repair": (execute, "repair"),
+    "the analyses of a finished run": (execute, "analyze_stored"),
+    "the table at the end": (execute, "_report"),
 }
 
 
@@ -96,9 +99,9 @@ class Sleeper:
 
 def test_a_pool_that_is_stopped_stops_its_processes_and_starts_no_other(monkeypatch, tmp_path):
     script = Sleeper(tmp_path).script
-    monkeypatch.setattr(launcher.sys, "executable", str(script))
+    monkeypatch.setattr(hydra.sys, "executable", str(script))
     configs = [read(f"seed={seed}", f"paths.outputs={tmp_path}") for seed in range(4)]
-    points = [launcher.Point((f"seed={config.seed}",), config) for config in configs]
+    points = [hydra.Point((f"seed={config.seed}",), config) for config in configs]
     watch = threading.Event()
 
     def stop():
@@ -109,7 +112,7 @@ def test_a_pool_that_is_stopped_stops_its_processes_and_starts_no_other(monkeypa
     thread = threading.Thread(target=stop, daemon=True)
     with interrupting(), pytest.raises(Interrupted):  # noqa: PT012 - the thread must start inside
         thread.start()
-        launcher.LocalPool(n_jobs=2).run(points)
+        hydra.LocalPool(n_jobs=2).run(points)
     watch.set()
     assert len(list(tmp_path.glob("began-*"))) == 2
     assert len(list(tmp_path.glob("saved-*"))) == 2

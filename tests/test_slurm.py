@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ordeal import Size, withstand
 
-from spurcor import sweeps
+from spurcor.sweeps import states
 
 pytestmark = pytest.mark.slurm
 
@@ -31,7 +31,7 @@ QUICK = ("backbone=mlp", "dfr=none", "tracker=none", "train.num_threads=1", "sit
 
 
 def points_of(outputs, name="default"):
-    return sweeps.states(outputs, name)
+    return states.states(outputs, name)
 
 
 def test_a_preempted_point_saves_is_requeued_and_goes_on(command_line, tmp_path):
@@ -41,11 +41,11 @@ def test_a_preempted_point_saves_is_requeued_and_goes_on(command_line, tmp_path)
     )  # fmt: skip
     assert ended.code == 0, ended.err
     while not points_of(tmp_path)[0].progress:
-        assert points_of(tmp_path)[0].status in sweeps.UNDER_WAY
+        assert points_of(tmp_path)[0].status in states.UNDER_WAY
         time.sleep(0.5)
     wanted = ("--partition=high", "--exclusive", "--wrap=true", f"--output={tmp_path}/high")
     subprocess.run(["sbatch", *wanted], check=True)
-    while points_of(tmp_path)[0].status in sweeps.UNDER_WAY:
+    while points_of(tmp_path)[0].status in states.UNDER_WAY:
         time.sleep(0.5)
     (point,) = points_of(tmp_path)
     assert point.status == "done", point

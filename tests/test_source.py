@@ -10,11 +10,13 @@ import torch
 from photos import write_photos
 from training import read
 
-from spurcor.data import GroupedDataset, GroupSpec, Splits, members_by
+from spurcor.data.groups import GroupedDataset, GroupSpec, members_by
+from spurcor.data.photographs import Photographs
+from spurcor.data.source import DataSource, apportion
+from spurcor.data.splits import Splits
+from spurcor.data.streams import Stream
+from spurcor.data.transforms import Normalize, Photo, Transform
 from spurcor.errors import UserError
-from spurcor.source import DataSource, Photographs, apportion
-from spurcor.streams import Stream
-from spurcor.transforms import Normalize, Photo, Transform
 
 SPEC = GroupSpec(("land", "water"), ("forest", "sea"), aligned=(0, 1))
 COUNTS = {
@@ -347,7 +349,7 @@ def test_images_that_are_enlarged_are_told_once(root, caplog, size, told):
 
 
 def test_images_too_large_for_the_device_stay_in_memory(root, monkeypatch, caplog):
-    from spurcor import data
+    from spurcor.data import splits as data
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
     splits = Photos(transform=Photo(**AUGMENT)).splits(root)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from spurcor.reports.statistics import Summary, holm, sign_flip_p
+from spurcor.presentation.statistics import Summary, holm, sign_flip_p
 
 
 def test_a_summary_by_hand():

@@ -5,11 +5,12 @@ import os
 
 import pytest
 
-from spurcor import slurm
 from spurcor.errors import UserError
-from spurcor.launcher import Points, SlurmOptions
-from spurcor.lock import locked
-from spurcor.sweeps import duration, manifest, state, states
+from spurcor.launchers.hydra import Points, SlurmOptions
+from spurcor.sweeps import slurm
+from spurcor.sweeps.manifest import manifest
+from spurcor.sweeps.states import duration, state, states
+from spurcor.system.lock import locked
 
 WHO = {"overrides": ["method=erm", "seed=0"], "identity": "r0", "seed": 0, "needs": ["done"]}
 

@@ -17,11 +17,11 @@ from photos import opened, write_photo, write_photos
 from PIL import Image
 from torchvision import transforms
 
-from spurcor import store
+from spurcor.data import store
+from spurcor.data.images import Images, RaggedImages
+from spurcor.data.store import open_store
+from spurcor.data.transforms import Photo, Prefix
 from spurcor.errors import UserError
-from spurcor.images import Images, RaggedImages
-from spurcor.store import open_store
-from spurcor.transforms import Photo, Prefix
 
 RESIZE = Prefix(resize=(32, 32))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from spurcor.sweeps import manifest
+from spurcor.sweeps.manifest import manifest
 
 QUICK = ("method.epochs=1", "backbone=mlp", "dfr=none")
 
@@ -200,7 +200,8 @@ def stamp(entry: dict) -> int:
 def test_points_run_from_a_frozen_copy(tmp_path):
     from training import read
 
-    from spurcor.sweeps import Point, copy_code, sweep_folder, write_point
+    from spurcor.sweeps.freeze import copy_code, write_point
+    from spurcor.sweeps.manifest import Point, sweep_folder
 
     cfg = read(f"paths.outputs={tmp_path}", "seed=3")
     code = copy_code(sweep_folder(cfg))

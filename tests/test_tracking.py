@@ -18,8 +18,9 @@ from mlflow.utils.validation import _validate_metric
 from servers import free_port, http_server, mlflow_server
 from test_resume import interrupt
 
-from spurcor.config import REPO, Node
+from spurcor.config.nodes import Node
 from spurcor.errors import UserError
+from spurcor.system.places import REPO
 from spurcor.tracking import Record, Trackers
 from spurcor.tracking import mlflow as mirror
 from spurcor.tracking.messenger import Messenger

@@ -12,10 +12,11 @@ from torchvision.transforms import functional
 from training import read
 
 from spurcor import cli
-from spurcor.config import CONF, locate
+from spurcor.config.nodes import locate
+from spurcor.data.transforms import AffineFlip, CropFlip, Normalize, Photo, Prefix, affine
 from spurcor.errors import UserError
-from spurcor.refusals import refuse_changed_defaults
-from spurcor.transforms import AffineFlip, CropFlip, Normalize, Photo, Prefix, affine
+from spurcor.runs.refusals import refuse_changed_defaults
+from spurcor.system.places import CONF
 
 TRANSFORMS = sorted(path.stem for path in (CONF / "dataset" / "transform").glob("*.yaml"))
 PHOTOS = [

@@ -11,11 +11,11 @@ import torch
 from generators_photos import NAMES, ROWS, SMALL, cell, check, edit, told
 from training import read
 
-from spurcor.archives import folder_of
+from spurcor.data.archives import folder_of
+from spurcor.data.transforms import Photo
 from spurcor.datasets import waterbirds as module
 from spurcor.datasets.waterbirds import Waterbirds
 from spurcor.errors import UserError
-from spurcor.transforms import Photo
 
 COMPLETE = "waterbird_complete95_forest2water2"
 BIRDS = made.waterbirds(ROWS)

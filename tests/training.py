@@ -5,16 +5,19 @@ import json
 import torch
 from hydra import compose, initialize_config_dir
 
-from spurcor import config, runs, sweeps
-from spurcor.analysis import Analyses
-from spurcor.config import CONF, TrainConfig
-from spurcor.launcher import Points
-from spurcor.method import RunContext
-from spurcor.trainer import Trainer
+from spurcor.analysis.contract import Analyses
+from spurcor.config import resolvers
+from spurcor.config.schema import TrainConfig
+from spurcor.launchers.hydra import Points
+from spurcor.runs import build
+from spurcor.sweeps import read as sweeps
+from spurcor.system.places import CONF
+from spurcor.training.method import RunContext
+from spurcor.training.trainer import Trainer
 
 
 def read(*overrides: str) -> TrainConfig:
-    config.register()
+    resolvers.register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", list(overrides), return_hydra_config=True)
     choices = cfg.hydra.runtime.choices
@@ -23,7 +26,7 @@ def read(*overrides: str) -> TrainConfig:
 
 def expanded(*typed: str):
     """The configuration that a sweep is made from, and the overrides of its points."""
-    config.register()
+    resolvers.register()
     scalar = [one for one in typed if "," not in one]  # as Hydra does with -m
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", scalar, return_hydra_config=True)
@@ -62,8 +65,8 @@ class Silent:
 
 def trainer_of(cfg: TrainConfig, directory, analyses=None):
     torch.set_num_threads(1)
-    splits, method = runs.build(cfg)
-    context: RunContext = runs.context_of(cfg, splits, directory)
+    splits, method = build.build(cfg)
+    context: RunContext = build.context_of(cfg, splits, directory)
     found = Analyses.build(cfg.analysis) if analyses is None else analyses
     return Trainer(directory, cfg.train, context, Silent(), found), method
 

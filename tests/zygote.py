@@ -24,8 +24,8 @@ import sklearn.linear_model  # noqa: F401
 import torch  # noqa: F401
 from mlflow import MlflowClient  # noqa: F401
 
-import spurcor.reports.plots
-import spurcor.runs
+import spurcor.presentation.plots
+import spurcor.runs.execute
 import spurcor.tracking.mlflow  # noqa: F401
 from spurcor import cli
 

@@ -31,7 +31,7 @@ import numpy as np
 import torchvision.datasets  # noqa: F401 - the readers import it late, in every process anew
 
 from scripts.battery.fuzz import Case, fuzz
-from spurcor.archives import extracted
+from spurcor.data.archives import extracted
 from spurcor.datasets import waterbirds
 from spurcor.datasets.sources import read_cifar10, read_fashion_mnist, read_mnist
 

@@ -33,11 +33,13 @@ import sklearn.linear_model  # noqa: E402, F401
 from hydra import compose, initialize_config_dir  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
-import spurcor.reports.plots  # noqa: E402
-import spurcor.runs  # noqa: E402
+import spurcor.presentation.plots  # noqa: E402
+import spurcor.runs.execute  # noqa: E402
 import spurcor.tracking.mlflow  # noqa: E402, F401
-from spurcor import cli, config  # noqa: E402
-from spurcor.trainer import Trainer  # noqa: E402
+from spurcor import cli
+from spurcor.config import nodes, resolvers
+from spurcor.system import places  # noqa: E402
+from spurcor.training.trainer import Trainer  # noqa: E402
 
 ENTRIES = (
     "train", "retrain", "analyze", "report", "status",
@@ -134,10 +136,10 @@ class Generator:
 
     def _keys(self, entry: str) -> list[str]:
         typed = [*self.base[entry], "analysis=[gap_dynamics]"] if entry == "train" else []
-        with initialize_config_dir(str(config.CONF), version_base="1.3"):
+        with initialize_config_dir(str(places.CONF), version_base="1.3"):
             tree = OmegaConf.to_container(compose(entry, typed), resolve=False)
-        groups = [path.name for path in config.CONF.iterdir() if path.is_dir()]
-        return [*tree, *config.flat("", tree)] + [group for group in groups if group in tree]
+        groups = [path.name for path in places.CONF.iterdir() if path.is_dir()]
+        return [*tree, *nodes.flat("", tree)] + [group for group in groups if group in tree]
 
     def value(self) -> str:
         """A plain value, one that names a class, or one with a character changed."""
@@ -287,7 +289,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, help="of command lines, at most")
     parser.add_argument("--verbose", action="store_true", help="show what every one says")
     options = parser.parse_args()
-    config.register()
+    resolvers.register()
     failed: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

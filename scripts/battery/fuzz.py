@@ -30,7 +30,7 @@ import torch
 from conftest import CommandLine
 from PIL import Image
 
-import spurcor.console  # noqa: F401
+import spurcor.system.terminal  # noqa: F401
 from scripts.battery.runner import Tally, parser
 from spurcor.errors import UserError
 
@@ -52,7 +52,9 @@ CHANGES: dict[str, tuple[tuple[int, int | None], ...]] = {
     "os.truncate": ((0, None),),
 }
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-HALF = re.compile(r"\..*\.tmp|\..+\.[a-z0-9_]{8}")  # what `spurcor.files` calls what is not whole
+HALF = re.compile(
+    r"\..*\.tmp|\..+\.[a-z0-9_]{8}"
+)  # what `spurcor.system.files` calls what is not whole
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from killing import Battle, Command
 from training import smallest
 
 from scripts.battery.runner import Tally, parser
-from spurcor.config import CONF
+from spurcor.system.places import CONF
 
 SIGNALS = (
     *(signal.SIGKILL,) * 5, signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1,

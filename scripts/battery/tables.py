@@ -20,11 +20,12 @@ from pathlib import Path
 import generators_photos as made
 
 from scripts.battery.fuzz import Case, fuzz
+from spurcor.data.photographs import Photographs
+from spurcor.data.source import DataSource
 from spurcor.datasets.celeba import CelebA
 from spurcor.datasets.folder import Folder
 from spurcor.datasets.isic import Isic
 from spurcor.datasets.waterbirds import Waterbirds
-from spurcor.source import DataSource, Photographs
 
 ROWS = made.make_rows({0: (3, 2, 2, 3), 1: (1, 1, 1, 1), 2: (1, 1, 1, 1)})
 CELLS = (

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from spurcor.analysis.statistics import Request, collect_one
 from spurcor.backbones.mlp import Mlp
-from spurcor.data import DataInfo, GroupedDataset, GroupSpec, Splits
-from spurcor.features import Fixed
-from spurcor.images import Images
+from spurcor.data.groups import DataInfo, GroupedDataset, GroupSpec
+from spurcor.data.images import Images
+from spurcor.data.splits import Splits
 from spurcor.methods.erm import Erm
+from spurcor.models.features import Fixed
 
 SPEC = GroupSpec(("small", "large"), ("green", "red"), aligned=(0, 1))
 SHARES = (0.45, 0.05, 0.05, 0.45)

@@ -27,13 +27,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, models, transforms
 
-from spurcor import store
-from spurcor.data import GroupSpec
+from spurcor.data import store
+from spurcor.data.groups import GroupSpec
+from spurcor.data.photographs import Photographs
+from spurcor.data.store import open_store
+from spurcor.data.streams import Stream
+from spurcor.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Photo
 from spurcor.datasets.celeba import CelebA
-from spurcor.source import Photographs
-from spurcor.store import open_store
-from spurcor.streams import Stream
-from spurcor.transforms import IMAGENET_MEAN, IMAGENET_STD, Photo
 
 NUM_IMAGES, SIZE, BATCH, WORKERS = 2000, (500, 350), 64, 2
 NUM_FACES = 202_599

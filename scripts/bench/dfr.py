@@ -16,8 +16,9 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from spurcor.data import GroupSpec
-from spurcor.dfr import Dfr, Table
+from spurcor.data.groups import GroupSpec
+from spurcor.repair.dfr import Dfr
+from spurcor.repair.heads import Table
 from spurcor.seeding import derive_seed
 
 SPEC = GroupSpec(("landbird", "waterbird"), ("land", "water"), aligned=(0, 1))

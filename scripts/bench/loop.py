@@ -19,23 +19,27 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 from torch.nn import functional as F
 
-import spurcor.trainer
-from spurcor import config, launcher, runs
-from spurcor.analysis import Analyses
-from spurcor.config import Loss, TrainConfig
-from spurcor.console import Terminal
-from spurcor.data import Split, Splits
-from spurcor.metrics import evaluate
+import spurcor.training.trainer
+from spurcor.analysis.contract import Analyses
+from spurcor.config import resolvers
+from spurcor.config.schema import Loss, TrainConfig
+from spurcor.data.groups import Split
+from spurcor.data.splits import Splits
+from spurcor.launchers import hydra
+from spurcor.runs import build
+from spurcor.system import places
+from spurcor.system.terminal import Terminal
 from spurcor.tracking import Record, Trackers
-from spurcor.trainer import Trainer
+from spurcor.training.metrics import evaluate
+from spurcor.training.trainer import Trainer
 
 
 def read(*overrides: str) -> TrainConfig:
     """The configuration of a command line."""
-    config.register()
-    with initialize_config_dir(str(config.CONF), version_base="1.3"):
+    resolvers.register()
+    with initialize_config_dir(str(places.CONF), version_base="1.3"):
         cfg = compose("train", list(overrides), return_hydra_config=True)
-    return launcher.read(cfg, cfg.hydra.runtime.choices)
+    return hydra.read(cfg, cfg.hydra.runtime.choices)
 
 
 class TurnTaking:
@@ -82,12 +86,12 @@ def evaluate_once() -> None:
             entries.update(evaluate(predict, splits, loss))
         return entries
 
-    spurcor.trainer.evaluate = remembered
+    spurcor.training.metrics.evaluate = remembered
 
 
 def bare_epochs(cfg: TrainConfig, turns: TurnTaking, num_epochs: int) -> Iterator[float]:
     """The plain alternative: nothing but what a step needs."""
-    splits, method = runs.build(cfg)
+    splits, method = build.build(cfg)
     train = splits[Split.TRAIN]
     x, y = splits.transform(train.images.pixels), train.y
     optimizer = cfg.optimizer.build(params=list(method.parameters()))
@@ -113,7 +117,7 @@ def measure(name: str, overrides: list[str], num_pairs: int) -> None:
         cfg = read(*overrides, f"method.epochs={num_epochs}", f"paths.outputs={outputs}")
         directory = Path(outputs) / "run"
         directory.mkdir()
-        splits, method = runs.build(cfg)
+        splits, method = build.build(cfg)
         trackers = Trackers.open(cfg, stack)
         record = Record.of_run(directory, cfg)
         trackers.start(record)
@@ -121,7 +125,7 @@ def measure(name: str, overrides: list[str], num_pairs: int) -> None:
         trainer = ClockedTrainer(
             directory,
             cfg.train,
-            runs.context_of(cfg, splits, directory),
+            build.context_of(cfg, splits, directory),
             observer,
             Analyses.build(cfg.analysis),
         )

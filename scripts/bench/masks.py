@@ -14,14 +14,14 @@ from timing import timed
 from torch import Tensor
 from torch.nn import functional as F
 
-from spurcor.backbone import Backbone
 from spurcor.backbones.cifar_resnet import CifarResNet
 from spurcor.backbones.vgg_attention import VggAttention
-from spurcor.data import DataInfo, GroupSpec
-from spurcor.masks import Masks, outliers
-from spurcor.method import Method
+from spurcor.data.groups import DataInfo, GroupSpec
 from spurcor.methods.erm import Erm
-from spurcor.saliency import heat_maps
+from spurcor.models.backbone import Backbone
+from spurcor.saliency.maps import heat_maps
+from spurcor.saliency.masks import Masks, outliers
+from spurcor.training.method import Method
 
 PAIRS, BATCHES, SIZE, CLASSES = 12, 2, 128, 10
 INFO = DataInfo(GroupSpec(tuple(map(str, range(CLASSES))), ("any",)), (3, 32, 32), torch.ones(10))

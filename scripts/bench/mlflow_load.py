@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from servers import mlflow_server
 
 import spurcor.tracking.mlflow as mirror
-from spurcor.lock import lock_of, locked
+from spurcor.system.lock import lock_of, locked
 from spurcor.tracking import Record
 from spurcor.tracking.mlflow import MlflowTracker
 

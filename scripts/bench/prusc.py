@@ -17,9 +17,9 @@ from timing import timed
 from torch.nn import functional as F
 
 from spurcor.backbones.resnet import ResNet
-from spurcor.data import Batch, DataInfo, GroupSpec
-from spurcor.kmeans import spherical_kmeans
+from spurcor.data.groups import Batch, DataInfo, GroupSpec
 from spurcor.methods.prusc import Prune, Prusc
+from spurcor.pruning.kmeans import spherical_kmeans
 
 BATCH, SIDE, CLUSTERS = 64, 224, 16
 SAMPLES, FEATURES = 160_000, 2048

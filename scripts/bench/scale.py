@@ -15,7 +15,7 @@ from timing import timed
 from torch.nn import functional as F
 
 from spurcor.backbones.resnet import ResNet
-from spurcor.data import Batch, DataInfo, GroupSpec
+from spurcor.data.groups import Batch, DataInfo, GroupSpec
 from spurcor.methods.scale import Scale, TwoStreams
 
 PAIRS, CLASSES = 30, 10

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spurcor.analysis import Ended
-from spurcor.analysis.drawing import Panel
+from spurcor.analysis.contract import Ended
 from spurcor.analysis.groups import GroupAnalysis, Pairs, flow_rate, pairs_of
 from spurcor.analysis.statistics import GroupStatistics
-from spurcor.data import GroupSpec
+from spurcor.data.groups import GroupSpec
+from spurcor.presentation.curves import Panel
 
 TERMS = ("uniform", "marginals", "correlation")
 

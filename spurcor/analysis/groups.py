@@ -10,13 +10,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from spurcor.analysis import Analysis, Ended, Moment
-from spurcor.analysis.drawing import Panel, draw
+from spurcor.analysis.contract import Analysis, Ended
 from spurcor.analysis.statistics import GroupStatistics, Request, Samples
-from spurcor.data import GroupSpec, Splits
+from spurcor.data.groups import GroupSpec
+from spurcor.data.splits import Splits
 from spurcor.errors import UserError
-from spurcor.method import Method
-from spurcor.metrics import none_if_undefined
+from spurcor.presentation.curves import Panel, draw
+from spurcor.training.method import Method
+from spurcor.training.metrics import none_if_undefined
+from spurcor.training.moments import Moment
 
 log = logging.getLogger(__name__)
 

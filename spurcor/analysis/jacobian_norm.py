@@ -7,11 +7,11 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from spurcor.analysis import Ended
-from spurcor.analysis.drawing import Panel
+from spurcor.analysis.contract import Ended
 from spurcor.analysis.groups import GroupAnalysis, is_square, signs
 from spurcor.analysis.statistics import GroupStatistics
-from spurcor.data import GroupSpec
+from spurcor.data.groups import GroupSpec
+from spurcor.presentation.curves import Panel
 
 
 @dataclass(kw_only=True)

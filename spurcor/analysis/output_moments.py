@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from spurcor.analysis import Ended
-from spurcor.analysis.drawing import Panel
+from spurcor.analysis.contract import Ended
 from spurcor.analysis.groups import GroupAnalysis
 from spurcor.analysis.statistics import GroupStatistics
-from spurcor.data import GroupSpec
-from spurcor.metrics import class_gaps
+from spurcor.data.groups import GroupSpec
+from spurcor.presentation.curves import Panel
+from spurcor.training.metrics import class_gaps
 
 
 @dataclass(kw_only=True)

@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spurcor.analysis import Analysis, Ended
-from spurcor.data import GroupSpec, Split, Splits
+from spurcor.analysis.contract import Analysis, Ended
+from spurcor.data.groups import GroupSpec, Split
+from spurcor.data.splits import Splits
 from spurcor.errors import Damaged, UserError
-from spurcor.files import replacing, write_text
-from spurcor.method import Method
-from spurcor.metrics import none_if_undefined
-from spurcor.reports.render import markdown, show
-from spurcor.reports.tables import Table
-from spurcor.results import kept_phases, read_predictions
+from spurcor.presentation.render import markdown, show
+from spurcor.presentation.tables import Table
+from spurcor.system.files import replacing, write_text
+from spurcor.training.method import Method
+from spurcor.training.metrics import none_if_undefined
+from spurcor.training.predictions import kept_phases, read_predictions
 
 COVERAGES = (0.8, 0.85, 0.9, 0.95, 1.0)
 POINTS = 300  # of a curve in the plot
@@ -341,8 +342,8 @@ def _draw(path: Path, rules: Mapping[str, Mapping[str, Answers]], y: Mapping[str
     """Error over coverage on TEST, a line per rule."""
     from matplotlib import rc_context
 
-    from spurcor.reports.drawings import Drawing, Panel, Series
-    from spurcor.reports.plots import STYLE, draw
+    from spurcor.presentation.drawing import Drawing, Panel, Series
+    from spurcor.presentation.plots import STYLE, draw
 
     series = []
     for style, (rule, splits) in enumerate(rules.items()):

@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from spurcor.config import Loss
-from spurcor.data import GroupedDataset, GroupSpec, Splits, members_by
-from spurcor.method import Method
+from spurcor.config.schema import Loss
+from spurcor.data.groups import GroupedDataset, GroupSpec, members_by
+from spurcor.data.splits import Splits
 from spurcor.seeding import derive_seed
+from spurcor.training.method import Method
 
 BLOCK = 1 << 16  # weights whose products are added up at once, in float64
 VANISHING = 1e-9  # norms below have no direction

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spurcor.backbone import Backbone, follow
-from spurcor.data import DataInfo
+from spurcor.data.groups import DataInfo
+from spurcor.models.backbone import Backbone, follow
 
 
 class LeNet(Backbone):

@@ -8,8 +8,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spurcor.backbone import Backbone, follow
-from spurcor.data import DataInfo
+from spurcor.data.groups import DataInfo
+from spurcor.models.backbone import Backbone, follow
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,

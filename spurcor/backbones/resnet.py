@@ -6,9 +6,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spurcor.backbone import Backbone, follow
-from spurcor.data import DataInfo
-from spurcor.pretrained import fill, state_of
+from spurcor.data.groups import DataInfo
+from spurcor.models.backbone import Backbone, follow
+from spurcor.models.pretrained import fill, state_of
 
 WIDTHS = (64, 128, 256, 512)  # of the stages; a fourth of what ResNet-50 puts out
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spurcor.backbone import Backbone, follow
-from spurcor.data import DataInfo
-from spurcor.pretrained import fill, state_of
+from spurcor.data.groups import DataInfo
+from spurcor.models.backbone import Backbone, follow
+from spurcor.models.pretrained import fill, state_of
 
 # Names of timm's architectures. One implementation serves all, whose projections are plain linear
 # layers: torchvision's attention keeps its own as a bare parameter.

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spurcor.data import GroupedDataset, GroupSpec, Split, members_by
+from spurcor.data.groups import GroupedDataset, GroupSpec, Split, members_by
+from spurcor.data.source import DataSource
+from spurcor.data.transforms import Normalize, Transform
 from spurcor.datasets.sources import read_mnist
 from spurcor.errors import UserError
-from spurcor.source import DataSource
-from spurcor.transforms import Normalize, Transform
 
 SQUARE = 4  # pixels
 RED = (255, 0, 0)

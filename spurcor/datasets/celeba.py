@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spurcor.archives import extracted, folders_in
-from spurcor.data import GroupSpec, Split, members_by
+from spurcor.data.archives import extracted, folders_in
+from spurcor.data.groups import GroupSpec, Split, members_by
+from spurcor.data.photographs import Photographs
+from spurcor.data.source import DataSource
+from spurcor.data.tables import Table, columns_of, first_lines, read_columns
+from spurcor.data.transforms import Photo, Transform
 from spurcor.errors import UserError
 from spurcor.seeding import derive_seed
-from spurcor.source import DataSource, Photographs
-from spurcor.tables import Table, columns_of, first_lines, read_columns
-from spurcor.transforms import Photo, Transform
 
 URL = "https://www.kaggle.com/datasets/jessicali9530/celeba-dataset"
 FACES = "img_align_celeba"

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spurcor.data import GroupedDataset, GroupSpec, Split
+from spurcor.data.groups import GroupedDataset, GroupSpec, Split
+from spurcor.data.source import DataSource
+from spurcor.data.transforms import Normalize, Transform
 from spurcor.datasets.sources import read_mnist
 from spurcor.errors import UserError
-from spurcor.source import DataSource
-from spurcor.transforms import Normalize, Transform
 
 DARKENED = 0.25  # what is left of the channels that are not the colour
 BACKGROUND = 0.01  # grey up to here is background and keeps its values

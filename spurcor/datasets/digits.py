@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spurcor.data import GroupedDataset, GroupSpec, Split
+from spurcor.data.groups import GroupedDataset, GroupSpec, Split
+from spurcor.data.source import DataSource
+from spurcor.data.transforms import Normalize, Transform
 from spurcor.seeding import derive_seed
-from spurcor.source import DataSource
-from spurcor.transforms import Normalize, Transform
 
 SIZES = {Split.TARGET: 300, Split.VAL: 300, Split.TEST: 400}  # TRAIN is the rest
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spurcor.data import GroupedDataset, GroupSpec, Split
+from spurcor.data.groups import GroupedDataset, GroupSpec, Split
+from spurcor.data.source import DataSource
+from spurcor.data.transforms import Normalize, Transform
 from spurcor.datasets.sources import (
     CIFAR10_CLASSES,
     FASHION_CLASSES,
@@ -17,8 +19,6 @@ from spurcor.datasets.sources import (
     read_mnist,
 )
 from spurcor.errors import UserError
-from spurcor.source import DataSource
-from spurcor.transforms import Normalize, Transform
 
 CLASSES = CIFAR10_CLASSES
 BELOW = {

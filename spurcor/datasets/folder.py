@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spurcor.data import GroupSpec, Split
+from spurcor.data.groups import GroupSpec, Split
+from spurcor.data.photographs import Photographs
+from spurcor.data.source import DataSource
+from spurcor.data.tables import SPLIT_CODES, Table
+from spurcor.data.transforms import Photo, Transform
 from spurcor.errors import UserError
-from spurcor.source import DataSource, Photographs
-from spurcor.tables import SPLIT_CODES, Table
-from spurcor.transforms import Photo, Transform
 
 if TYPE_CHECKING:
     from pandas import Series

@@ -4,13 +4,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spurcor.archives import folders_in
-from spurcor.data import GroupSpec
+from spurcor.data.archives import folders_in
+from spurcor.data.groups import GroupSpec
+from spurcor.data.photographs import Photographs
+from spurcor.data.source import DataSource
+from spurcor.data.tables import Table
+from spurcor.data.transforms import Photo, Transform
 from spurcor.errors import UserError
-from spurcor.files import is_clutter
-from spurcor.source import DataSource, Photographs
-from spurcor.tables import Table
-from spurcor.transforms import Photo, Transform
+from spurcor.system.files import is_clutter
 
 URL = "https://www.isic-archive.com"
 CSV = "raw_val_4groups.csv"

@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spurcor.data import GroupedDataset, GroupSpec, Split
+from spurcor.data.groups import GroupedDataset, GroupSpec, Split
+from spurcor.data.source import DataSource
+from spurcor.data.transforms import Normalize, Transform
 from spurcor.datasets.sources import read_mnist
 from spurcor.errors import UserError
-from spurcor.source import DataSource
-from spurcor.transforms import Normalize, Transform
 
 Cue = Literal["left_top", "left_bottom", "right_top", "right_bottom", "horizontal", "vertical"]
 SIZE = 28

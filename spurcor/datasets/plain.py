@@ -6,7 +6,10 @@ from typing import Literal
 
 import torch
 
-from spurcor.data import GroupedDataset, GroupSpec, Split
+from spurcor.data.groups import GroupedDataset, GroupSpec, Split
+from spurcor.data.images import Images
+from spurcor.data.source import DataSource
+from spurcor.data.transforms import Normalize, Transform
 from spurcor.datasets.sources import (
     CIFAR10_CLASSES,
     FASHION_CLASSES,
@@ -14,9 +17,6 @@ from spurcor.datasets.sources import (
     read_fashion_mnist,
 )
 from spurcor.errors import UserError
-from spurcor.images import Images
-from spurcor.source import DataSource
-from spurcor.transforms import Normalize, Transform
 
 SETS = {
     "cifar10": (CIFAR10_CLASSES, read_cifar10),

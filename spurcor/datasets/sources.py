@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spurcor.archives import folders_in
+from spurcor.data.archives import folders_in
+from spurcor.data.store import open_store
+from spurcor.data.transforms import Prefix
 from spurcor.errors import UserError
-from spurcor.files import is_clutter
-from spurcor.store import open_store
-from spurcor.transforms import Prefix
+from spurcor.system.files import is_clutter
 
 log = logging.getLogger(__name__)
 CIFAR10_CLASSES = (

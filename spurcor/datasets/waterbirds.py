@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from spurcor.archives import extracted, folders_in
-from spurcor.data import GroupSpec, Split
-from spurcor.downloads import download
+from spurcor.data.archives import extracted, folders_in
+from spurcor.data.downloads import download
+from spurcor.data.groups import GroupSpec, Split
+from spurcor.data.photographs import Photographs
+from spurcor.data.source import DataSource
+from spurcor.data.tables import Table
+from spurcor.data.transforms import Photo, Transform
 from spurcor.errors import UserError
-from spurcor.source import DataSource, Photographs
-from spurcor.tables import Table
-from spurcor.transforms import Photo, Transform
 
 log = logging.getLogger(__name__)
 NAME = "waterbird_complete95_forest2water2"

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from spurcor.backbone import Backbone
-from spurcor.data import Batch, DataInfo, Split
-from spurcor.method import Method, Phase, Supervised
+from spurcor.data.groups import Batch, DataInfo, Split
+from spurcor.models.backbone import Backbone
+from spurcor.training.method import Method, Phase, Supervised
 
 
 class ErmTarget(Method):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from spurcor.method import Method, Phase
+from spurcor.training.method import Method, Phase
 
 
 class Frozen(Method):

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spurcor.backbone import Backbone
-from spurcor.data import Batch, DataInfo
-from spurcor.method import Method, Phase, Supervised
-from spurcor.streams import Sampling
+from spurcor.data.groups import Batch, DataInfo
+from spurcor.data.streams import Sampling
+from spurcor.models.backbone import Backbone
+from spurcor.training.method import Method, Phase, Supervised
 
 
 class GroupDro(Method):

@@ -6,10 +6,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spurcor.backbone import Backbone
-from spurcor.data import Batch, DataInfo
-from spurcor.method import Method, Phase, Supervised
-from spurcor.streams import Sampling
+from spurcor.data.groups import Batch, DataInfo
+from spurcor.data.streams import Sampling
+from spurcor.models.backbone import Backbone
+from spurcor.training.method import Method, Phase, Supervised
 
 
 class ImportanceWeighting(Method):

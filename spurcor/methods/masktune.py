@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from spurcor import checkpoint
-from spurcor.backbone import Backbone
-from spurcor.data import Batch, DataInfo, GroupedDataset, Split, members_by
+from spurcor.data.groups import EVALUATION_BATCH, Batch, DataInfo, GroupedDataset, Split, members_by
+from spurcor.data.streams import Stream
 from spurcor.errors import UserError
-from spurcor.masks import Masks, holes, masked, masked_view, outliers
-from spurcor.method import Method, Phase, RunContext, Supervised
-from spurcor.metrics import EVALUATION_BATCH
-from spurcor.pictures import draw_panels
-from spurcor.saliency import Saliency, heat_maps
+from spurcor.models import weights
+from spurcor.models.backbone import Backbone
+from spurcor.presentation.pictures import draw_panels
+from spurcor.saliency.maps import Saliency, heat_maps
+from spurcor.saliency.masks import Masks, holes, masked, masked_view, outliers
 from spurcor.seeding import derive_seed
-from spurcor.streams import Stream
+from spurcor.training import checkpoint
+from spurcor.training.method import Method, Phase, RunContext, Supervised
 
 KEPT = "val/average"  # what the weights are chosen by that the masks are made with
 MOST_GROUPS, SAMPLES = 16, 3  # in the picture
@@ -145,7 +145,7 @@ class Finetune(Phase):
                 self.update.optimizer.load_state_dict(state["optimizer"])
         if not self.masks:
             return
-        last = checkpoint.snapshot(method)
+        last = weights.snapshot(method)
         if self.before == "erm":  # later masks are those of the network just fine-tuned
             checkpoint.load_trained(method, before / "model.safetensors")
         self._mask(run)

@@ -18,14 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spurcor import checkpoint, gates
-from spurcor.backbone import Backbone
-from spurcor.clustering import Centres
-from spurcor.data import Batch, DataInfo, Split
-from spurcor.debiasing import DebiasingSet, Sampling
-from spurcor.files import write_json
-from spurcor.method import Method, Phase, RunContext, Supervised
-from spurcor.streams import Stream
+from spurcor.data.groups import Batch, DataInfo, Split
+from spurcor.data.streams import Stream
+from spurcor.models import weights as checkpoint
+from spurcor.models.backbone import Backbone
+from spurcor.pruning import gates
+from spurcor.pruning.clusters import Centres
+from spurcor.pruning.debiasing import DebiasingSet, Sampling
+from spurcor.system.files import write_json
+from spurcor.training.method import Method, Phase, RunContext, Supervised
 
 log = logging.getLogger(__name__)
 

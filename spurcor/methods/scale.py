@@ -12,14 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spurcor.backbone import Backbone
-from spurcor.data import Batch, DataInfo, Split
+from spurcor.data.groups import Batch, DataInfo, Split
+from spurcor.data.streams import Stream
 from spurcor.errors import UserError
-from spurcor.files import write_json
-from spurcor.losses import make_head
-from spurcor.method import Method, Phase, RunContext
-from spurcor.pictures import draw_histograms
-from spurcor.streams import Stream
+from spurcor.models.backbone import Backbone
+from spurcor.models.losses import make_head
+from spurcor.presentation.pictures import draw_histograms
+from spurcor.system.files import write_json
+from spurcor.training.method import Method, Phase, RunContext
 
 log = logging.getLogger(__name__)
 BINS = 40  # of the histogram of cosines, over [-1, 1]

@@ -7,19 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from spurcor.files import write_text
-from spurcor.reports import drawings, pivot, plots, render, tables
+from spurcor.presentation import drawing, plots, render
+from spurcor.presentation.drawing import Drawing
+from spurcor.presentation.tables import Table
+from spurcor.reports import drawings, pivot, tables
 from spurcor.reports import options as choices
 from spurcor.reports.abstention import abstention
 from spurcor.reports.comparison import comparison
 from spurcor.reports.document import document
-from spurcor.reports.drawings import Drawing
 from spurcor.reports.listing import listing
 from spurcor.reports.options import DEFAULT_ROWS, Options
 from spurcor.reports.published import entries, published
 from spurcor.reports.selection import STANDARD, Candidate
-from spurcor.reports.tables import Judged, Metric, Table
+from spurcor.reports.tables import Judged, Metric
 from spurcor.reports.trials import Missing, Trial, collect
+from spurcor.system.files import write_text
 
 TEX = ("methods", "criteria", "table", "selective")
 PASTED = ("table", "selective")  # as Markdown of their own
@@ -115,7 +117,7 @@ def _figures(
     datasets = list(dict.fromkeys(one.trial.dataset for one in candidates))
     figures += [
         drawings.learning_curves(candidates, f"learning_curves_{_slug(dataset)}", dataset)
-        for dataset in datasets[: drawings.MOST]
+        for dataset in datasets[: drawing.MOST]
     ]
     if (wanted := options.curve) is not None:
         metric = choices.metric("curve.metric", wanted.metric, trials, trials[0].rows[-1])

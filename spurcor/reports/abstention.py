@@ -3,9 +3,10 @@
 import re
 from collections.abc import Sequence
 
+from spurcor.presentation.tables import Record, Seeds, Table
 from spurcor.reports.pivot import cells, shown_keys
 from spurcor.reports.selection import Candidate
-from spurcor.reports.tables import Metric, Record, Seeds, Table
+from spurcor.reports.tables import Metric
 from spurcor.reports.trials import Trial
 
 LESS = ("error", "AURC")  # is better

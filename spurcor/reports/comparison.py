@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from itertools import groupby
 
+from spurcor.presentation.statistics import EXACT_UP_TO, RANDOM_PATTERNS, Summary, holm, sign_flip_p
+from spurcor.presentation.tables import Cell, Interval, Table
 from spurcor.reports.selection import Candidate
-from spurcor.reports.statistics import EXACT_UP_TO, RANDOM_PATTERNS, Summary, holm, sign_flip_p
-from spurcor.reports.tables import Cell, Interval, Metric, Table
+from spurcor.reports.tables import Metric
 
 
 def comparison(shown: Sequence[Candidate], metric: Metric, baseline: str | None) -> Table:

@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from spurcor.reports.drawings import Drawing
+from spurcor.presentation.drawing import Drawing
+from spurcor.presentation.render import literal, markdown
+from spurcor.presentation.tables import ORACLE, Table
 from spurcor.reports.options import Options
-from spurcor.reports.render import literal, markdown
-from spurcor.reports.selection import ORACLE
-from spurcor.reports.tables import Table
 from spurcor.reports.trials import Collection, Missing, show_value
 
 LATE = ("settings",)  # long tables that few read come after the figures

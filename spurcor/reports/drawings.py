@@ -1,57 +1,18 @@
 """What the figures show, as plain numbers: drawing them is another process's work."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from spurcor.presentation.drawing import MOST, Drawing, Panel, Series
 from spurcor.reports.pivot import Cells, Place, in_order
 from spurcor.reports.runs import number
 from spurcor.reports.selection import Candidate
 from spurcor.reports.tables import Metric
 from spurcor.reports.trials import show_value
 
-MOST = 8  # methods, lines or panels that one figure tells apart
 SUMMARIES = ("worst", "average", "aligned", "conflicting")
 BARS = "Bars: standard deviation over seeds."
-
-
-@dataclass(frozen=True)
-class Series:
-    """Points or a line; `style` is the same for the same thing in every panel."""
-
-    label: str
-    style: int
-    x: Sequence[Any]
-    y: Sequence[float]
-    x_bars: Sequence[float] = ()
-    y_bars: Sequence[float] = ()
-    band: tuple[Sequence[float], Sequence[float]] | None = None
-    line: bool = True
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes; `mark` is the place of a vertical line, `ticks` name x = 0, 1, ..."""
-
-    title: str
-    series: Sequence[Series]
-    mark: float | None = None
-    ticks: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A figure of panels with one legend; `name` is its file without the ending."""
-
-    name: str
-    title: str
-    x: str
-    y: str
-    panels: Sequence[Panel]
-    notes: Sequence[str] = ()
-    per_row: int = 4
-    same_y: bool = True
 
 
 def worst_against_average(shown: Sequence[Candidate]) -> Drawing:

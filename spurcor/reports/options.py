@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from spurcor.config import METRICS, nearest
+from spurcor.config.check import nearest
+from spurcor.config.schema import METRICS
 from spurcor.errors import UserError
 from spurcor.reports.selection import STANDARD
 from spurcor.reports.tables import Metric

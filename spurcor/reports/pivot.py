@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from spurcor.presentation.tables import Cell, Record, Seeds, Table
 from spurcor.reports.published import Entry, beside
 from spurcor.reports.selection import Candidate, judge
-from spurcor.reports.tables import Cell, Metric, Record, Seeds, Table
+from spurcor.reports.tables import Metric
 from spurcor.reports.trials import Trial, short_names, show_value, with_settings
 
 Place = tuple[object, ...]

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from spurcor.config import CONF
+from spurcor.presentation.tables import Table
 from spurcor.reports.selection import Candidate
-from spurcor.reports.tables import Metric, Table
+from spurcor.reports.tables import Metric
+from spurcor.system.places import CONF
 
 Entry = Mapping[str, Any]
 

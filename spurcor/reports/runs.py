@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spurcor.config import flat
+from spurcor.config.nodes import flat
 
 Row = Mapping[str, Any]
 

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from spurcor.presentation.tables import LAST, ORACLE
 from spurcor.reports.runs import Row, number
 from spurcor.reports.trials import Trial
 
-LAST, ORACLE = "last", "oracle"
 STANDARD = ("val/worst", "val/average", "val/worst_class", LAST, ORACLE)
 ORACLE_COLUMN = "test/worst"
 

@@ -4,49 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from spurcor.reports.selection import LAST, ORACLE, Candidate, Pick, judge
-from spurcor.reports.statistics import Summary
+from spurcor.presentation.statistics import Summary
+from spurcor.presentation.tables import LAST, ORACLE, Cell, Interval, Record, Seeds, Table
+from spurcor.reports.selection import Candidate, Pick, judge
 from spurcor.reports.trials import Trial
 
-
-@dataclass(frozen=True)
-class Interval:
-    """A summary of which the interval is shown."""
-
-    of: Summary
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """How many seeds a row rests on, and how many it should."""
-
-    count: int
-    expected: int
-
-    def __str__(self) -> str:
-        missing = self.count < self.expected
-        return f"{self.count} of {self.expected}" if missing else str(self.count)
-
-
-Cell = str | int | float | Summary | Interval | Seeds | None
-Record = Mapping[str, Cell]
 Judged = Mapping[tuple[str, str], Sequence[Candidate]]  # by data set and method
-
-
-@dataclass(frozen=True)
-class Table:
-    """Records in order, with the sentences that belong below them."""
-
-    name: str
-    title: str
-    records: Sequence[Record]
-    notes: Sequence[str] = ()
-    falling: Sequence[str] = ()  # columns in which less is better
-
-    @property
-    def columns(self) -> list[str]:
-        """Of all records, in order of appearance."""
-        return list(dict.fromkeys(key for record in self.records for key in record))
 
 
 @dataclass(frozen=True)
@@ -153,9 +116,6 @@ def settings(judged: Judged, metrics: Sequence[Metric]) -> Table:
                 {**_head(one), **mark, **score, **_figures(one, metrics), **_budget(one.picks)}
             )
     return Table("settings", "Settings", records)
-
-
-# --- parts of a record ----------------------------------------------------------------------------
 
 
 def _head(one: Candidate) -> dict[str, Cell]:

@@ -80,7 +80,7 @@ def collect(outputs: Path, sweeps: Sequence[str], *, all_repairs: bool = False) 
     Of the repairs of a run, those that a point of the sweeps asked for, or all; of its analyses at
     the end, always those.
     """
-    from spurcor.sweeps import states
+    from spurcor.sweeps.states import states
 
     seeds: dict[str, set[int]] = {}
     finished: dict[Path, bool] = {}

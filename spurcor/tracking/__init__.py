@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from spurcor.config import MACHINE, Node, TrainConfig, plain
+from spurcor.config.nodes import Node, plain
+from spurcor.config.schema import MACHINE, TrainConfig
 from spurcor.errors import UserError
-from spurcor.files import read_json, read_lines
-from spurcor.shapes import Repair, Result, Row
+from spurcor.system.files import read_json, read_lines
+from spurcor.system.shapes import Repair, Result, Row
 
 log = logging.getLogger(__name__)
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from spurcor.companion import Companion
-from spurcor.config import Node, OutputPaths, check, plain
+from spurcor.config.check import check
+from spurcor.config.nodes import Node, plain
+from spurcor.config.schema import OutputPaths
+from spurcor.system.companion import Companion
 from spurcor.tracking import Record, Trackers
 
 log = logging.getLogger(__name__)
@@ -62,7 +64,7 @@ def main() -> None:
     line = sys.stdin.readline()
     if not line:  # there is no report after all
         return
-    from spurcor.launcher import log_to_terminal
+    from spurcor.system.terminal import log_to_terminal
 
     log_to_terminal()
     order = json.loads(line)

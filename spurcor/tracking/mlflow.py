@@ -22,9 +22,9 @@ from urllib.parse import urlparse
 from filelock import FileLock, Timeout
 
 from spurcor.errors import UserError
-from spurcor.files import read_json, write_json
-from spurcor.lock import holder, lock_of
-from spurcor.passwords import masked, whole
+from spurcor.system.files import read_json, write_json
+from spurcor.system.lock import holder, lock_of
+from spurcor.system.passwords import masked, whole
 from spurcor.tracking import Record, Status, Tracker, metrics_of, store
 from spurcor.tracking.names import mlflow_name
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from spurcor.files import read_json, write_json
-from spurcor.passwords import masked
+from spurcor.system.files import read_json, write_json
+from spurcor.system.passwords import masked
 from spurcor.tracking import Record, Status, Tracker, metrics_of, require
 from spurcor.tracking.names import shortened
 

@@ -1,0 +1,306 @@
+"""Types and coerces a composed configuration, or tells all of its problems at once."""
+
+import dataclasses
+import difflib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+from spurcor.config.nodes import FOREIGN_BASES, Node, flat, locate
+from spurcor.errors import UserError
+from spurcor.system.passwords import kept
+
+# What the program, not the user, hands to the constructors of each group.
+RUNTIME = {
+    "backbone": {"info"},
+    "features": {"info"},
+    "method": {"backbone", "info"},
+    "optimizer": {"params"},
+    "schedule": {"optimizer", "T_max"},
+    "tracker": {"outputs"},
+}
+# What a node of each group must be.
+ROLES = {
+    "backbone": "spurcor.models.backbone.Backbone",
+    "method": "spurcor.training.method.Method",
+    "optimizer": FOREIGN_BASES[1],
+    "schedule": FOREIGN_BASES[2],
+    "features.backbone": "spurcor.models.backbone.Backbone",
+    "dfr": "spurcor.repair.dfr.Dfr",
+    "analysis.*": "spurcor.analysis.contract.Analysis",
+    "dataset": "spurcor.data.source.DataSource",
+    "dataset.transform": "spurcor.data.transforms.Transform",
+    "tracker.*": "spurcor.tracking.Tracker",
+}
+LARGEST = 2**63 - 1  # what torch, numpy and JSON readers hold
+T = TypeVar("T")
+
+
+def arguments_of(target: str, path: str) -> list[str]:
+    """What the user may give to the constructor of the node at `path`."""
+    runtime = RUNTIME.get(path.partition(".")[0], set())
+    return [name for name in inspect.signature(locate(target)).parameters if name not in runtime]
+
+
+def composed(config: DictConfig) -> dict[str, Any]:
+    """What Hydra composed, resolved, without Hydra's own part."""
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    tree = OmegaConf.to_container(own, resolve=True)
+    assert isinstance(tree, dict)
+    for key in flat("", tree):
+        if key.endswith("._revision_"):
+            raise UserError(f"{key[1:]} is written by spurcor and cannot be chosen; leave it out")
+    return {str(key): value for key, value in tree.items()}
+
+
+def check_saved(tree: Mapping[str, Any], schema: type[T]) -> T:
+    """`check` a configuration that a run was saved with, which keeps the revisions of its time."""
+    return check(_with_revisions(tree), schema)
+
+
+def _with_revisions(value: Any) -> Any:
+    """Revisions above 1 are written down; nodes without one are of the first."""
+    if isinstance(value, list):
+        return [_with_revisions(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    first = {"_revision_": 1} if "_target_" in value else {}
+    return first | {key: _with_revisions(item) for key, item in value.items()}
+
+
+def check(config: DictConfig | Mapping[str, Any], schema: type[T]) -> T:
+    """Type and coerce a composed configuration, or report all of its problems in one `UserError`.
+
+    Every `_target_` node is checked against the type hints of its constructor.
+    """
+    tree = composed(config) if isinstance(config, DictConfig) else config
+    problems: list[str] = []
+    arguments = _check_arguments("", tree, schema, set(), problems)
+    if not problems:
+        try:
+            return schema(**arguments)
+        except ValueError as error:
+            problems.append(str(error))
+    raise UserError("\n".join(dict.fromkeys(problems)))
+
+
+def _check_arguments(
+    path: str, values: Any, owner: type, runtime: set[str], problems: list[str]
+) -> dict[str, Any]:
+    """Check a mapping against the constructor of `owner`; returns the coerced arguments."""
+    signature = inspect.signature(owner)
+    hints = _hints(owner)
+    parameters = {
+        name: parameter
+        for name, parameter in signature.parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and name not in runtime
+    }
+    dot = f"{path}." if path else ""
+    coerced: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in parameters:
+            problems.append(unknown_key(f"{dot}{key}", list(parameters)))
+        elif value == "???":
+            problems.append(f"{dot}{key} has no value; give one as {dot}{key}=...")
+        else:
+            coerced[key] = _coerce(f"{dot}{key}", value, hints.get(key, Any), problems)
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in values:
+            problems.append(f"{dot}{name} is missing; add it as +{dot}{name}=...")
+    return coerced
+
+
+def _hints(owner: type) -> dict[str, Any]:
+    try:
+        constructor = owner if dataclasses.is_dataclass(owner) else owner.__init__  # type: ignore[misc]
+        return typing.get_type_hints(constructor)
+    except NameError:  # a foreign class with annotations for type checkers only
+        return {}
+
+
+def _coerce(path: str, value: Any, hint: Any, problems: list[str]) -> Any:
+    """One value as its type hint wants it."""
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+    members = _members(hint)
+    if nested := _nested(hint, value):
+        return _check_nested(path, value, nested, problems)
+    if unsound := _unsound(value):
+        problems.append(f"{path}={value} {unsound}")
+        return None
+    options = any(dataclasses.is_dataclass(member) for member in members)  # come as a mapping
+    # Python counts True as an int, and a switch given where a number belongs is always a mistake.
+    switch = isinstance(value, bool) and not ({bool, Any} & members)
+    if switch or (options and not (value is None and types.NoneType in members)):
+        problems.append(f"{path}={value} is not {_describe(hint)}")
+        return None
+    try:
+        settings = ConfigDict(arbitrary_types_allowed=True)
+        found = TypeAdapter(hint, config=settings).validate_python(value)
+        if unsound := _unsound(found):  # a number that was a text
+            problems.append(f"{path}={value} {unsound}")
+        # Points run in another working directory.
+        return found.expanduser().absolute() if isinstance(found, Path) else found
+    except (ValidationError, PydanticUserError):  # the latter where keys belong, as in paths
+        near = nearest(str(value), [str(member) for member in _literals(hint)])
+        hint_text = f"; did you mean {near}?" if near else ""
+        problems.append(f"{path}={value} is not {_describe(hint)}{hint_text}")
+        return None
+
+
+def _unsound(value: Any) -> str:
+    """What is wrong with a plain value wherever it stands; nothing if it is sound."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is no finite number"
+    if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+        return "is too large"
+    if isinstance(value, str | Path):
+        if "\0" in str(value):
+            return "holds a NUL character, which no file name may"
+        if not str(value).isascii() and str(value) != str(value).encode(errors="replace").decode():
+            return "is not written in UTF-8"
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return "names a class, where only plain values are taken"
+        return next(filter(None, map(_unsound, [*value, *value.values()])), "")
+    if isinstance(value, list | tuple):
+        return next(filter(None, map(_unsound, value)), "")
+    return ""
+
+
+def _nested(hint: Any, value: Any) -> Any:
+    """The dataclass, `Node` or mapping of nodes that a mapping is to become, or None."""
+    members = _members(hint)
+    left_out = types.NoneType in members and value in (None, {})
+    if Node in members and not left_out:
+        return Node
+    if not isinstance(value, Mapping):
+        return None
+    if typing.get_args(hint) == (str, Node):
+        return dict
+    for member in members:
+        if isinstance(member, type) and dataclasses.is_dataclass(member):
+            empty_allowed = types.NoneType in members and not value
+            return types.NoneType if empty_allowed else member
+        # A constructor that takes another part of spurcor, as a data set does its transform.
+        if "_target_" in value and getattr(member, "__module__", "").startswith("spurcor."):
+            return Node
+    return None
+
+
+def _check_nested(path: str, value: Mapping[str, Any], kind: Any, problems: list[str]) -> Any:
+    if kind is types.NoneType:
+        return None
+    if kind is dict:
+        return {
+            key: _check_nested(f"{path}.{key}", item, Node, problems) for key, item in value.items()
+        }
+    if kind is Node:
+        return _check_node(path, value, problems)
+    before = len(problems)
+    arguments = _check_arguments(path, value, kind, set(), problems)
+    if len(problems) == before:
+        try:
+            return kind(**arguments)
+        except ValueError as error:
+            problems.append(f"{path}.{error}")
+    return None
+
+
+def _check_node(path: str, value: Any, problems: list[str]) -> Node | None:
+    if not isinstance(value, Mapping) or not isinstance(value.get("_target_"), str):
+        problems.append(f"{path} names no _target_; choose one of the files in conf/{path}")
+        return None
+    if foreign := {"_args_", "_convert_", "_partial_", "_recursive_"} & set(value):
+        problems.append(f"{path}.{sorted(foreign)[0]} is refused; only _target_ and plain values")
+        return None
+    try:
+        owner = locate(value["_target_"])
+    except UserError as error:
+        problems.append(f"{path}: {error}")
+        return None
+    group = path.partition(".")[0]
+    bases = {f"{base.__module__}.{base.__qualname__}" for base in owner.__mro__}
+    role = ROLES.get(path) or ROLES.get(f"{group}.*")
+    contract = inspect.isabstract(owner) or getattr(owner, "_is_protocol", False)
+    if role not in bases or contract:
+        name = path.rpartition(".")[2] if path in ROLES else group
+        problems.append(f"{path}._target_={value['_target_']} is no {name}")
+        return None
+    revision = value.get("_revision_", getattr(owner, "revision", 1))
+    if not isinstance(revision, int):
+        problems.append(f"{path}._revision_={revision} is not a whole number")
+        return None
+    runtime = RUNTIME.get(group, set())
+    arguments = {k: item for k, item in value.items() if k not in ("_target_", "_revision_")}
+    arguments = _check_arguments(path, arguments, owner, runtime, problems)
+    if group == "tracker":
+        arguments = {k: kept(v) if isinstance(v, str) else v for k, v in arguments.items()}
+    return Node(path, value["_target_"], arguments, revision)
+
+
+def _members(hint: Any) -> set[Any]:
+    """The types that a union allows, or the one type."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return {member for arg in typing.get_args(hint) for member in _members(arg)}
+    if typing.get_origin(hint) is Literal:
+        return {type(member) for member in typing.get_args(hint)}
+    return {hint}
+
+
+def _literals(hint: Any) -> Iterator[Any]:
+    if typing.get_origin(hint) is Literal:
+        yield from typing.get_args(hint)
+    for member in typing.get_args(hint):
+        yield from _literals(member)
+
+
+def _describe(hint: Any) -> str:
+    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+    if literals := list(_literals(hint)):
+        return "one of " + ", ".join(map(str, literals))
+    known = [names[m] for m in (float, int, bool, str) if m in _members(hint)]
+    known += [f"a list of {_several(m)}" for m in _members(hint) if _element(m) is not None]
+    if types.NoneType in _members(hint):
+        known.append("null")
+    if known:
+        return " or ".join(known)
+    for member in _members(hint):
+        if isinstance(member, type) and dataclasses.is_dataclass(member):
+            return f"a mapping of {', '.join(field.name for field in dataclasses.fields(member))}"
+    return f"a value of type {getattr(hint, '__name__', hint)}".replace("typing.", "")
+
+
+def _element(hint: Any) -> Any:
+    """The type of what a list or tuple holds; None of anything else."""
+    holds = typing.get_args(hint) if typing.get_origin(hint) in (list, tuple) else ()
+    return holds[0] if holds else None
+
+
+def _several(hint: Any) -> str:
+    names = {float: "numbers", int: "whole numbers", bool: "true or false", str: "texts"}
+    inner = _element(hint)
+    return names.get(inner) or f"lists of {_several(inner)}"
+
+
+def nearest(word: str, names: Iterable[str]) -> str | None:
+    """The name that was most likely meant, which is never the word itself."""
+    near = difflib.get_close_matches(word, [name for name in names if name != word], 1)
+    return near[0] if near else None
+
+
+def unknown_key(path: str, names: list[str]) -> str:
+    """The sentence for a key that nothing takes."""
+    parent, _, key = path.rpartition(".")
+    dot = f"{parent}." if parent else ""
+    if near := nearest(key, names):
+        return f"{path} is no key; did you mean {dot}{near}?"
+    taken = f"; {parent or 'the top level'} takes {', '.join(sorted(names))}" if names else ""
+    return f"{path} is no key{taken}"

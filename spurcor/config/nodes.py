@@ -1,0 +1,125 @@
+"""`_target_` nodes: a class that a configuration may build, with its arguments."""
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spurcor.errors import UserError
+
+# Foreign classes that a _target_ may name: their package, and what they must derive from.
+FOREIGN = ("torch", "torchvision", "timm")
+FOREIGN_BASES = (
+    "torch.nn.modules.module.Module",
+    "torch.optim.optimizer.Optimizer",
+    "torch.optim.lr_scheduler.LRScheduler",
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A checked `_target_` node: a class and its arguments, coerced to the constructor's types."""
+
+    path: str
+    target: str
+    arguments: dict[str, Any]
+    revision: int = 1  # of the class, when the configuration was made: a mend that moves numbers
+
+    def build(self, **runtime: Any) -> Any:
+        """Construct the object; what its constructor refuses is the user's mistake."""
+        arguments = {
+            key: value.build() if isinstance(value, Node) else value
+            for key, value in self.arguments.items()
+        }
+        try:
+            return locate(self.target)(**arguments, **runtime)
+        except UserError:
+            raise
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"{self.path}: {str(error).splitlines()[0]}") from error
+
+    def takes(self, argument: str) -> bool:
+        """Whether the constructor has an argument of that name."""
+        return argument in inspect.signature(locate(self.target)).parameters
+
+    def hashed(self, folder: Path | None = None) -> dict[str, Any]:
+        """Target and those arguments that differ from the constructor's defaults.
+
+        A class whose numbers changed since it was first released has a `revision` above 1, which
+        counts too: what an earlier one gave is not taken for what it gives now. Files named
+        relative to `folder` count by their content.
+        """
+        defaults = {
+            name: parameter.default
+            for name, parameter in inspect.signature(locate(self.target)).parameters.items()
+        }
+        kept = {
+            key: value.hashed() if isinstance(value, Node) else content(value, folder)
+            for key, value in self.arguments.items()
+            if plain(value) != plain(defaults.get(key, inspect.Parameter.empty))
+        }
+        return {"_target_": self.target, **_revised(self.revision), **plain(kept)}
+
+
+def content(value: Any, folder: Path | None) -> Any:
+    """A file that is read counts by what is in it, not by its name."""
+    if isinstance(value, str | Path) and "." in str(value):
+        for path in (Path(value), *([folder / value] if folder else [])):
+            if path.is_file():
+                with path.open("rb") as file:  # weights may take gigabytes
+                    return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return value
+
+
+def plain(value: Any) -> Any:
+    """A value as YAML and JSON hold it."""
+    if isinstance(value, Node):
+        return {"_target_": value.target, **_revised(value.revision), **plain(value.arguments)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _revised(revision: int) -> dict[str, int]:
+    return {"_revision_": revision} if revision > 1 else {}
+
+
+def flat(prefix: str, value: Any) -> dict[str, Any]:
+    """A nested mapping with dotted keys."""
+    if isinstance(value, Mapping):
+        return {k: v for key in value for k, v in flat(f"{prefix}.{key}", value[key]).items()}
+    return {prefix: value}
+
+
+@functools.cache
+def locate(target: str) -> type:
+    """The class that a `_target_` names, if it is one that a configuration may build.
+
+    Nothing outside the packages named here is imported, and nothing but a class is called:
+    `torch.hub.load` and `torch.load` run foreign code.
+    """
+    module_name, _, name = target.rpartition(".")
+    package = module_name.partition(".")[0]
+    if package != "spurcor" and package not in FOREIGN:
+        raise UserError(f"_target_={target} is not a class of spurcor, torch, torchvision or timm")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except Exception as error:  # a module may raise anything while it is imported
+        raise UserError(f"_target_={target} does not exist ({error})") from error
+    refusal = UserError(f"_target_={target} is not a class that a configuration may build")
+    if not isinstance(found, type):
+        raise refusal
+    home = found.__module__.partition(".")[0]
+    bases = {f"{base.__module__}.{base.__qualname__}" for base in found.__mro__}
+    if home != "spurcor" and not (home in FOREIGN and bases.intersection(FOREIGN_BASES)):
+        raise refusal
+    return found

@@ -1,0 +1,51 @@
+"""Resolvers of spurcor in configuration files."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from spurcor.errors import UserError
+from spurcor.system.places import CONF, REPO
+
+
+def sweep_files() -> list[Path]:
+    """The sweep files, sweeps/<dataset>/<question>.yaml."""
+    return sorted((CONF / "sweeps").glob("*/*.yaml"))
+
+
+@functools.cache
+def _choices() -> Mapping[str, Mapping[str, str]]:
+    import yaml
+
+    loaded: Mapping[str, Mapping[str, str]] = yaml.safe_load(
+        (CONF / "choices.yaml").read_text(encoding="utf-8")
+    )
+    return loaded
+
+
+def choice(group: str, dataset: str, method: str, features: str = "none") -> str:
+    """The default of a config group for a (data set, method), by conf/choices.yaml."""
+    table = _choices()[group]
+    if features != "none":
+        return table.get(f"features/{method}") or table["features"]
+    return table.get(f"{dataset}/{method}") or table.get(dataset) or table["default"]
+
+
+def first(*values: Any) -> Any:
+    """The first value that is not null, or null."""
+    return next((value for value in values if value is not None), None)
+
+
+def register() -> None:
+    """Make spurcor's resolvers known to OmegaConf."""
+    if not CONF.is_dir():
+        raise UserError(
+            f"there is no conf folder beside {Path(__file__).parent}; install spurcor from a clone"
+            " with 'pip install -e .'"
+        )
+    OmegaConf.register_new_resolver("choice", choice, replace=True)
+    OmegaConf.register_new_resolver("first", first, replace=True)
+    OmegaConf.register_new_resolver("repo_root", lambda: str(REPO), replace=True)

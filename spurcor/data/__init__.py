@@ -1,0 +1,1 @@
+"""Images, labels, groups and splits, whatever data set they are of."""

@@ -1,0 +1,313 @@
+"""Archives of data sets, extracted once and safely: zip, and tar as it is or compressed.
+
+A stranger's archive may try to write elsewhere or fill the disk. Here its members have names and
+link targets without `..` that start at no root, so nothing in it can lead out of the folder, and
+their bytes are counted before and while they are written. It is there whole or not at all.
+"""
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Literal, Protocol
+
+from filelock import FileLock
+
+from spurcor.errors import UserError
+from spurcor.system.files import is_clutter, read_json, replacing_folder, write_json
+from spurcor.system.shapes import Extracted
+
+MAX_BYTES = 60 * 10**9  # of all members; the largest data set here takes 2 GB
+MAX_MEMBERS = 2_000_000  # CelebA has 202,599 images
+BLOCK = 1 << 20
+MAX_READ = 1 << 26  # names and other facts about a member are read at once
+COMPRESSIONS: Mapping[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+}
+MARK = ".archive.json"  # in an extracted folder: the size of what it was made of
+# What the readers of the standard library raise on bytes that are no whole archive.
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, UnicodeError)
+
+
+def folder_of(archive: Path) -> Path:
+    """Where an archive is extracted to, beside it."""
+    return archive.with_name(f"{archive.name}.extracted")
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """What one more level of folders may have been put into; not what was extracted from others."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_dir() and not is_clutter(path.name) and not path.name.endswith(".extracted")
+    )
+
+
+def extracted(
+    archive: Path, max_bytes: int = MAX_BYTES, max_members: int = MAX_MEMBERS
+) -> Path | None:
+    """The folder that holds what is in `archive`, extracted now if nobody has yet.
+
+    None where there is no such archive; one that was removed after its extraction still counts.
+    """
+    folder = folder_of(archive)
+    if not archive.is_file():
+        return folder if (folder / MARK).is_file() else None
+    try:
+        if not folder.exists():
+            _extract_once(archive, folder, max_bytes, max_members)
+        fix = f"remove {folder}, and it is extracted anew"
+        size = read_json(folder / MARK, Extracted, fix)["bytes"]
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{archive} cannot be extracted to {folder} ({reason}); remove that folder if it"
+            " exists, and see that its place can be written to"
+        ) from error
+    if size != archive.stat().st_size:
+        raise UserError(
+            f"{folder} was extracted from another archive than the {archive.name} that is now"
+            " beside it; remove the folder, and it is made anew"
+        )
+    return folder
+
+
+def _extract_once(archive: Path, folder: Path, max_bytes: int, max_members: int) -> None:
+    """Of several processes one extracts and the others wait."""
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if folder.exists():
+            return
+        for leftover in folder.parent.glob(f".{folder.name}.*/"):  # of one that was killed
+            shutil.rmtree(leftover)
+        try:
+            size, count = _inspect(archive, max_bytes, max_members)
+            free = shutil.disk_usage(folder.parent).free
+            if size > free:
+                raise UserError(
+                    f"extracting {archive} takes {size / 1e9:.2f} GB in {folder.parent}, which has"
+                    f" {free / 1e9:.2f} GB free; make room, or move it to a larger disk and set"
+                    " paths.data"
+                )
+            with replacing_folder(folder) as beside:
+                _write_all(archive, beside, count, max_bytes)
+                write_json(beside / MARK, {"bytes": archive.stat().st_size})
+        except (*BROKEN, NotImplementedError, RuntimeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk's, not the archive's
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(
+                f"{archive} is damaged or cut off ({reason}); download it again"
+            ) from error
+
+
+# --- members --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Member:
+    """What an archive says of one of its members."""
+
+    name: str
+    kind: Literal["file", "folder", "link", "hard link", "special"]
+    size: int = 0
+    target: str = ""  # of a link
+
+    @property
+    def leads_out(self) -> bool:
+        """Whether its name, or what it points at, could lie outside of the folder."""
+        paths = [PurePosixPath(self.name), PurePosixPath(self.target)]
+        return any(path.is_absolute() or ".." in path.parts for path in paths)
+
+
+class Reader(Protocol):
+    """An open archive."""
+
+    def members(self) -> Iterator[Member]:
+        """All of them, in the archive's order."""
+
+    def contents(self) -> Iterator[tuple[Member, IO[bytes] | None]]:
+        """The same, with the bytes of those that are files."""
+
+
+class ZipReader:
+    """A zip archive; members that are no files and no folders count as special."""
+
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self.archive = archive
+
+    def members(self) -> Iterator[Member]:
+        """From the central directory."""
+        for info in self.archive.infolist():
+            yield self._member(info)
+
+    def contents(self) -> Iterator[tuple[Member, IO[bytes] | None]]:
+        """Checksums are compared when a file has been read to its end."""
+        for info in self.archive.infolist():
+            member = self._member(info)
+            if member.kind != "file":
+                yield member, None
+                continue
+            with self.archive.open(info) as file:
+                yield member, file
+
+    def _member(self, info: zipfile.ZipInfo) -> Member:
+        kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the writer knew no Unix modes
+        name = info.filename.replace("\\", "/")  # of writers on Windows, against the standard
+        if name.endswith("/"):
+            return Member(name, "folder")
+        regular = kind in (0, stat.S_IFREG)
+        return Member(name, "file" if regular else "special", info.file_size)
+
+
+class TarReader:
+    """A tar archive, read from its beginning to its end."""
+
+    def __init__(self, archive: tarfile.TarFile) -> None:
+        self.archive = archive
+
+    def members(self) -> Iterator[Member]:
+        """From the headers before each member."""
+        for info in self.archive:
+            yield self._member(info)
+
+    def contents(self) -> Iterator[tuple[Member, IO[bytes] | None]]:
+        """The bytes are those of the stream: there is no going back in a compressed archive."""
+        for info in self.archive:
+            yield self._member(info), self.archive.extractfile(info) if info.isreg() else None
+
+    def _member(self, info: tarfile.TarInfo) -> Member:
+        if info.isreg():
+            return Member(info.name, "file", info.size)
+        if info.isdir():
+            return Member(info.name, "folder")
+        if info.issym() or info.islnk():
+            return Member(info.name, "link" if info.issym() else "hard link", 0, info.linkname)
+        return Member(info.name, "special")
+
+
+class Bounded(io.BufferedIOBase):
+    """Decompressed bytes; refuses to hold many at once, as a forged header would have it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+
+    def read(self, size: int | None = -1) -> bytes:
+        """At most MAX_READ bytes."""
+        if size is None or not 0 <= size <= MAX_READ:
+            raise tarfile.ReadError("a header of impossible size")
+        return self.file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Skip in the stream."""
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Position in the stream."""
+        return self.file.tell()
+
+
+@contextlib.contextmanager
+def _opened(archive: Path) -> Iterator[Reader]:
+    """A reader for what the file is, whatever its name says."""
+    with archive.open("rb") as file:
+        start = file.read(512)
+    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        with zipfile.ZipFile(archive) as opened:
+            yield ZipReader(opened)
+        return
+    decompress = next((f for magic, f in COMPRESSIONS.items() if start.startswith(magic)), open)
+    with decompress(archive, "rb") as stream:
+        try:
+            opened_tar = tarfile.open(fileobj=Bounded(stream), mode="r:")  # noqa: SIM115 - below
+        except tarfile.ReadError as error:
+            page = start.lstrip().lower().startswith((b"<!doctype", b"<html"))
+            what = "a web page" if page else "neither a zip nor a tar archive"
+            raise UserError(
+                f"{archive} is {what}, perhaps the answer to a download that failed; download it"
+                " again"
+            ) from error
+        with opened_tar:
+            yield TarReader(opened_tar)
+        stream.read(MAX_READ)  # to the end, where the checksum of the whole is
+
+
+# --- checking and writing -------------------------------------------------------------------------
+
+
+def _inspect(archive: Path, max_bytes: int, max_members: int) -> tuple[int, int]:
+    """Bytes and number of all members; refuses before anything is written."""
+    size = count = 0
+    with _opened(archive) as reader:
+        for member in reader.members():
+            size, count = size + member.size, count + 1
+            if member.size < 0:
+                raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
+            if member.leads_out:
+                points = f", a link to {member.target}," if member.target else ""
+                raise _refusal(archive, f"{member.name}{points} leads out of its folder")
+            if member.kind == "special":
+                raise _refusal(archive, f"{member.name} is neither a file nor a folder")
+            if count > max_members:
+                raise _refusal(archive, f"it has more than {max_members:,} members")
+            if size > max_bytes:
+                raise _refusal(archive, f"it holds more than {max_bytes / 1e9:,.1f} GB")
+    if not count:
+        raise _refusal(archive, "it is empty")
+    return size, count
+
+
+def _refusal(archive: Path, reason: str) -> UserError:
+    return UserError(
+        f"{archive} is not extracted: {reason}; if you trust it, extract it yourself to"
+        f" {archive.parent}"
+    )
+
+
+def _write_all(archive: Path, folder: Path, count: int, max_bytes: int) -> None:
+    from spurcor.system.terminal import tracked
+
+    left = max_bytes
+    title = f"extracting {archive} ({count:,} members)"
+    with _opened(archive) as reader:
+        for member, contents in tracked(reader.contents(), title, total=count):
+            path = folder / member.name
+            if member.kind == "folder":
+                path.mkdir(parents=True, exist_ok=True)
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if contents is not None:
+                left -= _copy(contents, path, member, archive, left)
+            elif member.kind == "hard link":
+                os.link(folder / member.target, path)
+            else:
+                os.symlink(member.target, path)
+
+
+def _copy(contents: IO[bytes], path: Path, member: Member, archive: Path, left: int) -> int:
+    """Write one file; returns its size, which is what its header says or an error."""
+    written = 0
+    with path.open("wb") as file:
+        while block := contents.read(BLOCK):
+            written += len(block)
+            if written > min(left, member.size):
+                raise _refusal(archive, "it holds more than its headers say")
+            file.write(block)
+    if written != member.size:
+        raise tarfile.ReadError(f"{member.name} has {written:,} bytes instead of {member.size:,}")
+    return written

@@ -1,0 +1,120 @@
+"""Labelled image files."""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from spurcor.data.groups import GroupedDataset, GroupSpec, Split
+from spurcor.data.images import Images, RaggedImages
+from spurcor.data.listing import located
+from spurcor.data.store import open_store, place_of
+from spurcor.data.transforms import Transform
+
+log = logging.getLogger(__name__)
+
+ENLARGED = 1.5  # above what is published: CelebA's 178 pixels become 224
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Labelled image files under `root`: relative names, y (M,) or (M, L), a (M,), and which of
+    them, as rows, are in which split.
+    """
+
+    spec: GroupSpec
+    root: Path
+    names: Sequence[str]
+    y: Tensor
+    a: Tensor
+    members: Mapping[str, Tensor]
+
+    @property
+    def groups(self) -> dict[str, Tensor]:
+        """Group numbers of each split."""
+        g = self.spec.group(self.y, self.a)
+        return {name: g[rows] for name, rows in self.members.items()}
+
+    def open(
+        self, members: Mapping[str, Tensor], transform: Transform
+    ) -> dict[str, GroupedDataset]:
+        """Splits of the rows named, their images in stores: one for evaluation, one for training.
+
+        The two are one where a transform augments nothing that it would store differently.
+        """
+        used = torch.unique(torch.cat(list(members.values())))
+        names = located(self.root, [self.names[row] for row in used.tolist()])
+        images = open_store(self.root, names, transform.stored)
+        _warn_of_enlarging(images, transform)
+        stores = dict.fromkeys(members, (images, used))
+        if transform.stored_train != transform.stored:
+            trained = [members[name] for name in (Split.TRAIN, Split.TARGET) if name in members]
+            rows = torch.unique(torch.cat(trained))
+            trained_names = [names[i] for i in torch.searchsorted(used, rows).tolist()]
+            train_images = open_store(self.root, trained_names, transform.stored_train)
+            stores |= dict.fromkeys((Split.TRAIN, Split.TARGET), (train_images, rows))
+        return {
+            name: GroupedDataset(
+                self.spec,
+                images,
+                self.y[rows],
+                self.a[rows],
+                rows,
+                torch.searchsorted(used, rows),
+                stores[name][0],
+                torch.searchsorted(stores[name][1], rows),
+            )
+            for name, rows in members.items()
+        }
+
+    def warn_of_counts(self, official: Mapping[str, Sequence[int]]) -> None:
+        """Name the groups whose numbers are not those of the published data set; once."""
+        told = []
+        for name, g in self.groups.items():
+            found = torch.bincount(g, minlength=self.spec.num_groups).tolist()
+            differences = [
+                f"{group} {have:,} instead of {want:,}"
+                for group, have, want in zip(self.spec.names, found, official[name], strict=True)
+                if have != want
+            ]
+            if differences:
+                told.append(f"{name} has {', '.join(differences)}")
+        sentence = f"{self.root}: the splits are not the published ones: {'; '.join(told)}"
+        if told and _is_news(place_of(self.root), sentence):
+            log.warning("%s", sentence)
+
+
+def _is_news(folder: Path, sentence: str) -> bool:
+    """Whether a sentence about a data set is told for the first time: a file in `folder` says."""
+    told = folder / f".told-{hashlib.sha256(sentence.encode()).hexdigest()[:8]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        told.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:  # nothing can be kept there: it is told again
+        return True
+    return True
+
+
+def _warn_of_enlarging(images: Images, transform: Transform) -> None:
+    """Pixels that are made up cost as much as real ones."""
+    if isinstance(images, RaggedImages):
+        return
+    stored = images.take(torch.zeros(1, dtype=torch.int64))
+    before, after = (x.shape[2] * x.shape[3] for x in (stored, transform(stored)))
+    if after > ENLARGED**2 * before:
+        height, width = stored.shape[2:]
+        log.warning(
+            "dataset.transform enlarges stored images of %d x %d pixels, which adds nothing to see"
+            " and makes every step about %.1f times as long; say dataset.transform.size=%d, or"
+            " leave more of the images by resize and crop",
+            height,
+            width,
+            after / before,
+            min(height, width),
+        )

@@ -1,0 +1,159 @@
+"""What a data set is, and the options that every data set has."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from spurcor.data.groups import GroupedDataset, GroupSpec, Split, members_by
+from spurcor.data.photographs import Photographs
+from spurcor.data.transforms import Transform
+from spurcor.errors import UserError
+from spurcor.seeding import derive_seed
+
+MOST_WORKERS = 256  # each is a process
+
+
+@dataclass(kw_only=True)
+class DataSource(ABC):
+    """What a file in conf/dataset builds: a data set, with the options that every one of them has.
+
+    `drop_groups` (class/attribute) leave TRAIN. `target_fraction` of VAL, or of TRAIN
+    (`target_from`; there in the place of a TARGET that the data set has), per group, becomes
+    TARGET. `num_train`, `num_val`, `num_test` (also of named test sets) keep at most that many
+    samples in the proportions of the groups, at least one of each; `subset_size` is all three.
+    `num_target` does so for TARGET; the files have it follow `subset_size`. `split_seed` draws
+    them. `store` keeps images on `disk` (memory-mapped), in `memory` or on the training `device`;
+    `workers` processes read batches ahead.
+    """
+
+    transform: Transform
+    target_fraction: float = 0.0
+    target_from: Literal["val", "train"] = "val"
+    subset_size: int | None = None
+    num_train: int | None = None
+    num_val: int | None = None
+    num_test: int | None = None
+    num_target: int | None = None  # not by `subset_size`: older runs were not cut by that
+    drop_groups: tuple[str, ...] = ()
+    split_seed: int = 0
+    store: Literal["disk", "memory", "device"] = "device"
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.target_fraction < 1:
+            raise ValueError(f"target_fraction={self.target_fraction} must be at least 0, below 1")
+        for name in ("subset_size", "num_train", "num_val", "num_test", "num_target"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if not 0 <= self.workers <= MOST_WORKERS:
+            raise ValueError(f"workers={self.workers} must be between 0 and {MOST_WORKERS}")
+
+    @abstractmethod
+    def load(self, root: Path) -> "dict[str, GroupedDataset] | Photographs":
+        """Every split by name: those of `Split` that exist, and any number of named test sets.
+
+        What is loaded says its classes and attributes: they may stand in a file under `root`.
+        """
+
+    def splits(self, root: Path) -> dict[str, GroupedDataset]:
+        """The splits under `root` as the options want them; photographs are decoded if need be."""
+        loaded = self.load(root)
+        if isinstance(loaded, Photographs):
+            parts = self.select(loaded.groups, loaded.spec)
+            members = {name: loaded.members[of][kept] for name, (of, kept) in parts.items()}
+            return loaded.open(members, self.transform)
+        groups = {name: split.g for name, split in loaded.items()}
+        parts = self.select(groups, loaded[Split.TRAIN].spec)
+        return {name: loaded[of].subset(kept) for name, (of, kept) in parts.items()}
+
+    # --- options ----------------------------------------------------------------------------------
+
+    def select(
+        self, groups: Mapping[str, Tensor], spec: GroupSpec
+    ) -> dict[str, tuple[str, Tensor]]:
+        """`drop_groups`, then `target_fraction`, then sizes, from the groups (N,) of each split.
+
+        Returns, for each split, the one that its samples come from and their positions there.
+        """
+        kept = {name: torch.arange(len(g)) for name, g in groups.items()}
+        origin = {name: name for name in groups}
+        kept[Split.TRAIN] = self._without_dropped(groups[Split.TRAIN], spec)
+        if self.target_fraction:
+            if Split.TARGET in groups and self.target_from == "val":
+                raise UserError(
+                    f"dataset.target_fraction={self.target_fraction}: this data set has a TARGET of"
+                    " its own; say dataset.target_fraction=0, or dataset.target_from=train to have"
+                    " a share of TRAIN in its place"
+                )
+            origin[Split.TARGET] = self.target_from
+            remaining = kept[self.target_from]
+            rest, taken = self._take_target(groups[self.target_from][remaining])
+            kept[self.target_from], kept[Split.TARGET] = remaining[rest], remaining[taken]
+        keys = {name: f"num_{name}" for name in map(str, (Split.TRAIN, Split.VAL, Split.TARGET))}
+        for name in kept:
+            key = keys.get(name, "num_test")
+            size = getattr(self, key) or (self.subset_size if name != Split.TARGET else None)
+            if size is not None and size < len(kept[name]):
+                g = groups[origin[name]][kept[name]]
+                kept[name] = kept[name][self._stratified(name, g, size, key)]
+        return {name: (origin[name], positions) for name, positions in kept.items()}
+
+    def _generator(self, what: str) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(what, self.split_seed))
+
+    def _without_dropped(self, g: Tensor, spec: GroupSpec) -> Tensor:
+        if self.drop_groups:
+            spec.require_groups(f"dataset.drop_groups={list(self.drop_groups)}")
+        names = spec.names
+        if unknown := [name for name in self.drop_groups if name not in names]:
+            raise UserError(
+                f"dataset.drop_groups={unknown[0]} is no group; there are {', '.join(names)}"
+            )
+        dropped = torch.tensor([names.index(name) for name in self.drop_groups], dtype=torch.int64)
+        kept = (~torch.isin(g, dropped)).nonzero().squeeze(1)
+        if not len(kept):
+            raise UserError(f"dataset.drop_groups={list(self.drop_groups)} leaves nothing to train")
+        return kept
+
+    def _take_target(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of what stays where it was, and of what becomes TARGET."""
+        shuffled = torch.randperm(len(g), generator=self._generator("target"))
+        taken = torch.zeros(len(g), dtype=torch.bool)
+        for members in members_by(g, shuffled):
+            taken[members[: round(self.target_fraction * len(members))]] = True
+        if not taken.any() or taken.all():
+            raise UserError(
+                f"dataset.target_fraction={self.target_fraction} of {len(g)} {self.target_from}"
+                f" samples leaves target or {self.target_from} empty"
+            )
+        return (~taken).nonzero().squeeze(1), taken.nonzero().squeeze(1)
+
+    def _stratified(self, name: str, g: Tensor, size: int, key: str) -> Tensor:
+        """Positions of `size` samples in the proportions of the groups, each of which keeps one."""
+        groups = members_by(g, torch.randperm(len(g), generator=self._generator(f"subset/{name}")))
+        if size < len(groups):
+            key = key if getattr(self, key) else "subset_size"
+            raise UserError(f"dataset.{key}={size} is too small: {name} has {len(groups)} groups")
+        quotas = apportion(torch.tensor([len(members) for members in groups]), size).tolist()
+        kept = [members[:quota] for members, quota in zip(groups, quotas, strict=True)]
+        return torch.cat(kept).sort()[0]
+
+
+def apportion(counts: Tensor, size: int) -> Tensor:
+    """`size` seats (G,) in proportion to positive `counts` (G,), by largest remainders; at least 1.
+
+    `size` is between G and the sum of the counts.
+    """
+    shares = counts.double() * size / counts.sum()
+    seats = shares.floor().long()
+    seats[(shares - seats).sort(descending=True, stable=True)[1][: size - int(seats.sum())]] += 1
+    for empty in (seats == 0).nonzero():
+        seats[seats.argmax()] -= 1
+        seats[empty] = 1
+    return seats

@@ -1,0 +1,99 @@
+"""The splits of a data set, placed on the training device."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from spurcor.data.groups import DataInfo, GroupedDataset, Split
+from spurcor.data.images import Images
+from spurcor.data.transforms import Transform
+from spurcor.errors import UserError
+
+if TYPE_CHECKING:
+    from spurcor.data.source import DataSource
+
+log = logging.getLogger(__name__)
+
+DEVICE_SHARE = 0.5  # of a device's free memory that images may take
+
+
+@dataclass(frozen=True)
+class Splits:
+    """All the data of a run."""
+
+    data: Mapping[str, GroupedDataset]
+    transform: Transform
+    device: torch.device
+    workers: int = 0
+
+    @classmethod
+    def load(cls, source: "DataSource", root: Path, device: torch.device) -> "Splits":
+        """Read a data set and put it where it is trained on."""
+        data = source.splits(root)
+        arrays = {id(i): i for split in data.values() for i in (split.images, split.train_images)}
+        placed = _place(arrays, source.store, device)
+        data = {str(name): split.moved(device, placed) for name, split in data.items()}
+        return cls(data, source.transform, device, source.workers)
+
+    def __getitem__(self, name: str) -> GroupedDataset:
+        if name not in self.data:
+            hint = "; dataset.target_fraction takes one from val" if name == Split.TARGET else ""
+            have = ", ".join(self.data)
+            raise UserError(f"this data set has no {name} split{hint}; it has {have}")
+        return self.data[name]
+
+    @property
+    def info(self) -> DataInfo:
+        """The facts that constructors need."""
+        train = self[Split.TRAIN]
+        x = train.fetch(torch.arange(1)).x
+        # What no random crop fits is refused here, before anything is written.
+        self.transform.draw(train.train_images.sizes(train.train_rows[:1]), torch.Generator())
+        try:
+            channels, height, width = self.transform(x).shape[1:]
+        except RuntimeError as error:
+            raise UserError(
+                f"dataset.transform does not fit images of {x.shape[1]} channels ({error})"
+            ) from error
+        return DataInfo(train.spec, (channels, height, width), train.group_counts.cpu())
+
+    @property
+    def evaluated(self) -> dict[str, GroupedDataset]:
+        """VAL, TEST and the named test sets."""
+        trained = (Split.TRAIN, Split.TARGET)
+        return {name: split for name, split in self.data.items() if name not in trained}
+
+    def without(self, names: tuple[str, ...]) -> "Splits":
+        """The same without some of the splits."""
+        kept = {name: split for name, split in self.data.items() if name not in names}
+        return replace(self, data=kept)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Which samples are in which split."""
+        return {name: split.fingerprint for name, split in self.data.items()}
+
+
+def _place(arrays: Mapping[int, Images], store: str, device: torch.device) -> dict[int, Images]:
+    """Arrays of images on the disk, in memory, or on the device if they leave room for training."""
+    if store == "disk":
+        return dict(arrays)
+    if store == "device" and device.type == "cuda":
+        needed = sum(images.num_bytes for images in arrays.values())
+        free = torch.cuda.mem_get_info(device)[0]
+        if needed > DEVICE_SHARE * free:
+            log.warning(
+                "dataset.store=device: the images take %.1f GB and %s has %.1f GB free; they stay"
+                " in memory",
+                needed / 1e9,
+                device,
+                free / 1e9,
+            )
+            device = torch.device("cpu")
+    else:
+        device = torch.device("cpu")
+    return {key: images.to(device) for key, images in arrays.items()}

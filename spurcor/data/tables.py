@@ -1,0 +1,209 @@
+"""Tables of labels that come with photographs: read by pandas, checked column by column.
+
+Whatever is wrong in a column is told at once, the first rows of it by number (the header is not
+counted) and value.
+"""
+
+import codecs
+import csv
+import io
+import itertools
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from spurcor.data.groups import Split
+from spurcor.errors import UserError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+SPLIT_CODES = {0: Split.TRAIN, 1: Split.VAL, 2: Split.TEST}  # of Waterbirds, CelebA and ISIC
+MAX_SHOWN = 5
+
+
+class Table:
+    """Columns of a file of M rows."""
+
+    def __init__(self, path: Path, frame: "DataFrame") -> None:
+        self.path, self.frame = path, frame
+
+    @classmethod
+    def read(
+        cls,
+        path: Path,
+        text: Sequence[str],
+        numbers: Sequence[str] = (),
+        comment: str | None = None,
+    ) -> "Table":
+        """Named columns of a CSV file with a header; those in `text` are left as they stand.
+
+        Commas, semicolons or tabs separate them. Lines that begin with `comment` are left out.
+        """
+        wanted = [*text, *numbers]
+        # All columns are read: of some only, pandas would not see that a row has too many fields.
+        types = dict.fromkeys(text, str)
+        content, encoding = _read(path)
+        separator = _separator(_header(content, encoding, comment), wanted)
+        options = {"sep": separator, "encoding": encoding, "comment": comment}
+        frame = _read_csv(path, content, dtype=types, index_col=False, **options)
+        frame.columns = found = [str(name).strip() for name in frame.columns]
+        if missing := [name for name in wanted if name not in found]:
+            have = ", ".join(found) or "none"
+            raise UserError(f"{path} lacks the columns {', '.join(missing)}; it has {have}")
+        return cls(path, frame[wanted])
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def names(self, column: str) -> list[str]:
+        """File names (M,), none empty and none twice."""
+        values = self.filled(column)
+        self.refuse(values.duplicated(keep=False), column, "is there more than once", "keep one")
+        names: list[str] = values.tolist()
+        return names
+
+    def filled(self, column: str) -> "Series[Any]":
+        """Values (M,), none empty."""
+        values = self.frame[column]
+        self.refuse(values.isna(), column, "is empty", "fill it in")
+        return values
+
+    def codes(self, column: str, allowed: Sequence[int]) -> Tensor:
+        """Whole numbers (M,) int64, every one of them allowed."""
+        numbers = self._numbers(column)
+        known = " or ".join(map(str, allowed))
+        self.refuse(~numbers.isin(allowed), column, f"is not {known}", "correct it")
+        return torch.from_numpy(numbers.to_numpy("int64", copy=True))
+
+    def whole(self, column: str) -> Tensor:
+        """Whole numbers (M,) int64, none negative."""
+        numbers = self._numbers(column)
+        wrong = ~((numbers >= 0) & (numbers % 1 == 0))
+        self.refuse(wrong, column, "is no whole number from 0 on", "correct it")
+        return torch.from_numpy(numbers.to_numpy("int64", copy=True))
+
+    def _numbers(self, column: str) -> "Series[Any]":
+        """Values (M,) as numbers, NaN where they are none; 1,0 is one of them, as in Germany."""
+        import pandas as pd
+
+        values = self.frame[column]
+        if not pd.api.types.is_numeric_dtype(values):
+            values = values.astype(str).str.strip().str.replace(",", ".", regex=False)
+        return pd.to_numeric(values, errors="coerce")
+
+    def splits(self, column: str) -> dict[str, Tensor]:
+        """Rows of each split, by the usual numbers."""
+        codes = self.codes(column, tuple(SPLIT_CODES))
+        members = {str(s): (codes == code).nonzero().squeeze(1) for code, s in SPLIT_CODES.items()}
+        if empty := [name for name, rows in members.items() if not len(rows)]:
+            numbers = {str(split): code for code, split in SPLIT_CODES.items()}
+            told = ", ".join(f"{name} ({column} {numbers[name]})" for name in empty)
+            raise UserError(f"{self.path} has no rows for {told}; put the whole file there")
+        return members
+
+    def refuse(self, wrong: "Series[bool]", column: str, what: str, fix: str) -> None:
+        """Tell the rows that are wrong, if there are any."""
+        if not wrong.any():
+            return
+        values = self.frame[column][wrong]
+        shown = [
+            f"'{value}' in row {row + 1}" if value == value else f"row {row + 1}"  # NaN: empty
+            for row, value in values.head(MAX_SHOWN).items()
+        ]
+        more = f" and {len(values) - MAX_SHOWN:,} more" if len(values) > MAX_SHOWN else ""
+        raise UserError(
+            f"{self.path}: {column} {what} in {len(values):,} of {len(self):,} rows"
+            f" ({', '.join(shown)}{more}); {fix}"
+        )
+
+
+def read_columns(path: Path, columns: Mapping[int, str], skip: int = 0) -> Table:
+    """Columns of a file without a header, separated by blanks: position and name of each.
+
+    The first `skip` lines are left out; a column named `image_id` stays text.
+    """
+    types = {position: str for position, name in columns.items() if name == "image_id"}
+    content, encoding = _read(path)
+    options = {"sep": r"\s+", "header": None, "skiprows": skip, "usecols": list(columns)}
+    frame = _read_csv(path, content, dtype=types, encoding=encoding, **options)
+    return Table(path, frame.rename(columns=dict(columns)))
+
+
+def first_lines(path: Path, count: int) -> list[str]:
+    """The beginning of a text file, in whatever encoding."""
+    content, encoding = _read(path)
+    lines = io.TextIOWrapper(io.BytesIO(content), encoding, errors="replace")
+    return [line.rstrip("\n") for line in itertools.islice(lines, count)]
+
+
+def columns_of(path: Path, known: str) -> list[str]:
+    """The columns of a CSV file with a header, one of which is `known`."""
+    header = _header(*_read(path))
+    return _fields(header, _separator(header, [known]))
+
+
+# --- the form of a file ---------------------------------------------------------------------------
+
+SEPARATORS = ",;\t"
+
+
+def _read(path: Path) -> tuple[bytes, str]:
+    """What is in a file, and its encoding: Unicode, or what older programs on Windows write."""
+    if not path.is_file():
+        raise UserError(f"{path} is no file; put the table there")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content, "utf-16"
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return content, "cp1252"
+    return content, "utf-8-sig"
+
+
+def _header(content: bytes, encoding: str, comment: str | None = None) -> str:
+    """The first line that says something."""
+    lines = io.TextIOWrapper(io.BytesIO(content), encoding, errors="replace")
+    told = (line for line in lines if line.strip() and not (comment and line.startswith(comment)))
+    return next(told, "").rstrip("\n")
+
+
+def _fields(header: str, separator: str) -> list[str]:
+    return [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+
+
+def _separator(header: str, wanted: Sequence[str]) -> str:
+    """The one that gives most of the columns that are wanted."""
+
+    def found(separator: str) -> int:
+        return len(set(wanted).intersection(_fields(header, separator)))
+
+    return max(SEPARATORS, key=found)
+
+
+def _read_csv(path: Path, content: bytes, **options: Any) -> "DataFrame":
+    """Only what is empty is missing: NA and None are names like others."""
+    import pandas as pd
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(
+                io.BytesIO(content),
+                keep_default_na=False,
+                na_values=[""],
+                low_memory=False,
+                skipinitialspace=True,
+                **options,
+            )
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read as a table ({reason}); put it anew") from error

@@ -1,0 +1,360 @@
+"""Transforms of whole uint8 batches on their device, with random parameters per sample."""
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from spurcor.data import images
+from spurcor.data.images import Images
+from spurcor.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What is done to an image once, before it is stored; by Pillow, as torchvision does it.
+
+    `resize` (height, width), or of its own aspect the shorter side: `short` is the most that it may
+    be, `shorter` what it is made; then a centred square `crop`.
+    """
+
+    resize: tuple[int, int] | None = None
+    short: int | None = None
+    crop: int | None = None
+    shorter: int | None = None
+
+    @property
+    def name(self) -> str:
+        """A part of a folder's name."""
+        parts = []
+        if self.resize is not None:
+            height, width = self.resize
+            parts.append(f"resize{height}" if height == width else f"resize{height}x{width}")
+        parts += [f"short{self.short}"] * (self.short is not None)
+        parts += [f"shorter{self.shorter}"] * (self.shorter is not None)
+        parts += [f"crop{self.crop}"] * (self.crop is not None)
+        return "-".join(parts) or "original"
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether the colours of a pixel are stored together, as fast random crops want it.
+
+        Otherwise they are planes, which become floats five times as fast.
+        """
+        return self.short is not None
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what is stored of an image."""
+        if self.resize is not None:
+            height, width = self.resize
+        short = self.shorter
+        if self.short is not None and min(height, width) > self.short:
+            short = self.short
+        if short is not None:
+            long = int(short * max(height, width) / min(height, width))
+            height, width = (short, long) if height <= width else (long, short)
+        return (height, width) if self.crop is None else (self.crop, self.crop)
+
+    def __call__(self, image: "Image") -> "Image":
+        """The image as it is stored; a crop larger than the image is filled with black."""
+        from PIL.Image import Resampling
+
+        width, height = image.size
+        height, width = replace(self, crop=None).size(height, width)
+        if (width, height) != image.size:
+            image = image.resize((width, height), Resampling.BILINEAR)
+        if self.crop is None:
+            return image
+        top, left = round((height - self.crop) / 2), round((width - self.crop) / 2)
+        return image.crop((left, top, left + self.crop, top + self.crop))
+
+
+class Transform(Protocol):
+    """Photographs to stored bytes, and those to the network's input, for a whole batch."""
+
+    stored: Prefix  # before images are stored, for evaluation
+    stored_train: Prefix  # and for training
+
+    def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Random parameters (N, P) for stored images of `sizes` (N, 2), or None without any."""
+
+    def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
+        """Training images as bytes (B, C, H, W), random crops taken, where the images are."""
+
+    def window(self, sizes: Tensor) -> Tensor:
+        """What evaluation sees of training images of `sizes` (N, 2), in their pixels.
+
+        (N, 4) float64: top, left, height, width; all of it where they are stored alike.
+        """
+        return torch.cat([torch.zeros_like(sizes), sizes], dim=1).double()
+
+    def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
+        """Float input of a uint8 batch on its device; without parameters, as in evaluation."""
+
+
+class Normalize(Transform):
+    """Scale to [0, 1], then subtract the mean and divide by the deviation of each channel.
+
+    `unit_length` then divides every image by its Euclidean length.
+    """
+
+    stored = stored_train = Prefix()
+
+    def __init__(
+        self,
+        mean: tuple[float, ...] = (0.0,),
+        std: tuple[float, ...] = (1.0,),
+        unit_length: bool = False,
+    ) -> None:
+        if not std or min(std) <= 0 or len(mean) != len(std):
+            raise ValueError(f"std={list(std)} must be positive and as many as mean={list(mean)}")
+        self.mean, self.std, self.unit_length = mean, std, unit_length
+        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Nothing is random here."""
+        return None
+
+    def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
+        """The images as they are."""
+        return stored.take(rows)
+
+    def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) uint8 to float."""
+        if x.device not in self._constants:
+            std = torch.tensor(self.std, device=x.device).view(-1, 1, 1)
+            mean = torch.tensor(self.mean, device=x.device).view(-1, 1, 1)
+            self._constants[x.device] = (1 / (255 * std), -mean / std)
+        scale, shift = self._constants[x.device]
+        # Interleaved bytes become planes on the way: two passes in place beat one that mixes types.
+        z = torch.empty(x.shape, device=x.device).copy_(x)
+        z.mul_(scale).add_(shift)
+        return torch.nn.functional.normalize(z.flatten(1)).view_as(z) if self.unit_length else z
+
+
+class Moved(Transform):
+    """Pixels of a stored image put elsewhere on it, and then normalised."""
+
+    stored = stored_train = Prefix()
+    normalize: Normalize
+
+    def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
+        """The images as they are."""
+        return stored.take(rows)
+
+    def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) uint8 to float."""
+        if parameters is not None:
+            x = self._augment(x, parameters)
+        return self.normalize(x)
+
+    @abstractmethod
+    def _augment(self, x: Tensor, parameters: Tensor) -> Tensor:
+        """The same pixels, by the parameters of each image."""
+
+
+class CropFlip(Moved):
+    """Random crop of the image's own size from a reflected border, and horizontal flip.
+
+    The border is never made: reflection is done on the indices, so crop and flip are one gather.
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], padding: int = 4) -> None:
+        if padding < 0:
+            raise ValueError(f"padding={padding} must not be negative")
+        self.normalize, self.padding = Normalize(mean, std), padding
+
+    def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
+        """(N, 3) int64: shift down, shift right, flip."""
+        if int(sizes.min()) <= self.padding:
+            raise UserError(
+                f"dataset.transform.padding={self.padding} reflects more than there is of images"
+                f" of {int(sizes[:, 0].min())} x {int(sizes[:, 1].min())} pixels"
+            )
+        reach = 2 * self.padding + 1
+        shifts = torch.randint(reach, (len(sizes), 2), generator=generator) - self.padding
+        flips = torch.randint(2, (len(sizes), 1), generator=generator)
+        return torch.cat([shifts, flips], dim=1)
+
+    def _augment(self, x: Tensor, parameters: Tensor) -> Tensor:
+        down, right, flip = parameters.unbind(1)
+        height, width = x.shape[2:]
+        rows = _reflect(torch.arange(height, device=x.device) + down[:, None], height)
+        columns = torch.arange(width, device=x.device).expand(len(x), width)
+        columns = torch.where(flip[:, None] == 1, width - 1 - columns, columns)
+        columns = _reflect(columns + right[:, None], width)
+        flat = (rows[:, :, None] * width + columns[:, None, :]).view(len(x), 1, -1)
+        flat = flat.expand(-1, x.shape[1], -1)
+        return x.flatten(2).gather(2, flat).view_as(x)
+
+
+FIXED = 16  # binary places of the numbers that Pillow looks pixels up with
+
+
+class AffineFlip(Moved):
+    """Horizontal flip with probability one half, then a random rotation and shift.
+
+    Uniform in +-`degrees` and, in whole pixels, +-`translate` of each side; the nearest pixel is
+    taken and black where there is none, to the bit as torchvision's RandomAffine has it of Pillow.
+    """
+
+    def __init__(
+        self,
+        mean: tuple[float, ...] = (0.0,),
+        std: tuple[float, ...] = (1.0,),
+        degrees: float = 15.0,
+        translate: float = 0.1,
+    ) -> None:
+        if not 0 <= degrees <= 180 or not 0 <= translate <= 1:
+            raise ValueError(
+                f"degrees={degrees} must be between 0 and 180, translate={translate} 0 and 1"
+            )
+        self.normalize, self.degrees, self.translate = Normalize(mean, std), degrees, translate
+
+    def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
+        """(N, 7) int64: `affine` of angles and shifts, and flip."""
+        angle, down, right = (
+            2 * torch.rand(len(sizes), generator=generator, dtype=torch.float64) - 1
+            for _ in range(3)
+        )
+        flips = torch.randint(2, (len(sizes), 1), generator=generator)
+        down, right = (
+            (self.translate * side * share).round()
+            for side, share in zip(sizes.unbind(1), (down, right), strict=True)
+        )
+        return torch.cat([affine(sizes, self.degrees * angle, down, right), flips], dim=1)
+
+    def _augment(self, x: Tensor, parameters: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        i = torch.arange(height, device=x.device)[:, None]
+        j = torch.arange(width, device=x.device)
+        # (B, H, W): where each pixel comes from, before the flip
+        of = parameters[:, :, None, None]
+        column = (of[:, 0] * j + of[:, 1] * i + of[:, 2]) >> FIXED
+        row = (of[:, 3] * j + of[:, 4] * i + of[:, 5]) >> FIXED
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        column = torch.where(of[:, 6] == 1, width - 1 - column, column)
+        flat = torch.where(inside, row * width + column, 0).view(len(x), 1, -1)
+        found = x.flatten(2).gather(2, flat.expand(-1, x.shape[1], -1)).view_as(x)
+        return found * inside[:, None]
+
+
+def affine(sizes: Tensor, angle: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """(N, 6) int64, where pixels come from after a rotation about the centre, then a shift.
+
+    `angle` (N,) clockwise in degrees, `down` and `right` (N,) in pixels. Pixel (i, j) was that in
+    row (c3 j + c4 i + c5) / 2^16 and column (c0 j + c1 i + c2) / 2^16, rounded down: Pillow's fixed
+    point, at the centres of pixels.
+    """
+    height, width = sizes.double().unbind(1)
+    radians = angle.double() * (math.pi / 180)
+    cos, sin = radians.cos(), radians.sin()
+    x, y = -width / 2 - right, -height / 2 - down
+    c2 = cos * x + sin * y + width / 2
+    c5 = cos * y - sin * x + height / 2
+    columns = [cos, sin, c2 + 0.5 * (cos + sin), -sin, cos, c5 + 0.5 * (cos - sin)]
+    fixed: Tensor = (torch.stack(columns, dim=1) * 2**FIXED + 0.5).floor().long()
+    return fixed
+
+
+def _reflect(position: Tensor, size: int) -> Tensor:
+    """Positions outside [0, size) mirrored at the border pixels, which are not repeated."""
+    return (size - 1) - (size - 1 - position.abs()).abs()
+
+
+class Photo(Transform):
+    """The transforms published for photographs.
+
+    Evaluation: `resize` both sides (`resize_short` the shorter one) or `crop` the centre or both,
+    in that order, then `size` if what that left is of another size; null is that size itself.
+    Training, with `augment`:
+    RandomResizedCrop to `size` with shares of the area in `scale` and ratios in `ratio`, of the
+    photograph with its shorter side at most `short`, then `flip` with probability one half;
+    without, as in evaluation.
+    """
+
+    def __init__(
+        self,
+        size: int | None = 224,
+        resize: int | None = None,
+        crop: int | None = None,
+        augment: bool = False,
+        scale: tuple[float, float] = (0.7, 1.0),
+        ratio: tuple[float, float] = (0.75, 4 / 3),
+        flip: bool = True,
+        short: int = 256,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+        resize_short: int | None = None,
+    ) -> None:
+        if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
+            raise ValueError(f"scale={list(scale)} and ratio={list(ratio)} must be rising ranges")
+        sides = {"resize": resize, "resize_short": resize_short, "crop": crop}
+        for name, value in (sides | {"size": size, "short": short}).items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        left = resize if crop is None else crop
+        if left is None:
+            raise ValueError("resize and crop are both null: photographs would differ in size")
+        if resize is not None and resize_short is not None:
+            raise ValueError(
+                f"resize={resize} is of both sides, resize_short={resize_short} of one; give one"
+            )
+        for name, side in (("resize", resize), ("resize_short", resize_short)):
+            if side is not None and left > side:
+                raise ValueError(
+                    f"crop={crop} is larger than {name}={side}: the rest would be black; say"
+                    f" crop={side} or less, or null"
+                )
+        self.size, self.augment = left if size is None else size, augment
+        self.scale, self.ratio, self.flip = scale, ratio, flip
+        both = None if resize is None else (resize, resize)
+        self.stored = Prefix(both, None, crop, resize_short)
+        self.stored_train = Prefix(short=short) if augment else self.stored
+        self.normalize = Normalize(mean, std)
+
+    def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
+        """(N, 5) int64: box (top, left, height, width) and flip."""
+        if not self.augment:
+            return None
+        boxes = images.draw_boxes(sizes, self.scale, self.ratio, generator)
+        flips = torch.randint(2, (len(sizes), 1), generator=generator)
+        return torch.cat([boxes, flips if self.flip else torch.zeros_like(flips)], dim=1)
+
+    def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
+        """The boxes, resampled and mirrored."""
+        return stored.crop(rows, parameters[:, :4], parameters[:, 4].bool(), self.size)
+
+    def window(self, sizes: Tensor) -> Tensor:
+        """The centre crop of what was resized, on the photograph as it is stored for training."""
+        resize, crop, shorter = self.stored.resize, self.stored.crop, self.stored.shorter
+        if not self.augment or crop is None:
+            return super().window(sizes)
+        short = self.stored_train.short
+        cut = resize is None and shorter is None  # out of the photograph as it came
+        if cut and short is not None and int(sizes.min(1).values.max()) >= short:
+            raise UserError(
+                f"dataset.transform crops the central {crop} pixels of photographs that are stored"
+                f" for training with {short} on the shorter side, so where that is on them is not"
+                f" known; say dataset.transform.resize, or a larger dataset.transform.short"
+            )
+        seen = sizes if resize is None else torch.tensor(resize).expand_as(sizes)
+        if shorter is not None:
+            seen = (shorter * sizes / sizes.min(1, keepdim=True).values).floor()
+        corner = ((seen - crop) / 2).round()
+        pixels = torch.cat([corner, torch.full_like(corner, crop)], dim=1).double()
+        return pixels * (sizes / seen).repeat(1, 2)
+
+    def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
+        """(B, 3, H, W) uint8 to float (B, 3, size, size)."""
+        if x.shape[2:] != (self.size, self.size):
+            x = images.resize(x, self.size)
+        return self.normalize(x)

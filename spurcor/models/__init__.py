@@ -1,0 +1,1 @@
+"""What backbones have in common: layers, heads, weights, features."""

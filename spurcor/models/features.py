@@ -1,0 +1,156 @@
+"""Images replaced by the features of a fixed network, extracted once, kept for every other run."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from spurcor.config.nodes import Node
+from spurcor.config.schema import FeatureOptions
+from spurcor.data.groups import EVALUATION_BATCH, DataInfo, GroupedDataset
+from spurcor.data.images import Images
+from spurcor.data.splits import Splits
+from spurcor.data.store import place_of
+from spurcor.data.transforms import Prefix, Transform
+from spurcor.errors import RunError, UserError
+from spurcor.models.backbone import Backbone
+from spurcor.seeding import derive_seed
+from spurcor.system.files import decoding, replacing
+from spurcor.system.terminal import tracked
+
+
+class Fixed(Transform):
+    """Features as they are, or each sample's scaled to length 1; nothing is random."""
+
+    stored = stored_train = Prefix()
+
+    def __init__(self, normalize: bool = False) -> None:
+        self.normalize = normalize
+
+    def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Nothing is random here."""
+        return None
+
+    def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
+        """The features as they are."""
+        return stored.take(rows)
+
+    def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
+        """(B, D, 1, 1) to the same."""
+        return torch.nn.functional.normalize(x, dim=1) if self.normalize else x
+
+
+def fixed_network(options: FeatureOptions, info: DataInfo, seed: int) -> tuple[Backbone, DataInfo]:
+    """The network whose features replace the images, and the facts of what it makes of them.
+
+    Weights that are drawn at random are drawn by `seed`.
+    """
+    torch.manual_seed(derive_seed("features", seed))
+    backbone: Backbone = options.backbone.build(info=info)
+    size = backbone.size(options.layer, options.pooling)
+    return backbone, replace(info, shape=(size, 1, 1))
+
+
+def freeze(
+    splits: Splits, backbone: Backbone, options: FeatureOptions, dataset: Node, folder: Path
+) -> Splits:
+    """Splits whose samples are features (D, 1, 1) of the evaluated images, on the same device.
+
+    The hash of the network's weights is in the key of what is kept in `folder`, beside the stores
+    of photographs.
+    """
+    layer = backbone.layer(options.layer)
+    backbone.to(splits.device).eval()
+    reduced = options.precision == "bf16" or (
+        options.precision == "auto" and splits.device.type == "cuda"
+    )
+    backbone.autocast = torch.bfloat16 if reduced else None
+    transform = dataset.arguments.get("transform")
+    shared = {
+        "dataset": dataset.target,
+        "transform": transform.hashed() if isinstance(transform, Node) else None,
+        "weights": weights_hash(backbone.state_dict()),
+        "backbone": options.backbone.hashed(),
+        "layer": layer,
+        "pooling": options.pooling,
+        "precision": options.precision,
+    }
+    used = "bf16" if reduced else "fp32"
+    data: dict[str, GroupedDataset] = {}
+    for name, split in splits.data.items():
+        key = _key({**shared, "data": split.fingerprint})
+        path = place_of(folder / "features") / f"{key[:16]}-{used}.npy"
+        if not path.exists():
+            _extract(path, f"{name}: features of {layer}", backbone, layer, options, splits, split)
+        features = _read(path, len(split)).to(splits.device)
+        # The key stands for the values: their last digits, and with `auto` the precision, are of
+        # another machine, and a run that was trained on a GPU may be opened without one.
+        signature = torch.full((len(split),), int(key[:15], 16), dtype=torch.int64)
+        images = Images(features[:, :, None, None], signature)
+        data[name] = GroupedDataset(split.spec, images, split.y, split.a, split.source)
+    return Splits(data, Fixed(options.normalize), splits.device)
+
+
+def _key(parts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path, count: int) -> Tensor:
+    """Features (N, D) that were kept, all of them."""
+    with decoding(path, "remove it, and it is made anew"):
+        features = torch.from_numpy(np.load(path, allow_pickle=False))
+        if features.dim() != 2 or len(features) != count:
+            raise ValueError(f"{tuple(features.shape)} is not {count} samples")
+        return features
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """Hash of names and values of weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _extract(
+    path: Path,
+    title: str,
+    backbone: Backbone,
+    layer: str,
+    options: FeatureOptions,
+    splits: Splits,
+    split: GroupedDataset,
+) -> None:
+    """Features (N, D) float32 of a split, written as a whole by one process while others wait."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            if path.exists():
+                return
+            chunks = torch.split(torch.arange(len(split)), EVALUATION_BATCH)
+            with torch.no_grad():
+                parts = [
+                    backbone.features(
+                        splits.transform(split.fetch(chunk).x), [layer], options.pooling
+                    )[layer].cpu()
+                    for chunk in tracked(chunks, title, total=len(chunks))
+                ]
+            features = torch.cat(parts)
+            if not bool(features.isfinite().all()):
+                bad = int((~features.isfinite()).any(1).sum())
+                raise RunError(f"{title}: {bad} of {len(split)} samples have features with NaN")
+            with replacing(path) as beside, beside.open("wb") as file:
+                np.save(file, features.numpy())
+    except OSError as error:
+        raise UserError(
+            f"features cannot be written to {path.parent} ({error.strerror or error}); set"
+            " SPURCOR_STORE to a folder that can be written"
+        ) from error

@@ -1,0 +1,35 @@
+"""The head that each loss is of."""
+
+import torch
+from torch import Tensor, nn
+
+from spurcor.data.groups import DataInfo
+from spurcor.errors import UserError
+from spurcor.models.backbone import Backbone
+
+
+def make_head(backbone: Backbone, info: DataInfo) -> nn.Module:
+    """The last layer that a loss is of: K outputs for `cross_entropy`, one for the others."""
+    spec = info.spec
+    if info.loss == "cross_entropy":
+        return backbone.head(spec.num_classes)
+    if spec.task == "multilabel" or spec.num_classes != 2:
+        kind = "labels" if spec.task == "multilabel" else "classes"
+        raise UserError(
+            f"train.loss={info.loss} is for two classes, and this data set has {spec.num_classes}"
+            f" {kind}; say train.loss=cross_entropy"
+        )
+    return ScalarHead(backbone.head(1))
+
+
+class ScalarHead(nn.Module):
+    """One scalar f for two classes: features (B, D) to the logits (-f/2, f/2), (B, 2)."""
+
+    def __init__(self, last: nn.Module) -> None:
+        super().__init__()
+        self.last = last
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Their difference is f, and their softmax the logistic function of f."""
+        f = self.last(z) / 2
+        return torch.cat([-f, f], dim=1)

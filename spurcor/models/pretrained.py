@@ -1,0 +1,103 @@
+"""Published weights: from a file of the user's, from torch's cache, or from their authors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from spurcor.config.nodes import Node, locate
+from spurcor.data.groups import DataInfo
+from spurcor.errors import Damaged, UserError
+from spurcor.system.files import decoding
+
+SHOWN = 3  # mismatches that a refusal names
+
+
+def state_of(pretrained: str, name: str, url: str) -> dict[str, Tensor]:
+    """The state dict that `backbone.pretrained` means, never anything else.
+
+    `name` stands for the weights published at `url`; anything but it is a file.
+    """
+    return _published(pretrained, url) if pretrained == name else _read(pretrained, name, url)
+
+
+def refuse_missing(node: Node, info: DataInfo) -> None:
+    """Refuse weights that cannot be had, or do not fit their backbone, before images are decoded.
+
+    `info` is of images as they will be. What is in torch's cache has been verified.
+    """
+    pretrained = node.arguments.get("pretrained", "none")
+    found = locate(node.target).published(**node.arguments)  # type: ignore[attr-defined]
+    if pretrained == "none" or found is None:
+        return
+    name, url = found
+    if pretrained == name and (_cache() / url.rpartition("/")[2]).is_file():
+        return
+    with torch.random.fork_rng():
+        node.build(info=info)
+
+
+def _cache() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def fill(network: nn.Module, state: Mapping[str, Tensor], pretrained: str, what: str) -> None:
+    """Load a state dict that fits name by name and shape by shape, or say where it does not."""
+    own = network.state_dict()
+    problems = []
+    for name, value in own.items():
+        if name in state and state[name].shape != value.shape:
+            problems.append(f"{name} is {_shape(state[name])}, not {_shape(value)}")
+        elif name not in state and not name.endswith("num_batches_tracked"):  # older files lack it
+            problems.append(f"{name} is missing")
+    problems += [f"{name} is unknown" for name in state if name not in own]
+    if problems:
+        more = ", ..." if len(problems) > SHOWN else ""
+        raise UserError(
+            f"backbone.pretrained={pretrained} does not hold the weights of {what}:"
+            f" {', '.join(problems[:SHOWN])}{more}"
+        )
+    network.load_state_dict(state, strict=False)
+
+
+def _shape(value: Tensor) -> str:
+    return " x ".join(map(str, value.shape)) or "a number"
+
+
+def _read(pretrained: str, name: str, url: str) -> dict[str, Tensor]:
+    path = Path(pretrained).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"backbone.pretrained={pretrained} is no file; say {name}, none, or where the file of"
+            f" {url} is"
+        )
+    try:
+        with decoding(path):
+            if path.suffix == ".safetensors":
+                return load_file(path)
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Damaged as error:
+        raise UserError(
+            f"backbone.pretrained={pretrained} cannot be read as a state dict"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"backbone.pretrained={pretrained} is not a state dict of tensors")
+    return state
+
+
+def _published(pretrained: str, url: str) -> dict[str, Tensor]:
+    """From torch's cache, or downloaded into it; a hash in the file's name is verified."""
+    try:
+        state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", check_hash=True, weights_only=True
+        )
+    except Exception as error:  # whatever the network, the cache or the decoder stumbles over
+        folder = _cache()
+        raise UserError(
+            f"backbone.pretrained={pretrained} needs {url.rpartition('/')[2]}, which is neither in"
+            f" {folder} nor can be downloaded here; get it from {url} and put it there, or name the"
+            " file in backbone.pretrained (none starts from random weights)"
+        ) from error
+    return state

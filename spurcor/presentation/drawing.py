@@ -1,0 +1,45 @@
+"""A figure as data: panels of series."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MOST = 8  # methods, lines or panels that one figure tells apart
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points or a line; `style` is the same for the same thing in every panel."""
+
+    label: str
+    style: int
+    x: Sequence[Any]
+    y: Sequence[float]
+    x_bars: Sequence[float] = ()
+    y_bars: Sequence[float] = ()
+    band: tuple[Sequence[float], Sequence[float]] | None = None
+    line: bool = True
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes; `mark` is the place of a vertical line, `ticks` name x = 0, 1, ..."""
+
+    title: str
+    series: Sequence[Series]
+    mark: float | None = None
+    ticks: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of panels with one legend; `name` is its file without the ending."""
+
+    name: str
+    title: str
+    x: str
+    y: str
+    panels: Sequence[Panel]
+    notes: Sequence[str] = ()
+    per_row: int = 4
+    same_y: bool = True

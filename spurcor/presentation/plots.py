@@ -1,0 +1,161 @@
+"""Draws figures for print: python -m spurcor.reports.plots, one JSON object of drawings on stdin.
+
+A process of its own: it imports matplotlib while the files are read, and draws while the tables are
+made. Either takes seconds.
+"""
+
+import gc
+import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spurcor.errors import RunError
+from spurcor.presentation.drawing import Drawing
+from spurcor.system.companion import Companion
+from spurcor.system.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ENDINGS = (".png", ".pdf")
+# Okabe and Ito's palette, distinct to the colour-blind; markers and dashes tell it apart in grey.
+COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888",
+)  # fmt: skip
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 3)))
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "pdf.fonttype": 42,  # text stays text; many publishers refuse the default
+}
+
+
+class Artist(Companion):
+    """The process that draws."""
+
+    def __init__(self) -> None:
+        super().__init__("spurcor.presentation.plots", MPLBACKEND="agg")
+
+    def draw(self, folder: Path, drawings: Sequence[Drawing]) -> None:
+        """Begin to draw into an existing folder; `finish` waits for it."""
+        self.tell({"folder": str(folder), "drawings": [asdict(drawing) for drawing in drawings]})
+
+    def finish(self) -> None:
+        """Wait until every file is there; RunError if one could not be made."""
+        code, said = self.wait()
+        if code:
+            last = said.strip().splitlines()[-1:] or [f"exit code {code}"]
+            raise RunError(f"the figures could not be drawn: {last[0]}")
+
+
+def main() -> None:
+    """Draw what stdin asks for."""
+    gc.disable()  # imports leave no garbage: looking for it takes a quarter of their time
+    import matplotlib.backends.backend_agg
+    import matplotlib.backends.backend_pdf
+    import matplotlib.figure
+
+    line = sys.stdin.readline()
+    if not line:  # nothing to draw after all
+        return
+    order = json.loads(line)
+    with matplotlib.rc_context(STYLE):
+        for drawing in order["drawings"]:
+            figure = draw(drawing)
+            for ending in ENDINGS:
+                # Without a date the same runs give the same file.
+                metadata = {"CreationDate": None} if ending == ".pdf" else {}
+                path = Path(order["folder"], drawing["name"] + ending)
+                with replacing(path) as beside:
+                    figure.savefig(beside, format=ending[1:], dpi=150, metadata=metadata)
+
+
+def draw(drawing: dict[str, Any]) -> "Figure":
+    """Panels of equal size with one legend below them, laid out in inches.
+
+    matplotlib's own layouts draw everything twice to find out as much.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    panels, per_row = drawing["panels"], drawing["per_row"]
+    columns = min(per_row, len(panels))
+    rows = -(-len(panels) // columns)
+    titles = [textwrap.fill(panel["title"], 34 if columns > 1 else 60) for panel in panels]
+    panel_width, panel_height = (2.1 if columns > 1 else 3.6), 2.0
+    # Axes that differ have numbers of their own, which may be long.
+    gap_x, left = (0.15, 0.6) if drawing["same_y"] else (0.65, 0.8)
+    right = 0.12
+    top = 0.27 + 0.15 * max(title.count("\n") for title in titles)
+    gap_y = 0.5 + top
+    width = left + right + columns * panel_width + (columns - 1) * gap_x
+    labels = list(dict.fromkeys(s["label"] for panel in panels for s in panel["series"]))
+    longest = max(map(len, labels), default=0)
+    legend_columns = max(1, min(len(labels), int(width / (0.07 * longest + 0.6))))
+    legend_rows = max(1, -(-len(labels) // legend_columns))
+    bottom = 0.6 + 0.19 * legend_rows
+    height = top + bottom + rows * panel_height + (rows - 1) * gap_y
+    figure = Figure(figsize=(width, height))
+    grid = figure.subplots(rows, columns, sharey=drawing["same_y"], squeeze=False)
+    figure.subplots_adjust(
+        left / width, bottom / height, 1 - right / width, 1 - top / height,
+        gap_x / panel_width, gap_y / panel_height,
+    )  # fmt: skip
+    for index, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
+        for series in panel["series"]:
+            _draw_series(axes, series)
+        if panel["ticks"]:
+            axes.set_xticks(range(len(panel["ticks"])), panel["ticks"])
+        elif all(isinstance(x, int) for series in panel["series"] for x in series["x"]):
+            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
+        if panel["mark"] is not None:
+            axes.axvline(panel["mark"], color="#444444", linewidth=0.8)
+        axes.set_title(titles[index])
+        if index + columns >= len(panels):  # no panel below
+            axes.set_xlabel(drawing["x"])
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(drawing["y"])
+    entries: dict[str, Any] = {}
+    for axes in grid.flat[: len(panels)]:
+        handles, names = axes.get_legend_handles_labels()
+        entries |= dict(zip(names, handles, strict=True))
+    even = -(-len(labels) // legend_rows)  # rows of about the same length
+    figure.legend(list(entries.values()), list(entries), loc="lower center", ncols=max(1, even))
+    return figure
+
+
+def _draw_series(axes: "Axes", series: dict[str, Any]) -> None:
+    style = series["style"]
+    colour, dashes = COLOURS[style], DASHES[style] if series["line"] else "none"
+    if series["band"] is not None:
+        axes.fill_between(series["x"], *series["band"], color=colour, alpha=0.15, linewidth=0)
+    if series["y_bars"]:
+        axes.errorbar(
+            series["x"], series["y"], xerr=series["x_bars"] or None, yerr=series["y_bars"],
+            label=series["label"], color=colour, marker=MARKERS[style], markersize=5,
+            linestyle=dashes, linewidth=1.2, capsize=2,
+        )  # fmt: skip
+    else:
+        label = series["label"]
+        axes.plot(
+            series["x"], series["y"], color=colour, linestyle=dashes, linewidth=1.4, label=label
+        )
+
+
+if __name__ == "__main__":
+    main()

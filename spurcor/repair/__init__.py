@@ -1,0 +1,1 @@
+"""Deep Feature Reweighting: pure functions of feature tables."""

@@ -1,0 +1,1 @@
+"""A run on disk: opened, built, carried out, repaired, analysed."""

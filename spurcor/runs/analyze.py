@@ -1,0 +1,109 @@
+"""Analyses of a finished run, by the weights that it kept."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock
+
+from spurcor.analysis.contract import Analyses
+from spurcor.config.schema import TrainConfig, analysis_name
+from spurcor.errors import UserError
+from spurcor.models import weights
+from spurcor.runs import results
+from spurcor.runs.refusals import refuse_leak
+from spurcor.system.files import read_lines, remove_leftovers, write_json
+from spurcor.system.lock import lock_of, locked
+from spurcor.system.shapes import Row
+from spurcor.tracking import Record, Trackers
+from spurcor.training import checkpoint
+from spurcor.training.method import Method, RunContext, untouched
+from spurcor.training.moments import Moment
+
+
+def analyze_stored(
+    config: TrainConfig, context: RunContext, method: Method, trackers: Trackers
+) -> None:
+    """Make those analyses of a finished run that are missing, from its predictions and weights.
+
+    Raises `Held` where another process analyses the same run.
+    """
+    directory, splits = context.directory, context.splits
+    place = directory / "analysis"
+
+    def missing() -> Analyses:
+        asked = {name: (analysis_name(name, node), node) for name, node in config.analysis.items()}
+        return Analyses.build(
+            {
+                name: node
+                for name, (folder, node) in asked.items()
+                if not (place / folder / "result.json").exists()
+            }
+        )
+
+    if not missing():
+        return
+    refuse_leak(results.read_result(directory)["run"]["splits"], splits)
+    guard = config.paths.outputs / ".guard"
+    with locked(lock_of(place), guard):
+        remove_leftovers(place)
+        if not (analyses := missing()):
+            return
+        if not (directory / "done").exists():
+            raise UserError(f"run={directory} has been set aside meanwhile")
+        with untouched(method):
+            if analyses.measure_weights:
+                restore(method, context)
+                consumed = {phase.name: phase.consumed for phase in method.phases()}
+                for moment, path in kept_weights(directory):
+                    weights.load_under(method, path)
+                    reported = splits.without(consumed[moment.phase])
+                    analyses.measure(method, reported, moment, stored=True)
+            weights.load_weights(method, directory / "model.safetensors")
+            parts = analyses.finish(directory, config, method, splits)
+        with FileLock(guard):
+            results.write_result(directory, analysis=parts)
+            for folder, part in parts.items():  # last: what is there is in the other, too
+                write_json(place / folder / "result.json", part)
+    record = Record.of_run(directory, config)
+    trackers.start(record)
+    trackers.report(record)
+
+
+def restore(method: Method, context: RunContext) -> None:
+    """Give a method what the phases of a finished run have registered on it, as a resumed one has.
+
+    What analyses differentiate is then what training did: gates let no gradient through to the
+    weights that they close.
+    """
+    weights.make_plain(method)
+    for phase in method.phases():
+        phase.setup(context)
+    if method.phases():
+        path = context.directory / "checkpoint.pt"
+        state = checkpoint.load(path, ("method",))
+        with checkpoint.of_this_version(path):
+            method.load_state_dict(state["method"])
+
+
+def kept_weights(directory: Path) -> Iterator[tuple[Moment, Path]]:
+    """Weights of `train.keep_epochs`, of the selected and of the last epoch, each epoch once."""
+    rows = read_lines(directory / "metrics.jsonl", Row)
+    if not rows:
+        return
+    steps = {(row["phase"], row["epoch"]): row["step"] for row in rows}
+    last = (rows[-1]["phase"], rows[-1]["epoch"])
+    selected = results.read_result(directory)["selected"]
+    files = {
+        (path.stem.rpartition("-")[0], int(path.stem.rpartition("-")[2])): path
+        for path in (directory / "weights").glob("*-*.safetensors")
+    }
+    files[selected["phase"], selected["epoch"]] = directory / "model.safetensors"
+    files[last] = directory / "last.safetensors"
+    phases = list(dict.fromkeys(row["phase"] for row in rows))
+    for phase, epoch in sorted(files, key=lambda at: (phases.index(at[0]), at[1])):
+        ends = [row for row in rows if row["phase"] == phase]
+        before = rows[rows.index(ends[0]) - 1]["step"] if rows.index(ends[0]) else 0
+        # An epoch without a row: all epochs of a phase have the same number of steps.
+        between = before + (ends[-1]["step"] - before) * epoch // ends[-1]["epoch"]
+        step = steps.get((phase, epoch), between)
+        yield Moment(phase, epoch, step), files[phase, epoch]

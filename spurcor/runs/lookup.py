@@ -1,0 +1,105 @@
+"""Finished and unfinished runs on disk, and the configuration that they were made with."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spurcor.config.check import check_saved
+from spurcor.config.schema import Paths, RunPaths, TrainConfig
+from spurcor.errors import Damaged, UserError
+from spurcor.system.files import decoding
+from spurcor.system.passwords import masked
+
+
+def read_config(directory: Path) -> TrainConfig:
+    """The configuration a run was made with."""
+    return read_frozen(directory / "config.yaml")
+
+
+def find(reference: str, outputs: Path, key: str = "run") -> Path:
+    """A run from its directory, the first digits of its identity [/seed<k>], or mlflow:<run id>.
+
+    `key` is what the user named it by.
+    """
+    reference = reference.rstrip("/")
+    if reference.startswith("mlflow:"):
+        directory = _from_mlflow(reference, outputs, key)
+    elif Path(reference).is_dir():
+        directory = Path(reference).absolute()
+    elif Path(reference).is_file():
+        raise UserError(
+            f"{key}={reference} is a file; name the run's directory, which holds its config.yaml"
+        )
+    else:
+        identity, _, seed = reference.partition("/")
+        found = [
+            path
+            for path in sorted((outputs / "runs").glob(f"*/*/{identity}*/{seed or 'seed*'}"))
+            if path.is_dir() and path.name.removeprefix("seed").isdigit()
+        ]
+        if not found:
+            raise UserError(
+                f"{key}={reference} is no directory and no run under {outputs}/runs begins with it"
+            )
+        if len(found) > 1:
+            names = ", ".join(f"{path.parent.name}/{path.name}" for path in found[:6])
+            raise UserError(f"{key}={reference} fits {len(found)} runs ({names}); name one")
+        directory = found[0]
+    if not (directory / "config.yaml").exists():
+        raise UserError(f"{key}={reference} is not a run: {directory} has no config.yaml")
+    return directory
+
+
+def _from_mlflow(reference: str, outputs: Path, key: str) -> Path:
+    from mlflow.exceptions import MlflowException
+
+    from spurcor.tracking.mlflow import open_store, store_uri
+    from spurcor.tracking.store import database_of
+
+    uri = store_uri(outputs)
+    try:
+        if (database := database_of(uri)) is not None and not database.exists():
+            raise KeyError(reference)  # it would be made
+        run = open_store(uri, outputs).get_run(reference.removeprefix("mlflow:"))
+        return Path(run.data.tags["spurcor.directory"])
+    except (MlflowException, KeyError) as error:
+        raise UserError(
+            f"{key}={reference} is no run of spurcor in the MLflow store {masked(uri)}"
+        ) from error
+
+
+def find_done(reference: str, outputs: Path, key: str = "run") -> Path:
+    """Such a run, which must be finished."""
+    directory = find(reference, outputs, key)
+    if not (directory / "done").exists():
+        raise UserError(f"{key}={directory} is not finished; the command that began it goes on")
+    return directory
+
+
+def reopen(reference: str, paths: RunPaths, **asked: Any) -> tuple[Path, TrainConfig]:
+    """A finished run with its own configuration, and what is asked of it now (dfr, analysis)."""
+    directory = find_done(reference, paths.outputs)
+    config = read_config(directory)
+    here = Paths(data=paths.data or config.paths.data, outputs=paths.outputs)
+    return directory, dataclasses.replace(config, paths=here, **asked)
+
+
+CHOSEN = ("dataset", "backbone", "method")  # every run has one of each
+
+
+def read_frozen(path: Path, fix: str | None = None) -> TrainConfig:
+    """A configuration kept on disk. It is data: nothing in it is resolved or imported."""
+    with decoding(path, fix):
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(tree, dict):
+        raise Damaged(path, "does not hold the configuration of a run", fix)
+    try:
+        config = check_saved(tree, TrainConfig)
+    except UserError as error:
+        said = "; ".join(str(error).splitlines())
+        raise Damaged(path, f"does not fit this version of the code ({said})", fix) from error
+    if missing := [group for group in CHOSEN if not config.choices.get(group)]:
+        raise Damaged(path, f"is damaged (choices lacks {', '.join(missing)})", fix)
+    return config

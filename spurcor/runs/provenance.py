@@ -1,0 +1,207 @@
+"""Which code a run's numbers come from: whether the same command would give them again.
+
+The classes that a configuration names, with all of spurcor that they use, are compared as syntax
+trees. Comments, docstrings, annotations, messages and the modules that things stand in move no
+number, so moving, reformatting and rewording do not count.
+"""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from spurcor.config.nodes import Node, locate
+from spurcor.config.schema import TrainConfig
+
+NODES = ("dataset", "features", "backbone", "method", "optimizer", "schedule")
+# What these say moves no number: closures end at them.
+SILENT = {
+    *("archives", "config", "console", "downloads", "errors", "files", "lock", "logging"),
+    *("pictures", "tracking"),
+}
+TELLING = ("log", "logger", "warnings")
+Name = tuple[str, str]  # of a definition: its module and its name there
+
+
+def code_of(config: TrainConfig) -> dict[str, str]:
+    """A fingerprint per part of a configuration that classes of spurcor make."""
+    found = {}
+    for key in NODES:
+        part = getattr(config, key)
+        node = part if isinstance(part, Node) or part is None else part.backbone
+        targets = [] if node is None else sorted(target for target in _targets(node))
+        if targets:
+            text = " ".join(fingerprint(locate(target)) for target in targets)
+            found[key] = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return found
+
+
+def changed(recorded: Mapping[str, str], config: TrainConfig) -> list[str]:
+    """The parts, as they are typed, whose code is not what was recorded of them."""
+    now = code_of(config)
+    parts = [key for key, value in recorded.items() if now.get(key, value) != value]
+    return [f"{key}={config.choices.get(key, '')}" for key in parts]
+
+
+def _targets(node: Node) -> Iterator[str]:
+    """Classes of a node and of those within it that are not from torch and the like."""
+    if locate(node.target).__module__.partition(".")[0] == "spurcor":
+        yield node.target
+    for value in node.arguments.values():
+        if isinstance(value, Node):
+            yield from _targets(value)
+
+
+@functools.cache
+def fingerprint(owner: type) -> str:
+    """Hash of a class and of every definition of spurcor that it uses, directly or not."""
+    waiting, seen, texts = [(owner.__module__, owner.__qualname__)], set(), []
+    while waiting:
+        module, name = waiting.pop()
+        if (module, name) in seen:
+            continue
+        seen.add((module, name))
+        tree = _module(module).definitions[name]
+        reader = _Reader(_module(module))
+        texts.append(f"{name} {ast.dump(reader.visit(tree))}")
+        waiting += reader.used
+    return hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Module:
+    """The top of a module: what it defines, and what its names stand for elsewhere."""
+
+    name: str
+    definitions: Mapping[str, ast.stmt]
+    imports: Mapping[str, tuple[str, str]]
+
+    def resolve(self, name: str) -> Name | None:
+        """Where spurcor defines what a name stands for, if it does."""
+        if name in self.definitions:
+            return self.name, name
+        if name not in self.imports:
+            return None
+        module, there = self.imports[name]
+        return _module(module).resolve(there) if _readable(module) else None
+
+    def member(self, alias: str, name: str) -> Name | None:
+        """The same for `alias.name`, where `alias` is a module."""
+        package, there = self.imports.get(alias, ("", ""))
+        module = f"{package}.{there}"
+        return _module(module).resolve(name) if package and _readable(module) else None
+
+
+def _readable(module: str) -> bool:
+    parts = module.split(".")
+    if parts[0] != "spurcor" or SILENT & set(parts):
+        return False
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # the parent is no package: a definition, not a module
+        return False
+    return spec is not None and spec.origin is not None
+
+
+def text_of(module: str) -> str:
+    """The source of a module."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).read_text(encoding="utf-8")
+
+
+@functools.cache
+def _module(name: str) -> _Module:
+    tree = ast.parse(text_of(name))
+    definitions: dict[str, ast.stmt] = {}
+    for node in tree.body:
+        match node:
+            case ast.FunctionDef() | ast.ClassDef():
+                definitions[node.name] = node
+            case ast.Assign():
+                names = (target for target in node.targets if isinstance(target, ast.Name))
+                definitions |= {target.id: node for target in names}
+            case ast.AnnAssign(target=ast.Name(id=target)):
+                definitions[target] = node
+    imports = {
+        alias.asname or alias.name: (node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+    }
+    return _Module(name, definitions, imports)
+
+
+class _Reader(ast.NodeTransformer):
+    """Leaves of a definition what moves numbers, and collects what it uses of spurcor."""
+
+    def __init__(self, module: _Module) -> None:
+        self.module = module
+        self.used: list[Name] = []
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        """A name, which may stand for something of spurcor under another one."""
+        return self._reference(node, self.module.resolve(node.id))
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        """`module.name` is the name that it stands for."""
+        if isinstance(node.value, ast.Name):
+            found = self.module.member(node.value.id, node.attr)
+            if found is not None:
+                return self._reference(node, found)
+        return self.generic_visit(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        """Without docstring and annotations."""
+        copy = ast.FunctionDef(**{**dict(ast.iter_fields(node)), "returns": None})
+        copy.body = _silenced(node.body)
+        return self.generic_visit(copy)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        """Without docstring."""
+        return self.generic_visit(
+            ast.ClassDef(**{**dict(ast.iter_fields(node)), "body": _silenced(node.body)})
+        )
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        """A parameter without its annotation."""
+        return ast.arg(node.arg)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        """A value, or a field, without its annotation."""
+        value = ast.Constant(None) if node.value is None else node.value
+        return ast.Assign([self.visit(node.target)], self.visit(value))
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        """That something is refused, whatever is said of it."""
+        return ast.Raise()
+
+    def _reference(self, node: ast.AST, found: Name | None) -> ast.AST:
+        if found is None:
+            return node
+        self.used.append(found)
+        return ast.Name(found[1], ast.Load())
+
+
+def _silenced(body: list[ast.stmt]) -> list[ast.stmt]:
+    """Without docstring, imports and what only tells."""
+    return [
+        statement
+        for statement in body
+        if not isinstance(statement, ast.Import | ast.ImportFrom) and not _tells(statement)
+    ]
+
+
+def _tells(statement: ast.stmt) -> bool:
+    match statement:
+        case ast.Expr(value=ast.Constant()):
+            return True
+        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=owner)))):
+            return owner in TELLING
+        case ast.Expr(value=ast.Call(func=ast.Name(id=name))):
+            return name == "print"
+    return False

@@ -1,0 +1,136 @@
+"""What a run is refused for before anything is written: it would fail, or say nothing, later."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from spurcor.config.check import nearest
+from spurcor.config.nodes import Node, content, flat, plain
+from spurcor.config.schema import MACHINE, TrainConfig, TrainOptions
+from spurcor.data.groups import FEW, Split
+from spurcor.data.splits import Splits
+from spurcor.errors import UserError
+from spurcor.training.method import Method
+
+log = logging.getLogger(__name__)
+
+GROUPED = ("worst", "balanced", "group/", "aligned", "conflicting")  # criteria that read groups
+
+
+def refuse_impossible(node: Node, splits: Splits, method: Method) -> None:
+    """What a repair would fail on after hours of training."""
+    dfr = node.build()
+    spec = splits.info.spec
+    spec.require_groups("Deep Feature Reweighting (dfr=none leaves it out)")
+    for name in dfr.reads:
+        splits[name]
+        if name in method.consumed:
+            raise UserError(
+                f"dfr: it reads {name}, which the network is trained on; choose a dfr that reads"
+                " other splits, or dfr=none"
+            )
+    dfr.check({name: split.group_counts.cpu() for name, split in splits.data.items()}, spec)
+    method.backbone.layer(dfr.layer)
+    method.backbone.size(dfr.layer, dfr.pooling)
+
+
+def refuse_unknown_criterion(options: TrainOptions, splits: Splits) -> None:
+    """What val does not have chooses no epoch and ends no phase: the last one would be taken."""
+    val = splits.data.get(Split.VAL)
+    if val is None:
+        return
+    criteria = {"train.selection": options.selection}
+    if options.early_stopping is not None:
+        criteria["train.early_stopping.metric"] = options.early_stopping.metric
+    there = [name for name, count in zip(val.spec.names, val.group_counts, strict=True) if count]
+    for key, criterion in criteria.items():
+        name = criterion.partition("/")[2]
+        if name.startswith("group/") and name.removeprefix("group/") not in there:
+            near = nearest(name.removeprefix("group/"), there)
+            hint = f"did you mean val/group/{near}?" if near else f"there is {', '.join(there)}"
+            raise UserError(f"{key}={criterion}: val has no such group; {hint}")
+        if name in ("aligned", "conflicting") and not val.spec.aligned:
+            raise UserError(
+                f"{key}={criterion}: no attribute of this data set is usual for a class; say"
+                f" {key}=val/average"
+            )
+
+
+def refuse_blind_selection(options: TrainOptions, splits: Splits) -> None:
+    """A worst group that val does not have cannot choose an epoch."""
+    key, criterion = "train.selection", options.selection
+    if options.early_stopping is not None and criterion != "val/worst":
+        key, criterion = "train.early_stopping.metric", options.early_stopping.metric
+    val, test = (splits.data.get(name) for name in (Split.VAL, Split.TEST))
+    if criterion != "val/worst" or val is None or test is None:
+        return
+    counts = zip(val.spec.names, val.group_counts.tolist(), test.group_counts.tolist(), strict=True)
+    for name, in_val, in_test in counts:
+        if bool(in_val) != bool(in_test):
+            lacks, has = ("val", "test") if in_test else ("test", "val")
+            raise UserError(
+                f"{key}=val/worst: group {name} has no sample in {lacks} and"
+                f" {max(in_val, in_test)} in {has}, so its accuracy would not count; give {lacks}"
+                f" more samples, or say {key}=val/average"
+            )
+
+
+def warn_of_few(options: TrainOptions, splits: Splits) -> None:
+    """The accuracy of a group with few samples is noise, and so is what it selects."""
+    val = splits.data.get(Split.VAL)
+    criterion = options.selection.partition("/")[2]
+    if val is None or val.spec.task == "multilabel" or not criterion.startswith(GROUPED):
+        return
+    counts = zip(val.spec.names, val.group_counts.tolist(), strict=True)
+    of = criterion.removeprefix("group/") if criterion.startswith("group/") else None
+    few = [f"{n} of {name}" for name, n in counts if 0 < n < FEW and of in (None, name)]
+    if few:
+        log.warning(
+            "train.selection=%s: val has %s; fewer than %d samples of a group are noise, and so is"
+            " what they select",
+            options.selection,
+            ", ".join(few),
+            FEW,
+        )
+
+
+def refuse_blind_stopping(options: TrainOptions, method: Method) -> None:
+    """A phase that trains on VAL has no figure of it to be stopped by."""
+    for phase in method.phases():
+        if options.early_stopping is not None and Split.VAL in phase.consumed:
+            raise UserError(
+                f"train.early_stopping.metric={options.early_stopping.metric}: {phase.name} trains"
+                " on val, which then says nothing; say train.early_stopping=null"
+            )
+
+
+def refuse_changed_defaults(config: TrainConfig, before: TrainConfig) -> None:
+    """Defaults are left out of the identity, so a run from before one changed has the same name."""
+    for name in ("dataset", "backbone", "method", "optimizer", "schedule", "train"):
+        nodes = [getattr(c, name) for c in (before, config)]
+        then, now = (_flat(name, n.arguments if isinstance(n, Node) else n) for n in nodes)
+        # What only one of them has is a default that a file did not list: the same, by the hash.
+        for key in sorted(then.keys() & now.keys()):
+            files = content(then[key], before.paths.data), content(now[key], config.paths.data)
+            if then[key] != now[key] and files[0] != files[1]:
+                raise UserError(
+                    f"{key}={now[key]} was {then[key]} by default when"
+                    f" {config.directory} was made; say {key}={then[key]}, or rerun=true to"
+                    " set that run aside"
+                )
+
+
+def _flat(name: str, values: Any) -> dict[str, Any]:
+    """Options with dotted keys, those of the machine left out."""
+    elsewhere = ("store", "workers", "init", *MACHINE)
+    return flat(name, {key: v for key, v in plain(values).items() if key not in elsewhere})
+
+
+def refuse_leak(trained: Mapping[str, str], splits: Splits) -> None:
+    """Splits must be those that a run was trained with, by their fingerprints."""
+    changed = [name for name, print_ in splits.fingerprints.items() if trained.get(name) != print_]
+    if changed:
+        raise UserError(
+            f"the {', '.join(changed)} split is not the one this run was trained with: samples it"
+            " was trained on may now be tested on; restore the data it was made from"
+        )

@@ -1,0 +1,69 @@
+"""Who watches a run: bars on a terminal, lines when piped, rows to the trackers."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import Progress, TaskID
+
+from spurcor.system.terminal import Terminal
+
+if TYPE_CHECKING:
+    from spurcor.training.method import Phase
+    from spurcor.training.trainer import Progress as RunProgress
+
+Rows = Sequence[Mapping[str, Any]]
+REDRAW_SECONDS = 0.1
+LINE_SECONDS = 10.0  # when piped, an epoch is told at most this often
+
+
+class Watcher:
+    """Shows a training run; an `Observer` of the trainer."""
+
+    def __init__(
+        self, terminal: Terminal, rows: Callable[[Rows], None], bars: Progress | None
+    ) -> None:
+        self._terminal, self._rows, self._bars = terminal, rows, bars
+        self._tasks: dict[str, TaskID] = {}
+        self._worst = self._loss = ""
+        self._drawn = self._told = 0.0
+
+    def step(self, progress: "RunProgress", phase: "Phase", num_steps: int) -> None:
+        """Move the phase's bar, a few times a second."""
+        now = time.monotonic()
+        if self._bars is None or now - self._drawn < REDRAW_SECONDS:
+            return
+        self._drawn = now
+        self._move(phase, progress.epoch * num_steps + progress.step, num_steps, progress)
+
+    def row(self, row: Mapping[str, Any], phase: "Phase") -> None:
+        """Tell an epoch."""
+        worst = row.get("val/worst")
+        self._worst = "" if worst is None else f"val worst {worst:.3f}"
+        loss = row.get("train/loss")
+        self._loss = text = f"loss {loss:.3f}" if loss is not None else ""
+        if self._bars is not None and (task := self._tasks.get(phase.name)) is not None:
+            total = self._bars.tasks[task].total or 0
+            done = total * row["epoch"] / phase.epochs
+            self._bars.update(task, completed=done, status=f"{text}  {self._worst}")
+        now = time.monotonic()
+        last = row["epoch"] == phase.epochs
+        if self._bars is None and (last or now - self._told >= LINE_SECONDS):
+            self._told = now
+            self._terminal.say(
+                f"{phase.name} epoch {row['epoch']}/{phase.epochs}  {text}  {self._worst}"
+            )
+
+    def rows(self, rows: Rows) -> None:
+        """Hand on what a checkpoint holds."""
+        self._rows(rows)
+
+    def _move(self, phase: "Phase", done: int, num_steps: int, progress: "RunProgress") -> None:
+        assert self._bars is not None
+        if phase.name not in self._tasks:
+            total = phase.epochs * num_steps
+            self._tasks[phase.name] = self._bars.add_task(phase.name, total=total, status="")
+        if progress.images:  # losses are looked at now and then, not to wait for the device
+            self._loss = f"loss {progress.sums.get('loss', 0.0) / progress.images:.3f}"
+        status = f"{self._loss}  {self._worst}"
+        self._bars.update(self._tasks[phase.name], completed=done, status=status)

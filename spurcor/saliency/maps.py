@@ -1,0 +1,66 @@
+"""Class activation maps: where on an image a network sees what it predicts.
+
+A (B, D, h, w) are the activations of a layer, G of the same shape the gradients of the score, which
+is the logit of the class predicted.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spurcor.training.method import Method
+
+Saliency = Literal["xgrad_cam", "grad_cam", "layer_cam"]
+EPSILON = 1e-7  # of the code of XGrad-CAM
+
+
+def xgrad_cam(A: Tensor, G: Tensor) -> Tensor:  # noqa: N803 - the papers' symbols
+    """H = ReLU(sum_k alpha_k A^k), alpha_k = sum_ij G^k_ij A^k_ij / (sum_ij A^k_ij + 1e-7).
+
+    Fu et al. (BMVC 2020).
+    """
+    alpha = (G * A).sum((2, 3)) / (A.sum((2, 3)) + EPSILON)
+    return torch.einsum("bk,bkij->bij", alpha, A).relu()
+
+
+def grad_cam(A: Tensor, G: Tensor) -> Tensor:  # noqa: N803
+    """H = ReLU(sum_k alpha_k A^k), alpha_k the mean of G^k. Selvaraju et al. (ICCV 2017)."""
+    return torch.einsum("bk,bkij->bij", G.mean((2, 3)), A).relu()
+
+
+def layer_cam(A: Tensor, G: Tensor) -> Tensor:  # noqa: N803
+    """H = ReLU(sum_k ReLU(G^k) A^k), position by position. Jiang et al. (TIP 2021)."""
+    return (G.relu() * A).sum(1).relu()
+
+
+SALIENCY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "xgrad_cam": xgrad_cam,
+    "grad_cam": grad_cam,
+    "layer_cam": layer_cam,
+}
+
+
+def heat_maps(method: Method, x: Tensor, layer: str, saliency: Saliency = "xgrad_cam") -> Tensor:
+    """Heat (B, H, W) in [0, 1] of what is predicted of images x (B, C, H, W).
+
+    Of several labels the one with the largest logit counts. The method is in eval mode, so that
+    the images of a batch have nothing to do with each other.
+    """
+    backbone = method.backbone
+    with torch.enable_grad():
+        output, features = backbone.through(x, layer)
+        score = method.head(features).max(dim=1).values.sum()
+        (gradient,) = torch.autograd.grad(score, output)
+    A, G = (backbone.maps(layer, z.detach().float(), *x.shape[2:]) for z in (output, gradient))  # noqa: N806
+    heat = _scaled(SALIENCY[saliency](A, G))
+    heat = F.interpolate(heat[:, None], x.shape[2:], mode="bilinear", align_corners=False)
+    return _scaled(heat[:, 0])
+
+
+def _scaled(heat: Tensor) -> Tensor:
+    """Each map from 0 to 1."""
+    heat = heat - heat.amin((1, 2), keepdim=True)
+    return heat / (EPSILON + heat.amax((1, 2), keepdim=True))

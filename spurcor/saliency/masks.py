@@ -1,0 +1,165 @@
+"""Masks of the images of a split: one array of bits, applied where images are read."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from spurcor.data.groups import GroupedDataset
+from spurcor.data.images import Images
+from spurcor.data.transforms import Transform
+from spurcor.system.files import decoding, replacing
+
+BITS = 2 ** torch.arange(8)
+
+
+def outliers(heat: Tensor, deviations: float) -> Tensor:
+    """Pixels (B, H, W) bool hotter than mean + `deviations` std of the positive ones of an image.
+
+    Population std; where nothing is positive nothing is masked.
+    """
+    positive = heat > 0
+    count = positive.sum((1, 2), keepdim=True)
+    mean = heat.sum((1, 2), keepdim=True) / count
+    apart = torch.where(positive, heat - mean, 0.0)
+    std = (apart.square().sum((1, 2), keepdim=True) / count).sqrt()
+    return heat > mean + deviations * std  # no comparison with NaN holds
+
+
+def holes(area: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """One hole (B, H, W) bool in each image, as square as its `area` (B,) in pixels allows.
+
+    Cutout's (DeVries and Taylor 2017), but whole: its place is random among those where it fits.
+    """
+    draws = torch.rand(2, len(area), generator=generator, dtype=torch.float64).to(area.device)
+    side = area.double().sqrt().ceil().clamp(max=width)
+    across = torch.maximum(side, (area / height).ceil()).clamp(min=1)
+    down = (area / across).ceil()
+    top = (draws[0] * (height - down + 1)).floor()[:, None, None]
+    left = (draws[1] * (width - across + 1)).floor()[:, None, None]
+    i = torch.arange(height, device=area.device)[None, :, None] - top
+    j = torch.arange(width, device=area.device)[None, None, :] - left
+    across = across[:, None, None]
+    inside = (i >= 0) & (j >= 0) & (j < across)
+    return inside & (i * across + j < area[:, None, None])
+
+
+class Masks:
+    """A mask (H, W) for every image of a split, by its index, eight pixels to a byte."""
+
+    def __init__(self, packed: Tensor, height: int, width: int) -> None:
+        """`packed` (N, ceil(H * W / 8)) uint8, row by row."""
+        self.packed, self.height, self.width = packed, height, width
+
+    @classmethod
+    def empty(cls, count: int, height: int, width: int) -> "Masks":
+        """Nothing masked."""
+        return cls(torch.zeros(count, -(-height * width // 8), dtype=torch.uint8), height, width)
+
+    def put(self, indices: Tensor, masked: Tensor) -> None:
+        """Set the masks (B, H, W) bool at `indices` (B,)."""
+        bits = F.pad(masked.flatten(1), (0, -self.height * self.width % 8))
+        weights = BITS.to(masked.device, torch.uint8)
+        packed = (bits.view(len(bits), -1, 8) * weights).sum(2, dtype=torch.uint8)
+        self.packed[indices.to(self.packed.device)] = packed.to(self.packed.device)
+
+    def take(self, indices: Tensor) -> Tensor:
+        """The masks (B, H, W) bool at `indices` (B,), on the array's device."""
+        packed = self.packed[indices.to(self.packed.device)]
+        bits = (packed[:, :, None] & BITS.to(packed.device, torch.uint8)) > 0
+        bits = bits.flatten(1)[:, : self.height * self.width]
+        return bits.reshape(-1, self.height, self.width)
+
+    def add(self, others: "Masks") -> None:
+        """Mask what either does."""
+        self.packed |= others.packed
+
+    def to(self, device: torch.device) -> "Masks":
+        """The same on a device."""
+        return Masks(self.packed.to(device), self.height, self.width)
+
+    def save(self, path: Path) -> None:
+        """Write the array as a whole."""
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as beside, beside.open("wb") as file:
+            np.save(file, self.packed.numpy(), allow_pickle=False)
+
+    @classmethod
+    def load(cls, path: Path, height: int, width: int) -> "Masks":
+        """Read what `save` wrote, memory-mapped."""
+        with decoding(path):
+            packed = np.load(path, allow_pickle=False, mmap_mode="c")
+        return cls(torch.from_numpy(packed), height, width)
+
+
+class MaskedImages(Images):
+    """The images of a split, by its index, with what is masked set to zero.
+
+    A mask lies on its `window` (N, 4) of the image: top, left, height, width in pixels. Each pixel
+    of the image takes the mask's pixel that it falls on, or none.
+    """
+
+    def __init__(self, images: Images, rows: Tensor, masks: Masks, window: Tensor) -> None:
+        super().__init__(images.pixels, images.signature, images.mapped)
+        self.images, self.rows, self.masks, self.window = images, rows, masks, window
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def view(self, row: int) -> Tensor:
+        """One image (C, H, W), masked."""
+        image = self.images.view(int(self.rows[row]))
+        return image.masked_fill(self._masked(torch.tensor([row]), image.shape[1:])[0], 0)
+
+    def sizes(self, rows: Tensor) -> Tensor:
+        """Heights and widths (B, 2) int64."""
+        return self.images.sizes(self.rows[rows])
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The images at `rows` (B,), masked, as (B, C, H, W)."""
+        x = self.images.take(self.rows[rows])
+        return x.masked_fill_(self._masked(rows, x.shape[2:])[:, None], 0)
+
+    def to(self, device: torch.device) -> "MaskedImages":
+        """The same on a device."""
+        return MaskedImages(self.images.to(device), self.rows, self.masks.to(device), self.window)
+
+    def _masked(self, rows: Tensor, size: torch.Size) -> Tensor:
+        """Masks (B, H, W) bool on images of one size."""
+        masks, (top, left, height, width) = self.masks, self.window[rows[0]].tolist()
+        masked = masks.take(rows)
+        places = []
+        for length, begin, extent, count in (
+            (size[0], top, height, masks.height),
+            (size[1], left, width, masks.width),
+        ):
+            place = ((torch.arange(length) + 0.5 - begin) / extent * count).floor().long()
+            places.append(place.to(masked.device))
+        for dim, (place, count) in enumerate(zip(places, masked.shape[1:], strict=True), start=1):
+            inside = (place >= 0) & (place < count)
+            shape = [1, 1, 1]
+            shape[dim] = -1
+            masked = masked.index_select(dim, place.clamp(0, count - 1)) & inside.view(shape)
+        return masked.to(self.device)
+
+
+def masked(split: GroupedDataset, masks: Masks, transform: Transform) -> GroupedDataset:
+    """A split whose training images are masked where evaluation's view of them is."""
+    sizes = split.train_images.sizes(split.train_rows)
+    return _with(split, split.train_images, split.train_rows, masks, transform.window(sizes))
+
+
+def masked_view(split: GroupedDataset, masks: Masks) -> GroupedDataset:
+    """A split whose images are masked as they are evaluated."""
+    sizes = split.images.sizes(split.rows)
+    window = torch.cat([torch.zeros_like(sizes), sizes], dim=1).double()
+    return _with(split, split.images, split.rows, masks, window)
+
+
+def _with(
+    split: GroupedDataset, images: Images, rows: Tensor, masks: Masks, window: Tensor
+) -> GroupedDataset:
+    stored = MaskedImages(images, rows, masks.to(images.device), window)
+    return GroupedDataset(split.spec, stored, split.y, split.a, split.source)

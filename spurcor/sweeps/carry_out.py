@@ -1,0 +1,96 @@
+"""Points carried out in this process."""
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from spurcor.config.schema import TrainConfig
+from spurcor.errors import RunError, UserError, of_system
+from spurcor.sweeps.freeze import read_point
+from spurcor.sweeps.manifest import Point, write_manifest
+from spurcor.sweeps.read import read
+from spurcor.system.signals import Interrupted
+from spurcor.system.terminal import log_to_terminal
+
+if TYPE_CHECKING:
+    from spurcor.runs.execute import Outcome
+
+log = logging.getLogger(__name__)
+
+HELD = 3  # exit code of a point that another process works on
+
+
+def run_single(cfg: DictConfig) -> int:
+    """A run on its own belongs to the sweep it names."""
+    config = read(cfg, HydraConfig.get().runtime.choices)
+    point = Point(tuple(HydraConfig.get().overrides.task), config)
+    log_to_terminal()
+    _tell_of_other_code([point])
+    return _execute(config, on_start=lambda: write_manifest([point])).exit_code
+
+
+def _tell_of_other_code(points: Sequence[Point]) -> None:
+    """Numbers on disk that this version of the code might not give again are named, not hidden."""
+    from spurcor.runs.execute import outdated
+
+    done = {point.config.directory: point.config for point in points if point.done}
+    found = [parts for config in done.values() if not config.rerun and (parts := outdated(config))]
+    if found:
+        log.warning(
+            "%s was finished by another version of the code of %s, and is shown as it is;"
+            " rerun=true sets it aside and trains it again",
+            f"{len(found)} of {len(done)} runs" if len(points) > 1 else next(iter(done)),
+            ", ".join(dict.fromkeys(part for parts in found for part in parts)),
+        )
+
+
+def run_points(paths: Iterable[Path]) -> int:
+    """Points of a submitted sweep, from the configurations frozen at submission."""
+    outcomes = carry_out([read_point(path) for path in paths])
+    codes = [HELD if one.status == "held" else one.exit_code for one in outcomes.values()]
+    return max(codes, default=0)
+
+
+def carry_out(configs: Iterable[TrainConfig]) -> dict[Path, "Outcome"]:
+    """One run after the other; what is wrong with one does not keep the next from running."""
+    from spurcor.runs.execute import Outcome
+
+    outcomes: dict[Path, Outcome] = {}
+    for config in configs:
+        directory = config.directory
+        try:
+            outcome = _execute(config)
+        except Interrupted as interrupted:
+            print(f"spurcor: {directory}: {interrupted}", file=sys.stderr, flush=True)
+            code = interrupted.exit_code
+            outcomes[directory] = Outcome(
+                "interrupted", directory, str(interrupted), exit_code=code
+            )
+            break
+        except Exception as error:
+            told = of_system(error) if isinstance(error, OSError) else error
+            if not isinstance(told, UserError | RunError):
+                traceback.print_exc()
+            print(f"spurcor: {told}", file=sys.stderr, flush=True)
+            message = str(told).partition("\n")[0]
+            outcome = Outcome("failed", directory, message, exit_code=1)
+        outcomes[directory] = outcome
+    return outcomes
+
+
+def _execute(config: TrainConfig, on_start: Callable[[], None] | None = None) -> "Outcome":
+    """Carry out a run in this process."""
+    import spurcor.runs.execute
+    from spurcor.system.terminal import Terminal
+
+    log_to_terminal()
+    outcome = spurcor.runs.execute.execute(config, Terminal(), on_start)
+    if outcome.status == "failed":
+        print(f"spurcor: {outcome.directory}: {outcome.message}", file=sys.stderr, flush=True)
+    return outcome

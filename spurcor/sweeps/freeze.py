@@ -1,0 +1,64 @@
+"""Configuration and code frozen at submission: what was submitted is what runs."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import yaml
+
+from spurcor.config.nodes import plain
+from spurcor.config.schema import TrainConfig
+from spurcor.runs.lookup import read_frozen
+from spurcor.sweeps.manifest import Point, sweep_folder
+from spurcor.system.files import replacing_folder, write_text
+from spurcor.system.passwords import masked
+from spurcor.system.places import REPO
+
+COPIED = ("spurcor", "conf", "sweeps")
+
+
+def write_point(point: Point) -> Path:
+    """The checked configuration of a point, as its process will read it.
+
+    The name has a hash of the content: nothing that is issued later changes a queued point.
+    """
+    config = point.config
+    folder = sweep_folder(config) / "points"
+    folder.mkdir(parents=True, exist_ok=True)
+    text = masked(yaml.safe_dump(plain(config), sort_keys=False))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    path = folder / f"{config.identity}-seed{config.seed}-{digest}.yaml"
+    write_text(path, text)
+    return path
+
+
+def read_point(path: Path) -> TrainConfig:
+    """The configuration of a frozen point."""
+    return read_frozen(path, "start the sweep again: it writes its points anew")
+
+
+def copy_code(folder: Path) -> Path:
+    """Freeze code and configuration: what was submitted is what runs."""
+    from spurcor.system.versions import commit
+
+    files = sorted(
+        path
+        for name in COPIED
+        for path in (REPO / name).rglob("*")
+        if path.is_file() and path.suffix in (".py", ".yaml") and "__pycache__" not in path.parts
+    )
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(str(path.relative_to(REPO)).encode() + path.read_bytes())
+    target = folder / f"code-{digest.hexdigest()[:8]}"
+    if not target.exists():
+        with replacing_folder(target) as beside:
+            for name in COPIED:
+                ignored = shutil.ignore_patterns("__pycache__", "outputs")
+                shutil.copytree(REPO / name, beside / name, symlinks=True, ignore=ignored)
+            for path in (path for path in beside.rglob("*.yaml") if not path.is_symlink()):
+                text = path.read_text(encoding="utf-8")
+                if masked(text) != text:  # the points have such values from their own files
+                    path.write_text(masked(text), encoding="utf-8")
+            (beside / "commit").write_text(commit() + "\n")
+    return target

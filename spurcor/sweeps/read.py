@@ -1,0 +1,49 @@
+"""From what Hydra composed to a point."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from spurcor.config.check import check, composed
+from spurcor.config.schema import TrainConfig
+from spurcor.errors import UserError
+
+GROUPS = ("dataset", "backbone", "method", "optimizer", "schedule", "features", "dfr", "site")
+
+
+def read(cfg: DictConfig, choices: Mapping[str, Any]) -> TrainConfig:
+    """Check a composed configuration; the names chosen for the groups become part of it."""
+    tree = composed(cfg)
+    if "choices" in tree:
+        raise UserError("choices is no key; say dataset=..., method=... and so on")
+    tree["choices"] = {group: str(choices[group]) for group in GROUPS if choices.get(group)}
+    for group in ("dfr", "features", "analysis", "tracker"):
+        tree[group] = tree.get(group) or {}
+    config = check(tree, TrainConfig)
+    return config if config.init is None else _with_origin(config, str(config.init))
+
+
+def _with_origin(config: TrainConfig, init: str) -> TrainConfig:
+    """The run that `method.init` names in any of the ways of run=..., by its directory.
+
+    An identity without a seed is the run of the same seed.
+    """
+    from spurcor.runs import lookup
+    from spurcor.runs.results import read_result
+
+    if "/" not in init and ":" not in init and not Path(init).exists():
+        init = f"{init}/seed{config.seed}"
+    directory = lookup.find_done(init, config.paths.outputs, "method.init")
+    run = read_result(directory)["run"]
+    if directory.parts[-2:] != (run["identity"], f"seed{run['seed']}"):
+        raise UserError(
+            f"method.init={init} is no longer at its place, which is"
+            f" {run['identity']}/seed{run['seed']}; move it back"
+        )
+    arguments = {**config.method.arguments, "init": str(directory)}
+    return dataclasses.replace(
+        config, method=dataclasses.replace(config.method, arguments=arguments)
+    )

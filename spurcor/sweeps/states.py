@@ -1,0 +1,117 @@
+"""How far the points of a sweep have come."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from spurcor.errors import UserError
+from spurcor.sweeps import slurm
+from spurcor.sweeps.manifest import _key, manifest
+from spurcor.system.files import read_json, tail
+from spurcor.system.lock import holder, lock_of
+from spurcor.system.shapes import Plan
+
+Status = Literal["done", "running", "queued", "held", "failed", "interrupted", "missing", "damaged"]
+UNDER_WAY = ("queued", "running")
+
+
+@dataclass(frozen=True)
+class PointState:
+    """How far a point has come, by its files and by SLURM."""
+
+    entry: Mapping[str, Any]
+    status: Status
+    message: str = ""
+    progress: str = ""
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """See `Point.key`."""
+        return _key(self.entry)
+
+    @property
+    def run(self) -> str:
+        """Short name of the run."""
+        return f"{self.entry['identity']}/seed{self.entry['seed']}"
+
+
+def states(outputs: Path, name: str) -> list[PointState]:
+    """Every point of a sweep, live."""
+    entries = manifest(outputs, name)
+    unfinished = [entry["job"] for entry in entries if entry["job"] and not _done(entry)]
+    jobs = slurm.query(unfinished)
+    return [state(entry, jobs.get(entry["job"])) for entry in entries]
+
+
+def state(entry: Mapping[str, Any], job: slurm.Job | None = None) -> PointState:
+    """A point, from its files and from what SLURM says of its job."""
+    directory = Path(entry["directory"])
+    if _done(entry):
+        return PointState(entry, "done")
+    alive = job is not None and job.active
+    if alive and job is not None and job.state == "PENDING":
+        return PointState(entry, "queued", job.reason)
+    owner = holder(lock_of(directory))
+    if owner is not None and alive and job is not None and not job.owns(owner):
+        return PointState(entry, "held", f"by process {owner['pid']} on {owner['host']}")
+    if owner is not None or alive:
+        return PointState(entry, "running", progress=_progress(directory))
+    if (directory / "failed").exists():
+        lines = tail(directory / "failed").strip().splitlines()
+        return PointState(entry, "failed", lines[-1] if lines else "")
+    log = Path(entry["log"]) if entry["log"] else None
+    ended = "" if job is None else job.ending
+    if ended or (log is not None and log.exists() and log.stat().st_size):
+        said = last_line(log) if log is not None and log.exists() else ""
+        message = ": ".join(filter(None, (ended, said)))
+        return PointState(entry, "failed", message, _progress(directory))
+    status: Status = "interrupted" if directory.exists() else "missing"
+    return PointState(entry, status, progress=_progress(directory))
+
+
+def inspected(state: PointState) -> PointState:
+    """The same, or that the result of a point that is done cannot be read."""
+    from spurcor.runs.results import read_result
+
+    if state.status != "done":
+        return state
+    try:
+        read_result(Path(state.entry["directory"]))
+    except (UserError, OSError) as error:
+        return dataclasses.replace(state, status="damaged", message=str(error))
+    return state
+
+
+def last_line(path: Path) -> str:
+    """What a log ends with, in spurcor's own words if it has some, else the way to it."""
+    own = [line for line in tail(path).splitlines() if line.startswith("spurcor: ")]
+    return own[-1].removeprefix("spurcor: ") if own else f"see {path}"
+
+
+def _done(entry: Mapping[str, Any]) -> bool:
+    return all((Path(entry["directory"]) / path).exists() for path in entry["needs"])
+
+
+def _progress(directory: Path) -> str:
+    """Epochs done, and the time that the others will take at the same pace."""
+    try:
+        phases = read_json(directory / "phases.json", Plan)["phases"]
+        row = json.loads(tail(directory / "metrics.jsonl").splitlines()[-1])
+        names = [phase["name"] for phase in phases]
+        before = sum(phase["epochs"] for phase in phases[: names.index(row["phase"])])
+        total, done = sum(phase["epochs"] for phase in phases), before + row["epoch"]
+        left = row["seconds"] / max(done, 1) * (total - done)
+        epochs = phases[names.index(row["phase"])]["epochs"]
+    except (OSError, ValueError, TypeError, KeyError, IndexError):  # the first row is yet to come
+        return ""
+    return f"{row['phase']} {row['epoch']}/{epochs}, {duration(left)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

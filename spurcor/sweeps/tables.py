@@ -1,0 +1,65 @@
+"""Tables of a sweep's points."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from spurcor.errors import UserError
+from spurcor.presentation.tables import percent
+from spurcor.sweeps.states import PointState
+
+STYLES = {"done": ""} | dict.fromkeys(("failed", "damaged"), "red")
+
+
+STYLES |= dict.fromkeys(("held", "interrupted", "missing"), "yellow")
+
+
+PLACES = ("paths.", "sweep=", "site.", "site=", "tracker", "hydra")
+
+
+def sweep_table(points: Sequence["PointState"]) -> Table:
+    """Status and test worst-group accuracy of every point of a sweep."""
+    table = Table("point", "status", "run")
+    table.add_column("test worst", justify="right")
+    table.add_column("+ DFR", justify="right")
+    for point, overrides in zip(points, distinct(points), strict=True):
+        cells = [percent(value) for value in figures(point)]
+        status = f"{point.status} {point.message}".strip()
+        table.add_row(overrides, status, point.run, *cells, style=STYLES.get(point.status))
+    return table
+
+
+def status_table(points: Sequence["PointState"]) -> Table:
+    """How far every point of a sweep has come."""
+    table = Table("point", "status", "progress", "job", "run")
+    for point, overrides in zip(points, distinct(points), strict=True):
+        status = f"{point.status} {point.message}".strip()
+        job = point.entry["job"] or ""
+        cells = (overrides, status, point.progress, job, point.run)
+        table.add_row(*cells, style=STYLES.get(point.status))
+    return table
+
+
+def distinct(points: Sequence["PointState"]) -> list[str]:
+    """Overrides of each point, without those that all share and those that say where it runs."""
+    typed = [point.entry["overrides"] for point in points]
+    shared = set.intersection(*map(set, typed)) if len(typed) > 1 else set()
+    return [
+        " ".join(word for word in words if word not in shared and not word.startswith(PLACES))
+        for words in typed
+    ]
+
+
+def figures(state: PointState) -> tuple[float | None, float | None]:
+    """Test accuracy of the worst group, before and after the repair asked for."""
+    from spurcor.runs.results import read_result
+
+    try:
+        result = read_result(Path(state.entry["directory"]))
+    except (UserError, OSError):  # none yet, or damaged, as `inspected` says
+        return None, None
+    repairs = [need.split("/")[1] for need in state.entry["needs"] if need.startswith("dfr/")]
+    repaired = [(result["dfr"].get(name, {}).get("test") or {}).get("worst") for name in repairs]
+    worst = None if result["test"] is None else result["test"]["worst"]
+    return worst, repaired[0] if repaired else None

@@ -1,0 +1,1 @@
+"""The machine: files, locks, signals, the terminal; nothing of machine learning."""

@@ -1,0 +1,264 @@
+"""Files that are there whole or not at all, and what is said of those that are neither."""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import glob
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from spurcor.errors import Damaged, RunError, UserError, of_system
+
+JsonObject = dict[str, Any]
+CHUNK = 1 << 16
+CLUTTER = ("thumbs.db", "desktop.ini", "__macosx", "icon\r")
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """What a write to a full disk raises does not say where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = error.filename or str(path)
+        raise
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a file or a folder is what desktops leave wherever they have been."""
+    return name.startswith(".") or name.lower() in CLUTTER
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it takes the place of `path` once it is on disk.
+
+    What processes of this machine that were killed in here have left of the same file is removed.
+    """
+    prefix = f".{path.name}.{_machine()}-"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
+        if not psutil.pid_exists(int(left.name[len(prefix) : -len(".tmp")])):
+            left.unlink(missing_ok=True)
+    beside = path.with_name(f"{prefix}{os.getpid()}.tmp")
+    try:
+        with _named(path):
+            yield beside
+            with beside.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(beside, path)
+    finally:
+        with contextlib.suppress(OSError):  # the folder may be gone, or no longer to be written
+            beside.unlink(missing_ok=True)
+
+
+@functools.cache
+def _machine() -> str:
+    """Tells where the number of a process means something: this boot and, of containers, which."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        return hashlib.sha256(f"{boot}{os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:8]
+    except OSError:
+        return uuid.uuid4().hex[:8]  # of this process alone: nothing is then taken for a leftover
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes killed inside `replacing` left; the caller holds the folder's lock."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink()
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder; if another process was first, theirs stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    around = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    beside = around / path.name  # not `around` itself, which nobody else may read
+    try:
+        beside.mkdir()
+        yield beside
+        try:
+            os.rename(beside, path)
+        except OSError:
+            if not path.exists():
+                raise
+    finally:
+        shutil.rmtree(around, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as a whole."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON file as a whole; NaN is refused, since other readers choke on it."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def decoding(path: Path, fix: str | None = None) -> Iterator[None]:
+    """Whatever a decoder says of bytes that are not what was written is told in one sentence.
+
+    A file that may not be read, or cannot be for now, is not damaged: that error is left as it is.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Damaged(Path(error.filename or path), "is missing", fix) from error
+    except IsADirectoryError as error:
+        raise Damaged(path, "is a folder and should be a file", fix) from error
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # EINVAL: a seek to where nothing can be
+            raise
+        raise Damaged(path, f"is damaged ({reason(error)})", fix) from error
+    except Exception as error:  # decoders of foreign formats raise whatever they stumble over
+        raise Damaged(path, f"is damaged ({reason(error)})", fix) from error
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+def read_json(path: Path, shape: Any = JsonObject, fix: str | None = None) -> dict[str, Any]:
+    """Read what `write_json` wrote; what has another shape is damaged."""
+    with decoding(path, fix):
+        return checked(path, json.loads(path.read_text(encoding="utf-8")), shape, fix)
+
+
+def checked(path: Path, value: Any, shape: Any, fix: str | None = None) -> dict[str, Any]:
+    """A value read from a file, which must have the types that its readers count on."""
+    from pydantic import ValidationError
+
+    if not isinstance(value, dict):
+        raise Damaged(path, "does not hold a JSON object", fix)
+    try:
+        _validator(shape).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise Damaged(path, f"is damaged ({place}: {first['msg']})", fix) from error
+    return value
+
+
+@functools.cache
+def _validator(shape: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(shape)
+
+
+def read_lines(path: Path, shape: Any = JsonObject, fix: str | None = None) -> list[dict[str, Any]]:
+    """Read a JSON-lines file; a last line that was cut off in the writing is left out."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except (IsADirectoryError, NotADirectoryError) as error:
+        raise Damaged(path, "is a folder and should be a file", fix) from error
+    if not _whole(lines[-1]):
+        lines.pop()
+    return [_line(path, number, line, shape, fix) for number, line in enumerate(lines, 1) if line]
+
+
+def _line(path: Path, number: int, line: bytes, shape: Any, fix: str | None) -> dict[str, Any]:
+    try:
+        return checked(path, json.loads(line), shape, fix)
+    except Damaged as error:
+        raise Damaged(path, f"{error.reason}, line {number}", fix) from error
+    except ValueError as error:
+        raise Damaged(path, f"cannot be read in line {number} ({error})", fix) from error
+
+
+def _whole(line: bytes) -> bool:
+    """Whether a last line lacks nothing but its end, as where a person has edited the file."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def append_line(path: Path, value: Mapping[str, Any]) -> None:
+    """Add a line to a JSON-lines file; it is on its way to the disk when this returns."""
+    append_lines(path, [value])
+
+
+def append_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
+    """Add lines to a JSON-lines file, one process at a time.
+
+    What a process killed in its writing has left of a line is cut off: it would join with the next.
+    """
+    text = "".join(json.dumps(value, allow_nan=False) + "\n" for value in values)
+    with _named(path), path.open("a+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _end_last_line(file)
+        left = memoryview(text.encode())
+        while left:
+            left = left[file.write(left) :]
+
+
+def _end_last_line(file: FileIO) -> None:
+    size = file.seek(0, os.SEEK_END)
+    end = b""
+    while size > len(end) and b"\n" not in end:  # from the end: rows may be megabytes
+        start = max(0, size - len(end) - CHUNK)
+        file.seek(start)
+        end = file.read(size - len(end) - start) + end
+    last = end.rpartition(b"\n")[2]
+    if _whole(last):
+        file.write(b"\n")
+    elif last:
+        os.truncate(file.fileno(), size - len(last))
+
+
+def sync(path: Path) -> None:
+    """Put what was appended on the disk."""
+    if path.exists():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def keep_lines(path: Path, count: int) -> None:
+    """Cut a JSON-lines file back to its first `count` lines."""
+    if not path.exists():
+        return
+    size = 0
+    with path.open("rb") as file:
+        for _ in range(count):
+            line = file.readline()
+            size += len(line) if line.endswith(b"\n") else 0
+    os.truncate(path, size)
+
+
+def tail(path: Path, size: int = 1 << 16) -> str:
+    """The end of a text file, whole lines; what is no text is replaced."""
+    with path.open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        begin = max(0, file.tell() - size)
+        file.seek(begin)
+        text = file.read().decode(errors="replace")
+    return text.partition("\n")[2] if begin else text
+
+
+def cannot_write(outputs: Path, error: OSError) -> UserError | RunError:
+    """The outputs folder is not there to be written to, or has no room now."""
+    told = of_system(error)
+    if isinstance(told, RunError):
+        return told
+    return UserError(f"paths.outputs={outputs} cannot be written ({told})")

@@ -1,0 +1,6 @@
+"""Where the clone is: its configuration lies beside the package."""
+
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+CONF = REPO / "conf"

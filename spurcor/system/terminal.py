@@ -1,0 +1,138 @@
+"""What a person sees: lines, progress bars, logs; plain when piped."""
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from spurcor.runs.tables import group_table
+from spurcor.runs.watcher import Rows, Watcher
+
+if TYPE_CHECKING:
+    from spurcor.config.schema import TrainConfig
+
+
+@functools.cache
+def log_to_terminal() -> None:
+    """Warnings go to stderr; the rest is in the run's train.log."""
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("spurcor: %(message)s"))
+    logger = logging.getLogger("spurcor")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+T = TypeVar("T")
+
+
+class PatientConsole(Console):
+    """A console whose reader may leave (`| head`) without ending the training.
+
+    Text is shown as it is: a class may be called `cat [/indoor]`, or `:dog:`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Write on into nothing."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Terminal:
+    """The output of a command."""
+
+    def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
+        self.console = console or PatientConsole(quiet=quiet)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, soft_wrap=True, markup=False, emoji=False)
+
+    def trace(self) -> None:
+        """The traceback of the exception being handled."""
+        self.console.print_exception(max_frames=6)
+
+    @contextmanager
+    def watch(self, rows: Callable[[Rows], None]) -> Iterator["Watcher"]:
+        """An observer of a training run that shows it here and hands its safe rows on."""
+        if not self.console.is_terminal:
+            yield Watcher(self, rows, None)
+            return
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}", markup=False),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, refresh_per_second=5) as bars:
+            yield Watcher(self, rows, bars)
+
+    def result(
+        self, result: Mapping[str, Any], directory: Path, how: str, config: "TrainConfig"
+    ) -> None:
+        """The table of groups, the run's directory, and the way to the trackers' pages."""
+        run = result["run"]
+        self.say("")
+        self.say(f"{run['dataset']} {run['method']} seed {run['seed']}: {how}")
+        self.console.print(group_table(result))
+        self.say(f"run     {directory}")
+        from spurcor.tracking import Trackers
+
+        trackers = Trackers.build(config.tracker, config.paths.outputs)
+        for title, address in trackers.addresses.items():
+            self.say(f"{title:7} {address}")
+
+
+def tracked(items: Iterable[T], title: str, total: int) -> Iterator[T]:
+    """Items one by one, with a bar on a terminal and a line when piped."""
+    console = PatientConsole()
+    if not console.is_terminal:
+        console.print(title, soft_wrap=True)
+        yield from items
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, refresh_per_second=5) as bars:
+        yield from bars.track(items, total=total, description=title)
+
+
+class RunLog(logging.FileHandler):
+    """train.log; what a full disk does not take is lost without another word."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Called by logging."""
+
+    def close(self) -> None:
+        """Write what is left, if there is room."""
+        with suppress(OSError):
+            super().close()
+
+
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """Write spurcor's log to a file for the while."""
+    handler = RunLog(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("spurcor")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,39 @@
+"""Which code and which libraries run."""
+
+import functools
+import importlib.metadata
+import platform
+import subprocess
+
+from spurcor.system.places import REPO
+
+VERSIONS = ("spurcor", "torch", "torchvision", "timm", "numpy", "scikit-learn")
+
+
+def versions() -> dict[str, str]:
+    """The versions that move numbers."""
+    found = {name: importlib.metadata.version(name) for name in VERSIONS}
+    return {"python": platform.python_version(), **found}
+
+
+@functools.cache
+def commit() -> str:
+    """The commit of the code that runs, with a + where files differ from it."""
+    copied = REPO / "commit"  # a sweep's copy of the code says what it was copied from
+    if copied.exists():
+        return copied.read_text().strip()
+    git = ["git", "-C", str(REPO)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        watched = ["spurcor", "conf", "sweeps"]
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--", *watched],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if changed else "")

@@ -1,0 +1,229 @@
+"""The contract of a method: phases, each with its streams, its optimiser and its length."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from spurcor.data.groups import Batch, DataInfo, GroupedDataset, Split
+from spurcor.data.splits import Splits
+from spurcor.data.streams import Sampling, Stream
+from spurcor.models.backbone import Backbone
+from spurcor.models.losses import make_head
+from spurcor.training.losses import sample_losses
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a phase gets from the run it is part of."""
+
+    splits: Splits
+    seed: int
+    batch_size: int | None
+    directory: Path
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
+    schedule: Callable[[Optimizer, int], LRScheduler]  # of an optimiser and a number of epochs
+
+    def stream(
+        self,
+        split: str,
+        role: str | None = None,
+        sampling: Sampling = "shuffled",
+        dataset: GroupedDataset | None = None,
+    ) -> Stream:
+        """Training batches of a split, shuffled or sampled as `spurcor.data.streams.Stream` knows it.
+
+        `dataset` is read in its place, where a phase has made other images of it or chosen some.
+        """
+        return Stream(
+            self.splits[split] if dataset is None else dataset,
+            self.splits.transform,
+            self.batch_size,
+            seed=self.seed,
+            role=role or split,
+            sampling=sampling,
+            workers=self.splits.workers,
+        )
+
+    def kept(self, phase: str) -> Path:
+        """Folder of what the trainer keeps of an earlier phase that has a `selection`.
+
+        `model.safetensors`, its weights by that; `last.safetensors`; `state.pt`, its `state_dict`.
+        Of a run that is started from it holds what readers want only: figures and predictions.
+        """
+        return self.directory / "phases" / phase
+
+
+class Phase(ABC):
+    """One stage of a method.
+
+    Entering a phase: `setup`, then `begin` when it starts afresh or `load_state_dict` when it is
+    resumed, then `streams`.
+    """
+
+    name: str
+    epochs: int
+    selection: str | None = None  # a criterion: later phases want its best weights, see `kept`
+    consumed: tuple[str, ...] = ()  # evaluated splits it trains on: no figure is reported of them
+    descends: bool = False  # each step is one of the run's optimiser on the weights, at its rate
+
+    def check(self, run: RunContext) -> None:  # noqa: B027 - most phases need TRAIN only
+        """Refuse data that the phase cannot work on; called before anything is written."""
+
+    @abstractmethod
+    def setup(self, run: RunContext) -> None:
+        """Build what `step` needs (optimiser, schedule); called on resume too."""
+
+    def begin(self, run: RunContext) -> None:  # noqa: B027 - most phases have no offline work
+        """Offline work before the first step, once, in eval mode and without gradients."""
+
+    @abstractmethod
+    def streams(self, run: RunContext) -> Mapping[str, Stream]:
+        """Roles; the first paces the epoch, the others repeat."""
+
+    @abstractmethod
+    def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
+        """Exactly one update; returns detached scalars to be averaged over the epoch."""
+
+    @abstractmethod
+    def end_epoch(self) -> None:
+        """Step the schedules."""
+
+    def end(self, run: RunContext) -> None:  # noqa: B027 - most phases leave only weights
+        """Offline work after the last step: pictures of what happened."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """All that changes during the phase and is not in the method."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+
+
+class Method(nn.Module, ABC):
+    """A way of training a classifier: backbone, head, and a list of phases."""
+
+    init: Path | None = None  # the finished run whose backbone and head it starts from
+
+    def __init__(self, backbone: Backbone, info: DataInfo) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.spec, self.loss = info.spec, info.loss
+        self.head = make_head(backbone, info)
+
+    @abstractmethod
+    def phases(self) -> Sequence[Phase]:
+        """The phases in order; pure construction, also on resume."""
+
+    @property
+    def consumed(self) -> tuple[str, ...]:
+        """Evaluated splits that a phase trains on: nothing is fitted, selected or said by them."""
+        return tuple(dict.fromkeys(name for phase in self.phases() for name in phase.consumed))
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        return self.head(self.backbone(x))  # type: ignore[no-any-return]
+
+    def losses(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Losses (B,) of logits (B, K), by the run's loss."""
+        return sample_losses(logits, y, self.spec, self.loss)
+
+    def weights(self) -> list[nn.Parameter]:
+        """What ERM trains and analyses differentiate."""
+        return [weight for weight in self.parameters() if weight.requires_grad]
+
+
+class Supervised(Phase):
+    """Minimise a reduction of the losses of a split's samples over a method's weights."""
+
+    def __init__(
+        self,
+        name: str,
+        method: Method,
+        epochs: int,
+        reduce: Callable[[Tensor, Batch], Tensor],
+        sampling: Sampling = "shuffled",
+        split: Split = Split.TRAIN,
+        selection: str | None = None,
+        lr: float | None = None,
+    ) -> None:
+        """`reduce`: losses (B,) and batch to a scalar; `sampling`: how `split` is drawn.
+
+        `lr` takes the place of the optimiser's own.
+        """
+        if epochs < 1:
+            raise ValueError(f"epochs={epochs} must be at least 1")
+        self.name, self.method, self.epochs = name, method, epochs
+        self.reduce, self.sampling, self.split = reduce, sampling, split
+        self.selection, self.lr = selection, lr
+        self.consumed = (split,) if split is Split.VAL else ()
+        self.descends = lr is None
+
+    def check(self, run: RunContext) -> None:
+        """The split must be there."""
+        run.splits[self.split]
+
+    def setup(self, run: RunContext) -> None:
+        """One optimiser over all weights, one schedule over the epochs of the phase."""
+        self.optimizer = run.optimizer(self.method.weights())
+        if self.lr is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr
+        self.schedule = run.schedule(self.optimizer, self.epochs)
+        self.ended = False  # an epoch, whose rate stays until the next one begins, if it does
+
+    def streams(self, run: RunContext) -> Mapping[str, Stream]:
+        """The one split, shuffled or sampled."""
+        return {"train": run.stream(self.split, sampling=self.sampling)}
+
+    def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
+        """One step of the optimiser on the reduced loss; logs the plain mean loss."""
+        if self.ended:
+            self.schedule.step()
+            self.ended = False
+        batch = batches["train"]
+        losses = self.method.losses(self.method.predict(batch.x), batch.y)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(self.reduce(losses, batch))
+        self.optimizer.step()
+        return {"loss": losses.detach().mean()}
+
+    def end_epoch(self) -> None:
+        """The schedule goes on with the next epoch: a later phase may want this one's rate."""
+        self.ended = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser and schedule."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "ended": self.ended,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Optimiser and schedule."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.ended = state["ended"]
+        # It has stepped in another process; else torch warns that the schedule steps first.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
+
+
+@contextmanager
+def untouched(method: Method) -> Iterator[None]:
+    """Eval mode without a trace: neither the mode nor the random state is changed for training."""
+    training = method.training
+    method.eval()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        method.train(training)
