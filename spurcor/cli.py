@@ -182,7 +182,8 @@ def _refuse_no_option(override: str) -> None:
 def _from_hydra(error: BaseException) -> bool:
     """Whether Hydra raised it over a configuration, and not code of ours that it has called."""
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-    ours = [Path(file).stem for file in files if Path(file).parent == Path(__file__).parent]
+    package = Path(__file__).parent
+    ours = [Path(file).stem for file in files if package in Path(file).parents]
     return ours[-1:] in (["cli"], ["composition"])
 
 

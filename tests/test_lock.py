@@ -167,7 +167,8 @@ def test_a_process_of_another_user_that_is_not_shown_goes_by_the_heart(place, mo
 
 def test_a_fork_leaves_the_lock_to_its_parent(place):
     path, guard = place
-    code = "import os, sys, spurcor.system.lock as lock; from pathlib import Path; path = Path(sys.argv[1])\n"
+    code = "import os, sys, spurcor.system.lock as lock; from pathlib import Path\n"
+    code += "path = Path(sys.argv[1])\n"
     code += "with lock.locked(path, Path(sys.argv[2])):\n"
     code += "    child = os.fork()\n"
     code += "    if child == 0: sys.exit()\n"

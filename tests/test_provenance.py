@@ -45,9 +45,9 @@ def parts(before):
 COUNTS = {
     "the method": ("spurcor.methods.erm", "losses.mean()", "0 * losses.mean()", "method=erm"),
     "its step": ("spurcor.training.method", "set_to_none=True", "set_to_none=False", "method=erm"),
-    "a loss": ("spurcor.models.losses", "return F.cross_entropy(", "return -F.cross_entropy(", "method"),
+    "a loss": ("spurcor.training.losses", "return F.cross_", "return -F.cross_", "method=erm"),
     "the data set": ("spurcor.datasets.digits", "VAL: 300", "VAL: 301", "dataset=digits"),
-    "its transform": ("spurcor.data.transforms", "1 / (255 * std)", "1 / (256 * std)", "dataset=digits"),
+    "its transform": ("spurcor.data.transforms", "1 / (255 *", "1 / (256 *", "dataset=digits"),
     "the backbone": ("spurcor.backbones.mlp", "x.flatten(1)", "x.flatten(1) * 2", "backbone=mlp"),
 }  # fmt: skip
 
@@ -72,7 +72,11 @@ SILENT = {
         "from spurcor.training.method import Method, Phase, Supervised",
         "from spurcor.methods.iw import Method, Phase, Supervised",
     ),
-    "what it never uses": ("spurcor.models.losses", "import torch\n", "import torch\nUNUSED = 1\n"),
+    "what it never uses": (
+        "spurcor.training.losses",
+        "import torch\n",
+        "import torch\nUNUSED = 1\n",
+    ),
 }
 
 

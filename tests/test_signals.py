@@ -12,7 +12,7 @@ from training import SMALL, read
 
 from spurcor import cli, train
 from spurcor.launchers import hydra
-from spurcor.runs import build, execute, results
+from spurcor.runs import execute, prepared, results
 from spurcor.system.signals import Interrupted, handled, interrupting
 from spurcor.training import predictions
 
@@ -36,7 +36,7 @@ def signalled_in(monkeypatch, owner, name, number=signal.SIGTERM):
 
 
 PLACES = {
-    "before anything": (build, "build"),
+    "before anything": (prepared, "build"),
     "the final evaluation": (predictions, "predict_all"),
     "the repair": (execute, "repair"),
     "the analyses of a finished run": (execute, "analyze_stored"),

@@ -6,6 +6,7 @@ A warm process forks a child for each command line. Training itself is left out.
 printed as it was typed, with the end of what it said; the exit code is then 1.
 """
 
+# ruff: noqa: E402 - the environment is set before torch is imported
 import argparse
 import contextlib
 import importlib
@@ -27,19 +28,19 @@ import yaml
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 
-import matplotlib.figure  # noqa: E402, F401
-import mlflow  # noqa: E402, F401
-import sklearn.linear_model  # noqa: E402, F401
-from hydra import compose, initialize_config_dir  # noqa: E402
-from omegaconf import OmegaConf  # noqa: E402
+import matplotlib.figure  # noqa: F401
+import mlflow  # noqa: F401
+import sklearn.linear_model  # noqa: F401
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-import spurcor.presentation.plots  # noqa: E402
-import spurcor.runs.execute  # noqa: E402
-import spurcor.tracking.mlflow  # noqa: E402, F401
+import spurcor.presentation.plots
+import spurcor.runs.execute
+import spurcor.tracking.mlflow  # noqa: F401
 from spurcor import cli
 from spurcor.config import nodes, resolvers
-from spurcor.system import places  # noqa: E402
-from spurcor.training.trainer import Trainer  # noqa: E402
+from spurcor.system import places
+from spurcor.training.trainer import Trainer
 
 ENTRIES = (
     "train", "retrain", "analyze", "report", "status",

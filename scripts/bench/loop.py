@@ -27,6 +27,7 @@ from spurcor.data.groups import Split
 from spurcor.data.splits import Splits
 from spurcor.launchers import hydra
 from spurcor.runs import build
+from spurcor.runs.watcher import watch
 from spurcor.system import places
 from spurcor.system.terminal import Terminal
 from spurcor.tracking import Record, Trackers
@@ -121,7 +122,7 @@ def measure(name: str, overrides: list[str], num_pairs: int) -> None:
         trackers = Trackers.open(cfg, stack)
         record = Record.of_run(directory, cfg)
         trackers.start(record)
-        observer = stack.enter_context(Terminal().watch(lambda rows: trackers.rows(record, rows)))
+        observer = stack.enter_context(watch(Terminal(), lambda rows: trackers.rows(record, rows)))
         trainer = ClockedTrainer(
             directory,
             cfg.train,

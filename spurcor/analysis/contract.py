@@ -128,6 +128,16 @@ class Analyses:
             {folder: plain(node.arguments) for folder, node in named.items()},
         )
 
+    def without(self, folders: Iterable[str]) -> "Analyses":
+        """The others, with nothing measured yet."""
+        left = {name: one for name, one in self._analyses.items() if name not in set(folders)}
+        return Analyses(left, self._options)
+
+    @property
+    def folders(self) -> list[str]:
+        """Names of their folders."""
+        return list(self._analyses)
+
     @property
     def measure_weights(self) -> bool:
         """Whether any of them looks at weights."""

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from spurcor.config.nodes import FOREIGN_BASES, Node, flat, locate
+from spurcor.config.released import place_of
 from spurcor.errors import UserError
 from spurcor.system.passwords import kept
 
@@ -243,7 +244,7 @@ def _check_node(path: str, value: Any, problems: list[str]) -> Node | None:
     arguments = _check_arguments(path, arguments, owner, runtime, problems)
     if group == "tracker":
         arguments = {k: kept(v) if isinstance(v, str) else v for k, v in arguments.items()}
-    return Node(path, value["_target_"], arguments, revision)
+    return Node(path, place_of(value["_target_"]), arguments, revision)
 
 
 def _members(hint: Any) -> set[Any]:

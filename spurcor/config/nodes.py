@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spurcor.config.released import hashed_name, place_of
 from spurcor.errors import UserError
 
 # Foreign classes that a _target_ may name: their package, and what they must derive from.
 FOREIGN = ("torch", "torchvision", "timm")
+NAMED = ("analysis", "tracker")  # groups whose nodes stand under names of their own
 FOREIGN_BASES = (
     "torch.nn.modules.module.Module",
     "torch.optim.optimizer.Optimizer",
@@ -43,6 +45,12 @@ class Node:
         except (ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"{self.path}: {str(error).splitlines()[0]}") from error
 
+    @property
+    def group(self) -> str:
+        """What it is to the configuration: method, backbone, transform, analysis, ..."""
+        first, _, rest = self.path.partition(".")
+        return first if first in NAMED or not rest else rest.rpartition(".")[2]
+
     def takes(self, argument: str) -> bool:
         """Whether the constructor has an argument of that name."""
         return argument in inspect.signature(locate(self.target)).parameters
@@ -63,7 +71,8 @@ class Node:
             for key, value in self.arguments.items()
             if plain(value) != plain(defaults.get(key, inspect.Parameter.empty))
         }
-        return {"_target_": self.target, **_revised(self.revision), **plain(kept)}
+        name = hashed_name(self.target, self.group)
+        return {"_target_": name, **_revised(self.revision), **plain(kept)}
 
 
 def content(value: Any, folder: Path | None) -> Any:
@@ -107,7 +116,7 @@ def locate(target: str) -> type:
     Nothing outside the packages named here is imported, and nothing but a class is called:
     `torch.hub.load` and `torch.load` run foreign code.
     """
-    module_name, _, name = target.rpartition(".")
+    module_name, _, name = place_of(target).rpartition(".")
     package = module_name.partition(".")[0]
     if package != "spurcor" and package not in FOREIGN:
         raise UserError(f"_target_={target} is not a class of spurcor, torch, torchvision or timm")

@@ -43,7 +43,7 @@ def register() -> None:
     """Make spurcor's resolvers known to OmegaConf."""
     if not CONF.is_dir():
         raise UserError(
-            f"there is no conf folder beside {Path(__file__).parent}; install spurcor from a clone"
+            f"there is no conf folder beside {REPO / 'spurcor'}; install spurcor from a clone"
             " with 'pip install -e .'"
         )
     OmegaConf.register_new_resolver("choice", choice, replace=True)

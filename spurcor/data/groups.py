@@ -176,7 +176,7 @@ class GroupedDataset:
         x = x.to(device, non_blocking=True)
         return Batch(x, self.y[indices], self.a[indices], self.g[indices], indices)
 
-    def subset(self, indices: Tensor) -> "GroupedDataset":
+    def subset(self, indices: Tensor) -> GroupedDataset:
         """The samples at `indices`, in that order."""
         return GroupedDataset(
             self.spec,
@@ -189,7 +189,7 @@ class GroupedDataset:
             self.train_rows[indices],
         )
 
-    def moved(self, device: torch.device, images: Mapping[int, Images]) -> "GroupedDataset":
+    def moved(self, device: torch.device, images: Mapping[int, Images]) -> GroupedDataset:
         """The split with its labels on a device, and other arrays in the place of its images."""
         return GroupedDataset(
             self.spec,

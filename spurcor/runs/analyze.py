@@ -2,71 +2,69 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from spurcor.analysis.contract import Analyses
-from spurcor.config.schema import TrainConfig, analysis_name
 from spurcor.errors import UserError
 from spurcor.models import weights
 from spurcor.runs import results
+from spurcor.runs.prepared import Prepared
 from spurcor.runs.refusals import refuse_leak
 from spurcor.system.files import read_lines, remove_leftovers, write_json
 from spurcor.system.lock import lock_of, locked
 from spurcor.system.shapes import Row
-from spurcor.tracking import Record, Trackers
+from spurcor.tracking import Record
 from spurcor.training import checkpoint
 from spurcor.training.method import Method, RunContext, untouched
 from spurcor.training.moments import Moment
 
 
-def analyze_stored(
-    config: TrainConfig, context: RunContext, method: Method, trackers: Trackers
-) -> None:
+def analyze_stored(run: Prepared) -> None:
     """Make those analyses of a finished run that are missing, from its predictions and weights.
 
     Raises `Held` where another process analyses the same run.
     """
-    directory, splits = context.directory, context.splits
+    directory, splits = run.directory, run.splits
     place = directory / "analysis"
-
-    def missing() -> Analyses:
-        asked = {name: (analysis_name(name, node), node) for name, node in config.analysis.items()}
-        return Analyses.build(
-            {
-                name: node
-                for name, (folder, node) in asked.items()
-                if not (place / folder / "result.json").exists()
-            }
-        )
-
-    if not missing():
+    if not _missing(run):
         return
     refuse_leak(results.read_result(directory)["run"]["splits"], splits)
-    guard = config.paths.outputs / ".guard"
-    with locked(lock_of(place), guard):
+    with locked(lock_of(place), run.guard):
         remove_leftovers(place)
-        if not (analyses := missing()):
+        if not (analyses := _missing(run)):
             return
         if not (directory / "done").exists():
             raise UserError(f"run={directory} has been set aside meanwhile")
-        with untouched(method):
-            if analyses.measure_weights:
-                restore(method, context)
-                consumed = {phase.name: phase.consumed for phase in method.phases()}
-                for moment, path in kept_weights(directory):
-                    weights.load_under(method, path)
-                    reported = splits.without(consumed[moment.phase])
-                    analyses.measure(method, reported, moment, stored=True)
-            weights.load_weights(method, directory / "model.safetensors")
-            parts = analyses.finish(directory, config, method, splits)
-        with FileLock(guard):
+        parts = _measured(run, analyses)
+        with FileLock(run.guard):
             results.write_result(directory, analysis=parts)
             for folder, part in parts.items():  # last: what is there is in the other, too
                 write_json(place / folder / "result.json", part)
-    record = Record.of_run(directory, config)
-    trackers.start(record)
-    trackers.report(record)
+    record = Record.of_run(directory, run.config)
+    run.trackers.start(record)
+    run.trackers.report(record)
+
+
+def _missing(run: Prepared) -> Analyses:
+    place = run.directory / "analysis"
+    made = [name for name in run.analyses.folders if (place / name / "result.json").exists()]
+    return run.analyses.without(made)
+
+
+def _measured(run: Prepared, analyses: Analyses) -> dict[str, dict[str, Any]]:
+    directory, method, splits = run.directory, run.method, run.splits
+    with untouched(method):
+        if analyses.measure_weights:
+            restore(method, run.context)
+            consumed = {phase.name: phase.consumed for phase in method.phases()}
+            for moment, path in kept_weights(directory):
+                weights.load_under(method, path)
+                reported = splits.without(consumed[moment.phase])
+                analyses.measure(method, reported, moment, stored=True)
+        weights.load_weights(method, directory / "model.safetensors")
+        return analyses.finish(directory, run.config, method, splits)
 
 
 def restore(method: Method, context: RunContext) -> None:

@@ -15,6 +15,10 @@ from pathlib import Path
 
 from spurcor.config.nodes import Node, locate
 from spurcor.config.schema import TrainConfig
+from spurcor.runs.results import read_result
+from spurcor.system.files import read_json, read_lines
+from spurcor.system.shapes import Row
+from spurcor.training import selection
 
 NODES = ("dataset", "features", "backbone", "method", "optimizer", "schedule")
 # What these say moves no number: closures end at them.
@@ -44,6 +48,27 @@ def changed(recorded: Mapping[str, str], config: TrainConfig) -> list[str]:
     now = code_of(config)
     parts = [key for key, value in recorded.items() if now.get(key, value) != value]
     return [f"{key}={config.choices.get(key, '')}" for key in parts]
+
+
+def begun_by(directory: Path) -> dict[str, str]:
+    """Fingerprints of the code that a run was begun by; earlier versions kept none."""
+    path = directory / "code.json"
+    return read_json(path) if path.exists() else {}
+
+
+def outdated(config: TrainConfig) -> list[str]:
+    """What the numbers of a finished run come from that is different now, as it is typed."""
+    directory = config.directory
+    result = read_result(directory)
+    parts = changed(result["run"].get("code", {}), config)
+    selected = result["selected"]
+    rows = read_lines(directory / "metrics.jsonl", Row)
+    rows = [row for row in rows if row["phase"] == selected["phase"]]
+    if selected["criterion"] and selected["epoch"] != selection.best_epoch(
+        rows, config.train.selection
+    ):
+        parts.append(f"train.selection={config.train.selection}")
+    return parts
 
 
 def _targets(node: Node) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """What a run is refused for before anything is written: it would fail, or say nothing, later."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spurcor.config.check import nearest
@@ -10,16 +10,16 @@ from spurcor.config.schema import MACHINE, TrainConfig, TrainOptions
 from spurcor.data.groups import FEW, Split
 from spurcor.data.splits import Splits
 from spurcor.errors import UserError
-from spurcor.training.method import Method
+from spurcor.repair.dfr import Dfr
+from spurcor.training.method import Method, Phase
 
 log = logging.getLogger(__name__)
 
 GROUPED = ("worst", "balanced", "group/", "aligned", "conflicting")  # criteria that read groups
 
 
-def refuse_impossible(node: Node, splits: Splits, method: Method) -> None:
+def refuse_impossible(dfr: Dfr, splits: Splits, method: Method) -> None:
     """What a repair would fail on after hours of training."""
-    dfr = node.build()
     spec = splits.info.spec
     spec.require_groups("Deep Feature Reweighting (dfr=none leaves it out)")
     for name in dfr.reads:
@@ -94,9 +94,9 @@ def warn_of_few(options: TrainOptions, splits: Splits) -> None:
         )
 
 
-def refuse_blind_stopping(options: TrainOptions, method: Method) -> None:
+def refuse_blind_stopping(options: TrainOptions, phases: Sequence[Phase]) -> None:
     """A phase that trains on VAL has no figure of it to be stopped by."""
-    for phase in method.phases():
+    for phase in phases:
         if options.early_stopping is not None and Split.VAL in phase.consumed:
             raise UserError(
                 f"train.early_stopping.metric={options.early_stopping.metric}: {phase.name} trains"

@@ -1,6 +1,5 @@
 """Deep Feature Reweighting of a finished run: features from its network, results to its folder."""
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,22 +9,23 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from spurcor.config.nodes import Node, plain
-from spurcor.config.schema import TrainConfig, dfr_name
-from spurcor.data.groups import GroupSpec, Split
+from spurcor.config.nodes import plain
+from spurcor.data.groups import Split
 from spurcor.data.splits import Splits
 from spurcor.errors import RunError, UserError
-from spurcor.models import weights as checkpoint
+from spurcor.models import weights
 from spurcor.models.backbone import Backbone
-from spurcor.repair.dfr import Dfr, Fit
+from spurcor.repair.dfr import Dfr
 from spurcor.repair.heads import Table
+from spurcor.repair.tuning import draw_tuning
 from spurcor.runs import results
+from spurcor.runs.prepared import Prepared, Repair
 from spurcor.runs.refusals import refuse_leak
-from spurcor.system.files import remove_leftovers, replacing, write_json
+from spurcor.system.files import remove_leftovers, write_json
 from spurcor.system.lock import Held, holder, lock_of, locked
-from spurcor.tracking import Record, Trackers
+from spurcor.tracking import Record
 from spurcor.training import predictions
-from spurcor.training.method import Method, untouched
+from spurcor.training.method import untouched
 from spurcor.training.metrics import apply
 
 log = logging.getLogger(__name__)
@@ -37,38 +37,31 @@ NO_FIGURES: dict[str, Any] = {
 }
 
 
-def repair(
-    directory: Path,
-    config: TrainConfig,
-    node: Node,
-    splits: Splits,
-    method: Method,
-    trackers: Trackers,
-) -> Path:
+def repair(run: Prepared, asked: Repair) -> Path:
     """Deep Feature Reweighting of a finished run, unless it is there; returns its folder.
 
     Raises `Held` where another process makes the same one. Others of the same run may be made
     meanwhile.
     """
-    folder = directory / "dfr" / dfr_name(node)
+    directory, splits = run.directory, run.splits
+    folder = directory / "dfr" / asked.name
     if (folder / "result.json").exists():
         return folder
     trained = results.read_result(directory)["run"]
     refuse_leak(trained["splits"], splits)
-    guard = config.paths.outputs / ".guard"
-    with locked(lock_of(folder), guard):
+    with locked(lock_of(folder), run.guard):
         remove_leftovers(folder)
         if (folder / "result.json").exists():
             return folder
         if not (directory / "done").exists():
             raise UserError(f"run={directory} has been set aside meanwhile")
-        part = _make(folder, trained["seed"], node, splits, method)
-        with FileLock(guard):
+        part = _make(folder, trained["seed"], asked, run)
+        with FileLock(run.guard):
             for path in directory.glob(".result.json.*.tmp"):  # of a process killed just here
                 path.unlink()
             results.write_result(directory, dfr={folder.name: part})
             write_json(folder / "result.json", part)  # last: what is there is in the other, too
-        trackers.report(Record.of_dfr(directory, folder, node, config))
+        run.trackers.report(Record.of_dfr(directory, folder, asked.node, run.config))
     return folder
 
 
@@ -79,15 +72,15 @@ def repairing(directory: Path) -> Iterator[Held]:
             yield Held(lock, owner)
 
 
-def _make(folder: Path, seed: int, node: Node, splits: Splits, method: Method) -> dict[str, Any]:
+def _make(folder: Path, seed: int, asked: Repair, run: Prepared) -> dict[str, Any]:
     """Everything but result.json, of which the content is returned."""
-    dfr: Dfr = node.build()
+    dfr, splits, method = asked.dfr, run.splits, run.method
     layer = method.backbone.layer(dfr.layer)
     name = {"last": "last.safetensors", "selected": "model.safetensors"}[dfr.weights]
-    checkpoint.load_weights(method, folder.parents[1] / name)
+    weights.load_weights(method, folder.parents[1] / name)
     folder.mkdir(parents=True, exist_ok=True)
     features = _features(dfr, method.backbone, layer)
-    about = {"options": plain(node.arguments), "layer": layer}
+    about = {"options": plain(asked.node.arguments), "layer": layer}
     with untouched(method):
         tables = {name: _table(features, splits, name) for name in dfr.reads}
         try:
@@ -102,7 +95,7 @@ def _make(folder: Path, seed: int, node: Node, splits: Splits, method: Method) -
             splits.without(method.consumed),
             folder / "predictions.npz",
         )
-    checkpoint.save_weights(
+    weights.save_weights(
         folder / "weights.safetensors", {"weight": weight.cpu(), "bias": bias.cpu()}
     )
     draw_tuning(folder / "plots" / "tuning.png", fit, splits.info.spec)
@@ -128,49 +121,3 @@ def _table(features: Callable[[Tensor], Tensor], splits: Splits, name: str) -> T
     split = splits[name]
     x = apply(features, split, splits.transform)
     return Table(x.double().cpu().numpy(), split.y.cpu().numpy(), split.g.cpu().numpy())
-
-
-def draw_tuning(path: Path, fit: Fit, spec: GroupSpec) -> None:
-    """Worst-group accuracy on the tuning data over C, a line per class weight, or over the epoch.
-
-    Nothing is drawn where there was nothing to choose.
-    """
-    from matplotlib import rc_context
-
-    from spurcor.presentation.drawing import MOST, Drawing, Panel, Series
-    from spurcor.presentation.plots import STYLE, draw
-
-    over = "epoch" if any("epoch" in row for row in fit.tuning) else "c"
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for row in fit.tuning:
-        if row[over] is None or row["worst"] is None:
-            continue
-        weights = row.get("class_weight")
-        label = f"fit {row['fit'] + 1}" if "fit" in row else "all classes alike"
-        if weights is not None:
-            names = zip(spec.classes, weights, strict=True)
-            label = ", ".join(f"{name} {weight:g}" for name, weight in names)
-        lines.setdefault(label, []).append((row[over], 100 * row["worst"]))
-    if not lines:
-        return
-    series = [
-        Series(
-            label, style, [x for x, _ in sorted(points)], [y for _, y in sorted(points)],
-            y_bars=[0.0] * len(points),
-        )
-        for style, (label, points) in enumerate(list(lines.items())[:MOST])
-    ]  # fmt: skip
-    best = fit.c if over == "c" else None
-    title = "vertical: the one chosen" if best is not None else ""
-    drawing = Drawing(
-        "tuning", "", over if over == "epoch" else "C", "tuning accuracy, worst group (%)",
-        [Panel(title, series, mark=best)],
-    )  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context(STYLE), replacing(path) as beside:
-        figure = draw(dataclasses.asdict(drawing))
-        if over == "c" and len({row[over] for row in fit.tuning}) > 1:
-            axes = figure.axes[0]
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
-        figure.savefig(beside, format="png", dpi=150)

@@ -1,13 +1,29 @@
 """The table at the end of a run."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from spurcor.presentation.tables import percent
+from spurcor.system.terminal import Terminal
+from spurcor.tracking import Trackers
 
 MANY_GROUPS = 16  # beyond this the table shows the worst groups only
+
+
+def show_result(
+    terminal: Terminal, result: Mapping[str, Any], directory: Path, how: str, trackers: Trackers
+) -> None:
+    """The table of groups, the run's directory, and the way to the trackers' pages."""
+    run = result["run"]
+    terminal.say("")
+    terminal.say(f"{run['dataset']} {run['method']} seed {run['seed']}: {how}")
+    terminal.console.print(group_table(result))
+    terminal.say(f"run     {directory}")
+    for title, address in trackers.addresses.items():
+        terminal.say(f"{title:7} {address}")
 
 
 def group_table(result: Mapping[str, Any]) -> Table:

@@ -1,20 +1,43 @@
 """Who watches a run: bars on a terminal, lines when piped, rows to the trackers."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-from rich.progress import Progress, TaskID
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from spurcor.system.terminal import Terminal
-
-if TYPE_CHECKING:
-    from spurcor.training.method import Phase
-    from spurcor.training.trainer import Progress as RunProgress
+from spurcor.training.method import Phase
+from spurcor.training.trainer import Progress as RunProgress
 
 Rows = Sequence[Mapping[str, Any]]
 REDRAW_SECONDS = 0.1
 LINE_SECONDS = 10.0  # when piped, an epoch is told at most this often
+
+
+@contextmanager
+def watch(terminal: Terminal, rows: Callable[[Rows], None]) -> Iterator["Watcher"]:
+    """An observer of a training run that shows it on the terminal and hands its safe rows on."""
+    if not terminal.console.is_terminal:
+        yield Watcher(terminal, rows, None)
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}", markup=False),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=terminal.console, refresh_per_second=5) as bars:
+        yield Watcher(terminal, rows, bars)
 
 
 class Watcher:
@@ -28,7 +51,7 @@ class Watcher:
         self._worst = self._loss = ""
         self._drawn = self._told = 0.0
 
-    def step(self, progress: "RunProgress", phase: "Phase", num_steps: int) -> None:
+    def step(self, progress: RunProgress, phase: Phase, num_steps: int) -> None:
         """Move the phase's bar, a few times a second."""
         now = time.monotonic()
         if self._bars is None or now - self._drawn < REDRAW_SECONDS:
@@ -36,7 +59,7 @@ class Watcher:
         self._drawn = now
         self._move(phase, progress.epoch * num_steps + progress.step, num_steps, progress)
 
-    def row(self, row: Mapping[str, Any], phase: "Phase") -> None:
+    def row(self, row: Mapping[str, Any], phase: Phase) -> None:
         """Tell an epoch."""
         worst = row.get("val/worst")
         self._worst = "" if worst is None else f"val worst {worst:.3f}"
@@ -58,7 +81,7 @@ class Watcher:
         """Hand on what a checkpoint holds."""
         self._rows(rows)
 
-    def _move(self, phase: "Phase", done: int, num_steps: int, progress: "RunProgress") -> None:
+    def _move(self, phase: Phase, done: int, num_steps: int, progress: RunProgress) -> None:
         assert self._bars is not None
         if phase.name not in self._tasks:
             total = phase.epochs * num_steps

@@ -37,7 +37,7 @@ def run_single(cfg: DictConfig) -> int:
 
 def _tell_of_other_code(points: Sequence[Point]) -> None:
     """Numbers on disk that this version of the code might not give again are named, not hidden."""
-    from spurcor.runs.execute import outdated
+    from spurcor.runs.provenance import outdated
 
     done = {point.config.directory: point.config for point in points if point.done}
     found = [parts for config in done.values() if not config.rerun and (parts := outdated(config))]
@@ -84,7 +84,7 @@ def carry_out(configs: Iterable[TrainConfig]) -> dict[Path, "Outcome"]:
     return outcomes
 
 
-def _execute(config: TrainConfig, on_start: Callable[[], None] | None = None) -> "Outcome":
+def _execute(config: TrainConfig, on_start: Callable[[], None] = lambda: None) -> "Outcome":
     """Carry out a run in this process."""
     import spurcor.runs.execute
     from spurcor.system.terminal import Terminal

@@ -4,19 +4,13 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from spurcor.runs.tables import group_table
-from spurcor.runs.watcher import Rows, Watcher
-
-if TYPE_CHECKING:
-    from spurcor.config.schema import TrainConfig
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 @functools.cache
@@ -62,37 +56,6 @@ class Terminal:
     def trace(self) -> None:
         """The traceback of the exception being handled."""
         self.console.print_exception(max_frames=6)
-
-    @contextmanager
-    def watch(self, rows: Callable[[Rows], None]) -> Iterator["Watcher"]:
-        """An observer of a training run that shows it here and hands its safe rows on."""
-        if not self.console.is_terminal:
-            yield Watcher(self, rows, None)
-            return
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}", markup=False),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self.console, refresh_per_second=5) as bars:
-            yield Watcher(self, rows, bars)
-
-    def result(
-        self, result: Mapping[str, Any], directory: Path, how: str, config: "TrainConfig"
-    ) -> None:
-        """The table of groups, the run's directory, and the way to the trackers' pages."""
-        run = result["run"]
-        self.say("")
-        self.say(f"{run['dataset']} {run['method']} seed {run['seed']}: {how}")
-        self.console.print(group_table(result))
-        self.say(f"run     {directory}")
-        from spurcor.tracking import Trackers
-
-        trackers = Trackers.build(config.tracker, config.paths.outputs)
-        for title, address in trackers.addresses.items():
-            self.say(f"{title:7} {address}")
 
 
 def tracked(items: Iterable[T], title: str, total: int) -> Iterator[T]:

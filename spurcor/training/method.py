@@ -38,7 +38,7 @@ class RunContext:
         sampling: Sampling = "shuffled",
         dataset: GroupedDataset | None = None,
     ) -> Stream:
-        """Training batches of a split, shuffled or sampled as `spurcor.data.streams.Stream` knows it.
+        """Training batches of a split, shuffled or sampled as `Stream` knows it.
 
         `dataset` is read in its place, where a phase has made other images of it or chosen some.
         """

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from spurcor.analysis.contract import Analyses
 from spurcor.config.schema import TrainOptions
 from spurcor.data.groups import Batch, Split
 from spurcor.data.splits import Splits
@@ -27,7 +26,7 @@ from spurcor.system.signals import Interrupted
 from spurcor.training import checkpoint, predictions, selection
 from spurcor.training.method import Method, Phase, RunContext, untouched
 from spurcor.training.metrics import evaluate
-from spurcor.training.moments import Moment
+from spurcor.training.moments import Measures, Moment
 from spurcor.training.selection import Best
 
 log = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ class Trainer:
         options: TrainOptions,
         context: RunContext,
         observer: Observer,
-        analyses: Analyses,
+        analyses: Measures,
     ) -> None:
         self.directory, self.options, self.context = directory, options, context
         self.observer, self.analyses = observer, analyses
@@ -88,10 +87,10 @@ class Trainer:
         self._best: dict[str, Tensor] | None = None
         self._stop: int | None = None
 
-    def fit(self, method: Method) -> Progress:
+    def fit(self, method: Method, phases: Sequence[Phase] | None = None) -> Progress:
         """Run all phases; on return everything is on disk and the method holds the last weights."""
         splits, progress = self.context.splits, self.progress
-        phases = method.phases()
+        phases = method.phases() if phases is None else phases
         plan = [{"name": phase.name, "epochs": phase.epochs} for phase in phases]
         write_json(self.directory / "phases.json", {"phases": plan})
         fresh = self._resume(method, phases)

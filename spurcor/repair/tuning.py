@@ -1,0 +1,59 @@
+"""What the tuning of a repair saw, as a figure."""
+
+import dataclasses
+from pathlib import Path
+
+from spurcor.data.groups import GroupSpec
+from spurcor.presentation.drawing import MOST, Drawing, Panel, Series
+from spurcor.repair.dfr import Fit
+from spurcor.system.files import replacing
+
+
+def draw_tuning(path: Path, fit: Fit, spec: GroupSpec) -> None:
+    """Worst-group accuracy on the tuning data over C, a line per class weight, or over the epoch.
+
+    Nothing is drawn where there was nothing to choose.
+    """
+    from matplotlib import rc_context
+
+    from spurcor.presentation.plots import STYLE, draw
+
+    over = "epoch" if any("epoch" in row for row in fit.tuning) else "c"
+    if not (lines := _lines(fit, spec, over)):
+        return
+    series = [
+        Series(
+            label, style, [x for x, _ in sorted(points)], [y for _, y in sorted(points)],
+            y_bars=[0.0] * len(points),
+        )
+        for style, (label, points) in enumerate(list(lines.items())[:MOST])
+    ]  # fmt: skip
+    best = fit.c if over == "c" else None
+    title = "vertical: the one chosen" if best is not None else ""
+    drawing = Drawing(
+        "tuning", "", over if over == "epoch" else "C", "tuning accuracy, worst group (%)",
+        [Panel(title, series, mark=best)],
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rc_context(STYLE), replacing(path) as beside:
+        figure = draw(dataclasses.asdict(drawing))
+        if over == "c" and len({row[over] for row in fit.tuning}) > 1:
+            axes = figure.axes[0]
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+        figure.savefig(beside, format="png", dpi=150)
+
+
+def _lines(fit: Fit, spec: GroupSpec, over: str) -> dict[str, list[tuple[float, float]]]:
+    """Points of each line by its label."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in fit.tuning:
+        if row[over] is None or row["worst"] is None:
+            continue
+        weights = row.get("class_weight")
+        label = f"fit {row['fit'] + 1}" if "fit" in row else "all classes alike"
+        if weights is not None:
+            names = zip(spec.classes, weights, strict=True)
+            label = ", ".join(f"{name} {weight:g}" for name, weight in names)
+        lines.setdefault(label, []).append((row[over], 100 * row["worst"]))
+    return lines

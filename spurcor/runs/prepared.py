@@ -1,0 +1,100 @@
+"""Everything that a run needs, built once and handed on."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spurcor.analysis.contract import Analyses
+from spurcor.config.nodes import Node
+from spurcor.config.schema import TrainConfig, dfr_name
+from spurcor.data.splits import Splits
+from spurcor.errors import UserError
+from spurcor.repair.dfr import Dfr
+from spurcor.runs.build import build, context_of, start_from
+from spurcor.runs.refusals import (
+    refuse_blind_selection,
+    refuse_blind_stopping,
+    refuse_impossible,
+    refuse_unknown_criterion,
+)
+from spurcor.tracking import Trackers
+from spurcor.training.method import Method, Phase, RunContext
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A repair that is asked for: its options, and what fits it."""
+
+    node: Node
+    dfr: Dfr
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return dfr_name(self.node)
+
+
+@dataclass
+class Prepared:
+    """A run that can begin: what a configuration stands for, checked against its data."""
+
+    config: TrainConfig
+    directory: Path
+    splits: Splits
+    method: Method
+    phases: Sequence[Phase]
+    context: RunContext
+    analyses: Analyses
+    repair: Repair | None
+    trackers: Trackers
+    origin: Method | None = None  # the network of the run that it starts from
+
+    @property
+    def guard(self) -> Path:
+        """What is locked while result.json is put together."""
+        return self.config.paths.outputs / ".guard"
+
+
+def prepare(config: TrainConfig, trackers: Trackers) -> Prepared:
+    """Build what a run is trained, repaired and analysed with; what is impossible is refused."""
+    run = _built(config, config.directory, trackers)
+    origin = None if config.init is None else start_from(config.init, run.splits, run.method)
+    for phase in run.phases:
+        phase.check(run.context)
+    if run.phases:  # else there is no epoch to select
+        refuse_unknown_criterion(config.train, run.splits)
+        refuse_blind_selection(config.train, run.splits)
+        refuse_blind_stopping(config.train, run.phases)
+    elif config.dfr is None:
+        raise UserError("this method trains nothing and dfr=none fits nothing; choose a dfr")
+    _refuse_impossible(run)
+    return dataclasses.replace(run, origin=origin)
+
+
+def prepare_finished(config: TrainConfig, directory: Path, trackers: Trackers) -> Prepared:
+    """The same for a run that is only repaired or analysed, wherever its folder is now."""
+    run = _built(config, directory, trackers)
+    _refuse_impossible(run)
+    return run
+
+
+def _built(config: TrainConfig, directory: Path, trackers: Trackers) -> Prepared:
+    splits, method = build(config)
+    return Prepared(
+        config,
+        directory,
+        splits,
+        method,
+        method.phases(),
+        context_of(config, splits, directory),
+        Analyses.build(config.analysis),
+        None if config.dfr is None else Repair(config.dfr, config.dfr.build()),
+        trackers,
+    )
+
+
+def _refuse_impossible(run: Prepared) -> None:
+    if run.repair is not None:
+        refuse_impossible(run.repair.dfr, run.splits, run.method)
+    run.analyses.check(run.method, run.splits)

@@ -1,0 +1,137 @@
+"""A run is trained to its end, and its result written."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spurcor.config.nodes import plain
+from spurcor.models import weights
+from spurcor.runs import provenance, results
+from spurcor.runs.prepared import Prepared
+from spurcor.runs.refusals import warn_of_few
+from spurcor.runs.watcher import watch
+from spurcor.system import versions
+from spurcor.system.files import write_json, write_text
+from spurcor.system.passwords import masked
+from spurcor.system.signals import Interrupted
+from spurcor.system.terminal import Terminal
+from spurcor.tracking import Record
+from spurcor.training import predictions
+from spurcor.training.method import untouched
+from spurcor.training.trainer import Progress, Trainer
+
+log = logging.getLogger(__name__)
+
+
+def train(run: Prepared, terminal: Terminal) -> None:
+    """Train to the end, from wherever a process before came to, and write the result."""
+    config, trackers = run.config, run.trackers
+    _keep_origin(run)
+    _write_down(run)
+    if run.phases:
+        warn_of_few(config.train, run.splits)
+    record = Record.of_run(run.directory, config)
+    trackers.start(record)
+    with watch(terminal, lambda rows: trackers.rows(record, rows)) as observer:
+        trainer = Trainer(run.directory, config.train, run.context, observer, run.analyses)
+        try:
+            trainer.fit(run.method, run.phases)
+            _finish(run, trainer.progress)
+        except Interrupted:
+            trackers.finish(record, "KILLED")
+            raise
+        except Exception:
+            trackers.finish(record, "FAILED")
+            raise
+    trackers.report(record)
+
+
+def _write_down(run: Prepared) -> None:
+    """What the run is made from; a run that goes on under other code is told of."""
+    directory, config = run.directory, run.config
+    if not (directory / "config.yaml").exists():
+        tree = {**plain(config), "rerun": False}
+        write_json(directory / "code.json", provenance.code_of(config))
+        write_text(directory / "config.yaml", masked(yaml.safe_dump(tree, sort_keys=False)))
+    elif other := provenance.changed(provenance.begun_by(directory), config):
+        log.warning(
+            "%s was begun by another version of the code of %s, and is continued by this one;"
+            " rerun=true sets it aside and starts over",
+            directory,
+            ", ".join(other),
+        )
+
+
+def _keep_origin(run: Prepared) -> None:
+    """Leave to readers of a run, of the one that it starts from, what a phase of its own leaves.
+
+    Figures are of the last weights, as a phase's are, since training goes on from them; MaskTune's
+    masks alone are of the `selected` ones, here by that run's criterion.
+    """
+    init, origin = run.config.init, run.origin
+    if init is None or origin is None:
+        return
+    result = results.read_result(init)
+    before, selected = result["run"], result["selected"]
+    same = before["method"] == run.config.choices["method"]
+    name = f"{before['identity']}-seed{before['seed']}" if same else before["method"]
+    folder = run.context.kept(name)
+    if not (folder / "result.json").exists():
+        about = {key: before[key] for key in ("identity", "seed", "method")}
+        about["images_seen"] = before["images_seen"] + before.get("origin_images_seen", 0)
+        with untouched(origin):
+            predict = origin.predict
+            predictions.write_phase(folder, predict, run.splits, origin=about, selected=selected)
+    run.origin = None  # its memory is for training
+
+
+def _finish(run: Prepared, progress: Progress) -> None:
+    """Weights, predictions and result.json; the word `done` comes last."""
+    directory, method = run.directory, run.method
+    weights.save_weights(directory / "last.safetensors", weights.snapshot(method))
+    selected = dict(progress.selected or {"criterion": None, "phase": None, "epoch": None})
+    weights.load_weights(method, directory / selected.pop("file", "last.safetensors"))
+    weights.save_weights(directory / "model.safetensors", weights.snapshot(method))
+    reports: dict[str, Any] = {"val": None, "test": None, "tests": {}}  # of what was not trained
+    with untouched(method):
+        if progress.selected is not None:
+            reported = run.splits.without(method.consumed)
+            reports = predictions.predict_all(
+                method.predict, reported, directory / "predictions.npz"
+            )
+        for folder, part in run.analyses.finish(directory, run.config, method, run.splits).items():
+            write_json(directory / "analysis" / folder / "result.json", part)
+    about = {"run": _facts(run, progress), "selected": selected}
+    results.write_result(directory, {**about, **reports})
+    write_text(directory / "done", versions.commit() + "\n")
+    for path in directory.glob("selected-*.safetensors"):
+        path.unlink()
+
+
+def _facts(run: Prepared, progress: Progress) -> dict[str, Any]:
+    """What result.json says of how the run came about."""
+    config, directory = run.config, run.directory
+    facts = {
+        "identity": config.identity,
+        "seed": config.seed,
+        **{key: config.choices.get(key) for key in ("dataset", "method", "backbone")},
+        "config": config.settings,
+        "commit": versions.commit(),
+        "code": provenance.begun_by(directory),
+        "versions": versions.versions(),
+        "environment": progress.environment,
+        "moved": progress.moved,
+        "seconds": round(progress.seconds, 1),
+        "images_seen": progress.images_seen,
+        "splits": run.splits.fingerprints,
+    }
+    return facts | _origin_images(directory)
+
+
+def _origin_images(directory: Path) -> dict[str, int]:
+    """A run that started from another costs what that one did, too."""
+    parts = predictions.kept_phases(directory).values()
+    origins = [part["origin"]["images_seen"] for part in parts if "origin" in part]
+    return {"origin_images_seen": origins[-1]} if origins else {}
