@@ -43,8 +43,15 @@ def finished(tmp_path, seed=0, *options):
         "identity": config.identity,
         "seed": seed,
         "splits": trainer.context.splits.fingerprints,
+        **{"dataset": "digits", "method": "erm", "config": {"dataset": "digits", "method": "erm"}},
+        **{"seconds": 1.0, "images_seen": 1},
     }
-    (config.directory / "result.json").write_text(json.dumps({"run": run, "val": {}}))
+    names = ("worst", "average", "adjusted", "aligned", "conflicting")
+    report = {**dict.fromkeys(names, 0.5), "groups": {}}
+    parts = {"val": report, "test": report, "tests": {}, "dfr": {}}
+    selected = {"phase": "erm", "epoch": 1}
+    result = {"run": run, "selected": selected, **parts}
+    (config.directory / "result.json").write_text(json.dumps(result))
     checkpoint.save_weights(config.directory / "last.safetensors", checkpoint.snapshot(method))
     (config.directory / "done").touch()
     return config, method
