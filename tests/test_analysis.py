@@ -11,12 +11,12 @@ from test_contracts import CrashError, StopAt, noisy
 from training import Silent, read, rows_of, trainer_of, without_time
 
 from spurcor.analysis.contract import Analyses, Analysis
-from spurcor.config import nodes as config
+from spurcor.config import check, nodes
 from spurcor.config.nodes import Node
 from spurcor.config.schema import RunPaths, analysis_name
 from spurcor.errors import UserError
-from spurcor.runs import build, lookup
 from spurcor.runs import execute as runs
+from spurcor.runs import lookup
 from spurcor.runs.analyze import analyze_stored, kept_weights
 from spurcor.system.files import read_json, write_json
 from spurcor.system.lock import lock_of, locked
@@ -169,9 +169,10 @@ def test_an_analysis_that_comes_later_says_where_it_begins(step, epochs, message
 @pytest.fixture(autouse=True)
 def _plug_ins(monkeypatch):
     """Configurations may name the classes of this file."""
-    locate = config.locate
+    locate = nodes.locate
     here = {f"spurcor.{one.__name__}": one for one in (Noise, End)}
-    monkeypatch.setattr(config, "locate", lambda target: here.get(target) or locate(target))
+    for module in (nodes, check):
+        monkeypatch.setattr(module, "locate", lambda target: here.get(target) or locate(target))
 
 
 END = Node("analysis.end", "spurcor.End", {})
@@ -304,10 +305,8 @@ class Shown:
 def test_trackers_show_pictures_and_numbers(tmp_path):
     execute(asking(tmp_path))
     cfg = asking(tmp_path, noise=noise(), end=END)
-    splits, method = build.build(cfg)
     shown = Shown()
-    context = build.context_of(cfg, splits, cfg.directory)
-    analyze_stored(cfg, context, method, Trackers([shown]))
+    analyze_stored(prepare_finished(cfg, cfg.directory, Trackers([shown])))
     assert ("noise.png", f"plots/{folder_of(cfg, 'noise').name}") in shown.files
     result = read_json(cfg.directory / "result.json")
     assert shown.numbers["selected/end/right/test"] == pytest.approx(result["test"]["average"])

@@ -15,6 +15,7 @@ from spurcor.errors import UserError
 from spurcor.models import weights as checkpoint
 from spurcor.repair.dfr import Dfr, Fit
 from spurcor.repair.heads import Linear
+from spurcor.repair.tuning import draw_tuning
 from spurcor.runs import build as runs
 from spurcor.runs import lookup, repair
 from spurcor.runs.refusals import refuse_impossible
@@ -224,7 +225,7 @@ def test_what_cannot_be_repaired_is_refused_before_training(options, words):
         config, splits, method = build(options[0], f"dataset.drop_groups=[{names[1]}]")
         words = f"the train split has no sample of group {names[1]}, and test has"
     with pytest.raises(UserError, match=words):
-        refuse_impossible(config.dfr, splits, method)
+        refuse_impossible(config.dfr.build(), splits, method)
 
 
 class Pooled:
@@ -265,7 +266,7 @@ def test_the_plot_shows_the_tuning(drawn, tmp_path):
         ]
     ]  # fmt: skip
     path = tmp_path / "plots" / "tuning.png"
-    repair.draw_tuning(path, Fit(LINEAR, 1.0, (3, 1), rows), SPEC)
+    draw_tuning(path, Fit(LINEAR, 1.0, (3, 1), rows), SPEC)
     assert path.exists()
     (panel,) = drawn[0]["panels"]
     assert panel["mark"] == 1.0
@@ -275,10 +276,10 @@ def test_the_plot_shows_the_tuning(drawn, tmp_path):
 
 def test_the_plot_of_epochs(drawn, tmp_path):
     rows = [{"fit": 0, "epoch": e, "loss": 1.0, "worst": e / 10} for e in (1, 2)]
-    repair.draw_tuning(tmp_path / "tuning.png", Fit(LINEAR, tuning=rows), SPEC)
+    draw_tuning(tmp_path / "tuning.png", Fit(LINEAR, tuning=rows), SPEC)
     assert drawn[0]["x"] == "epoch"
     assert drawn[0]["panels"][0]["series"][0]["y"] == [10.0, 20.0]
-    repair.draw_tuning(tmp_path / "none.png", Fit(LINEAR, tuning=[{"c": None, "worst": 0.5}]), SPEC)
+    draw_tuning(tmp_path / "none.png", Fit(LINEAR, tuning=[{"c": None, "worst": 0.5}]), SPEC)
     assert not (tmp_path / "none.png").exists()
 
 
