@@ -18,6 +18,7 @@ from spurcor.errors import UserError
 from spurcor.runs import execute as runs
 from spurcor.runs import lookup
 from spurcor.runs.analyze import analyze_stored, kept_weights
+from spurcor.runs.prepared import prepare_finished
 from spurcor.system.files import read_json, write_json
 from spurcor.system.lock import lock_of, locked
 from spurcor.system.terminal import Terminal

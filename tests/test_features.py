@@ -160,19 +160,19 @@ BUILD = """
 import sys
 sys.path[:0] = [sys.argv[1]]
 from training import read
-from spurcor import features, runs
 from pathlib import Path
-import spurcor.backbone
-forward = spurcor.models.backbone.Backbone.features
+from spurcor.models.backbone import Backbone
+from spurcor.runs.build import build
+forward = Backbone.features
 def counted(self, *args, **options):
     with open(Path(sys.argv[2]).parent / "passes", "a") as file:
         file.write("x")
     return forward(self, *args, **options)
-spurcor.models.backbone.Backbone.features = counted
+Backbone.features = counted
 cfg = read("features=frozen", "features/backbone=small_cnn", f"paths.data={sys.argv[2]}")
 print("ready", flush=True)
 sys.stdin.readline()
-print(sorted(runs.build(cfg)[0].fingerprints.values()), flush=True)
+print(sorted(build(cfg)[0].fingerprints.values()), flush=True)
 """
 
 
