@@ -114,8 +114,8 @@ def fresh_logging():
     logger = logging.getLogger("spurcor")
     logger.setLevel(logging.NOTSET)
     logger.propagate, logger.handlers = True, []
-    if launcher := sys.modules.get("spurcor.launchers.hydra"):
-        launcher.log_to_terminal.cache_clear()
+    if terminal := sys.modules.get("spurcor.system.terminal"):
+        terminal.log_to_terminal.cache_clear()
 
 
 @pytest.fixture

@@ -439,7 +439,7 @@ def test_the_random_state_goes_through_a_checkpoint(path):
 KILLED = """
 import os, sys
 from pathlib import Path
-from spurcor.files import replacing
+from spurcor.system.files import replacing
 with replacing(Path(sys.argv[1])) as beside:
     beside.write_text("half")
     os.kill(os.getpid(), 9)

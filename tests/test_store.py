@@ -181,8 +181,8 @@ def test_stores_go_where_they_are_told(root, tmp_path, monkeypatch):
 BUILD = """
 import sys, zlib
 from pathlib import Path
-import spurcor.store as store
-from spurcor.transforms import Prefix
+import spurcor.data.store as store
+from spurcor.data.transforms import Prefix
 root, slow = Path(sys.argv[1]), float(sys.argv[2])
 names = sorted(str(p.relative_to(root)) for p in root.rglob("*.jpg"))
 decode = store._decode
