@@ -90,7 +90,7 @@ def everything(folder: Path) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Command:
-    """Words of a command line, in which `{place}` is the folder where everything happens."""
+    """Words of a command line: `{place}` is where everything happens, `{run}` the run before."""
 
     module: str
     words: tuple[str, ...]
@@ -222,6 +222,10 @@ class Battle:
         number: signal.Signals = signal.SIGKILL,
     ) -> Started:
         words = [word.replace("{place}", str(self.place)) for word in command.words]
+        if any("{run}" in word for word in words):
+            before = self.folder / "before"
+            run = self.place / run_of(before / "outputs").relative_to(before)
+            words = [word.replace("{run}", str(run)) for word in words]
         env = {"SOURCE_DATE_EPOCH": "0"}  # else a PDF tells when it was made
         if cold:
             self.line.count += 1

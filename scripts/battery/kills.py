@@ -75,7 +75,7 @@ def scenes() -> Iterator[Scene]:
     yield Scene("train-analyses", train(*short, MEASURED, "train.keep_epochs=[2]"))
     stopping = ("train.early_stopping={patience: 3, metric: val/loss}", "schedule=cosine")
     yield Scene("train-stopping", train(*SMALL, *FEW, "method.epochs=12", *stopping))
-    prusc = (*smallest("prusc"), "method=prusc", "method.init=r")
+    prusc = (*smallest("prusc"), "method=prusc", "method.init={run}")
     origin = train(*SMALL, "dataset.strength=0.7", "method.epochs=5", "dfr=none")
     yield Scene("train-init", train(*prusc), (origin,))
     features = ("features=frozen", "features/backbone=mlp", "features.backbone.width=16")
