@@ -326,3 +326,18 @@ def test_a_repair_that_cannot_be_fitted_leaves_the_run_in_its_tables(
     assert "no sample of class" in written
     result = json.loads((run / "result.json").read_text())
     assert f"{100 * result['test']['worst']:.1f}" in written
+
+
+def test_the_lock_of_one_killed_just_after_it_was_done_goes(command_line, finished):
+    """Of repairs and analyses: nobody takes it any more, since what it was for is there."""
+    run, _ = finished
+    assert retrain(command_line, finished, "dfr=target").wait().code == 0
+    (folder,) = (path for path in run.glob("dfr/target-*") if path.is_dir())
+    dead, alive = {**_identity(), "pid": 2**22 + 1}, _identity()
+    for lock in (folder.with_name(f"{folder.name}.lock"), run / "analysis.lock"):
+        write_json(lock, {**dead, "nonce": "x"})
+    write_json(run / "dfr" / "other.lock", {**alive, "nonce": "x"})
+    ended = retrain(command_line, finished, "dfr=target").wait()
+    assert "was repaired like this before" in ended.out
+    assert [path.name for path in run.rglob("*.lock")] == ["other.lock"]
+    (run / "dfr" / "other.lock").unlink()

@@ -241,7 +241,9 @@ def _tidy(directory: Path, outputs: Path) -> None:
     with suppress(OSError):  # whoever only looks at a run may not be allowed to
         for path in directory.glob("selected-*.safetensors"):
             path.unlink(missing_ok=True)
-        remove_dead(lock_of(directory), outputs / ".guard")
+        repairs = directory.glob("dfr/*.lock")
+        for lock in (lock_of(directory), lock_of(directory / "analysis"), *repairs):
+            remove_dead(lock, outputs / ".guard")
 
 
 def _held(directory: Path, held: Held, terminal: Terminal) -> Outcome:
