@@ -268,6 +268,10 @@ def test_the_selected_and_the_last_weights_are_analysed_too(tmp_path):
     write_json(cfg.directory / "result.json", result)
     found = [(moment.epoch, path.name) for moment, path in kept_weights(cfg.directory)]
     assert found == [(2, "model.safetensors"), (4, "last.safetensors")]
+    rows = cfg.directory / "metrics.jsonl"
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match=r"metrics\.jsonl has not the rows"):
+        list(kept_weights(cfg.directory))  # else the last weights would be those of epoch 3
 
 
 def test_two_processes_never_analyse_a_run_at_once(tmp_path):

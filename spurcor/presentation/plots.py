@@ -1,4 +1,4 @@
-"""Draws figures for print: python -m spurcor.presentation.plots, one JSON object of drawings on stdin.
+"""Draws figures for print: python -m spurcor.presentation.plots, one JSON object on stdin.
 
 A process of its own: it imports matplotlib while the files are read, and draws while the tables are
 made. Either takes seconds.

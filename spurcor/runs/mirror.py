@@ -4,7 +4,6 @@ from pathlib import Path
 
 from spurcor.config.nodes import Node
 from spurcor.config.schema import TrainConfig
-from spurcor.errors import Damaged
 from spurcor.system.files import read_json, read_lines
 from spurcor.system.shapes import Repair, Row
 from spurcor.tracking import Record, Trackers
@@ -18,7 +17,7 @@ def mirror(directory: Path, config: TrainConfig, trackers: Trackers) -> None:
     done = (directory / "done").exists()
     if not done:  # later rows will be made again, with another time
         saved = directory / "checkpoint.pt"
-        rows = rows[: _rows_of(saved) if saved.exists() else 0]
+        rows = rows[: checkpoint.count_rows(saved) if saved.exists() else 0]
     trackers.start(record)
     trackers.rows(record, rows)
     if not done:
@@ -29,11 +28,3 @@ def mirror(directory: Path, config: TrainConfig, trackers: Trackers) -> None:
         options = read_json(part, Repair)["options"]
         node = Node("dfr", "spurcor.repair.dfr.Dfr", options)
         trackers.report(Record.of_dfr(directory, part.parent, node, config))
-
-
-def _rows_of(path: Path) -> int:
-    """How many rows a checkpoint counts."""
-    progress = checkpoint.load(path, ("progress",))["progress"]
-    if not isinstance(progress, dict) or not isinstance(progress.get("rows"), int):
-        raise Damaged(path, "is no checkpoint of this version: it counts no rows")
-    return int(progress["rows"])

@@ -48,6 +48,14 @@ def load(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
     return state
 
 
+def count_rows(path: Path) -> int:
+    """How many rows of metrics.jsonl a checkpoint counts."""
+    progress = load(path, ("progress",))["progress"]
+    if not isinstance(progress, dict) or not isinstance(progress.get("rows"), int):
+        raise Damaged(path, "is no checkpoint of this version: it counts no rows")
+    return int(progress["rows"])
+
+
 @contextmanager
 def of_this_version(path: Path) -> Iterator[None]:
     """A checkpoint whose state the code does not know any more is told in a sentence."""
