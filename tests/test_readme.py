@@ -2,11 +2,13 @@
 
 import ast
 import importlib
+import pkgutil
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from conftest import REPO
@@ -26,6 +28,7 @@ TEXTS = {"README.md": README, **PAGES}
 # What a reader puts in the place of a placeholder. Nothing is opened: commands are only composed.
 PLACEHOLDERS = {"<run>": "r0123456789/seed0", "<name>": "digits", "<csv>": "clusters.csv"}
 FLAGS = ("-m", "--help")
+MLFLOW_TAG = "spurcor.kind"  # no module
 FILE = re.compile(r"`((?:spurcor|conf)/[\w/]+\.\w+)`:\n\n```\w+\n(.*?)```", re.DOTALL)
 # method=focal and so on: what is on the page on extending and not in conf/.
 EXAMPLES = {
@@ -174,6 +177,27 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
     assert README.count("\n") <= 180
     for target in re.findall(r"\]\(([^)#]+)(?:#[\w-]+)?\)", README):
         assert target.startswith("https://") or (REPO / target).is_file(), target
+
+
+def test_the_readme_has_the_layers_of_the_contract():
+    project = tomllib.loads((REPO / "pyproject.toml").read_text())
+    (contract,) = [
+        one for one in project["tool"]["importlinter"]["contracts"] if one["id"] == "layers"
+    ]
+    table = README.partition("| layer | |\n|---|---|\n")[2].partition("\n\n")[0]
+    shown = [re.findall(r"`(\w+)`", row.split(" | ")[0]) for row in table.splitlines()]
+    assert shown == [layer.split(" | ") for layer in contract["layers"]]
+
+
+def test_every_module_and_name_that_is_shown_exists():
+    examples = {path for path, _ in FILE.findall(PAGES["extending.md"])}
+    made = {path.removesuffix(".py").replace("/", ".") for path in examples}
+    for page, text in TEXTS.items():
+        for path in set(re.findall(r"`(spurcor/[\w/]+(?:\.py)?)", text)) - examples:
+            assert (REPO / path).exists(), f"{page}: {path}"
+        for name in set(re.findall(r"(?<![\w./])spurcor(?:\.\w+)+", text)) - {MLFLOW_TAG}:
+            if not any(f"{name}.".startswith(f"{module}.") for module in made):
+                pkgutil.resolve_name(name)  # raises what says which part is missing
 
 
 def test_the_page_on_extending_has_the_readmes_method():
