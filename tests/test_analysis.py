@@ -87,8 +87,7 @@ def test_an_analysis_leaves_no_trace(tmp_path):
         folder.mkdir()
         trainer, method = trainer_of(cfg, folder, analyses(**chosen))
         trainer.fit(noisy(method))
-        selected = {**trainer.progress.selected, "file": None}  # its name counts the rows
-        ends.append((method.state_dict(), selected))
+        ends.append((method.state_dict(), trainer.progress.selected.facts))
     measured = rows_of(tmp_path / "measured")
     assert [row["epoch"] for row in measured] == [1, 2, 3, 4, 6]
     assert ["noise/noise/val" in row for row in measured] == [True, False, True, True, False]

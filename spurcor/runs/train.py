@@ -20,9 +20,11 @@ from spurcor.system.terminal import Terminal
 from spurcor.tracking import Record
 from spurcor.training import predictions
 from spurcor.training.method import untouched
-from spurcor.training.trainer import Progress, Trainer
+from spurcor.training.progress import Progress
+from spurcor.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+NOT_SELECTED = {"criterion": None, "phase": None, "epoch": None}  # of a run without an evaluation
 
 
 def train(run: Prepared, terminal: Terminal) -> None:
@@ -91,19 +93,19 @@ def _finish(run: Prepared, progress: Progress) -> None:
     """Weights, predictions and result.json; the word `done` comes last."""
     directory, method = run.directory, run.method
     weights.save_weights(directory / "last.safetensors", weights.snapshot(method))
-    selected = dict(progress.selected or {"criterion": None, "phase": None, "epoch": None})
-    weights.load_weights(method, directory / selected.pop("file", "last.safetensors"))
+    selected = progress.selected
+    weights.load_weights(method, directory / (selected.file if selected else "last.safetensors"))
     weights.save_weights(directory / "model.safetensors", weights.snapshot(method))
     reports: dict[str, Any] = {"val": None, "test": None, "tests": {}}  # of what was not trained
     with untouched(method):
-        if progress.selected is not None:
+        if selected is not None:
             reported = run.splits.without(method.consumed)
             reports = predictions.predict_all(
                 method.predict, reported, directory / "predictions.npz"
             )
         for folder, part in run.analyses.finish(directory, run.config, method, run.splits).items():
             write_json(directory / "analysis" / folder / "result.json", part)
-    about = {"run": _facts(run, progress), "selected": selected}
+    about = {"run": _facts(run, progress), "selected": selected.facts if selected else NOT_SELECTED}
     results.write_result(directory, {**about, **reports})
     write_text(directory / "done", versions.commit() + "\n")
     for path in directory.glob("selected-*.safetensors"):

@@ -16,7 +16,7 @@ from rich.progress import (
 
 from spurcor.system.terminal import Terminal
 from spurcor.training.method import Phase
-from spurcor.training.trainer import Progress as RunProgress
+from spurcor.training.progress import Progress as RunProgress
 
 Rows = Sequence[Mapping[str, Any]]
 REDRAW_SECONDS = 0.1
