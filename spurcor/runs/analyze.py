@@ -6,7 +6,6 @@ from typing import Any
 
 from filelock import FileLock
 
-<<<<<<< HEAD:spurcor/runs/analyze.py
 from spurcor.analysis.contract import Analyses
 from spurcor.errors import Damaged, UserError
 from spurcor.models import weights
@@ -20,19 +19,6 @@ from spurcor.tracking import Record
 from spurcor.training import checkpoint
 from spurcor.training.method import Method, RunContext, untouched
 from spurcor.training.moments import Moment
-=======
-from spurcor import checkpoint, results
-from spurcor.analysis import Analyses, Moment
-from spurcor.config import TrainConfig, analysis_name
-from spurcor.errors import Damaged, UserError
-from spurcor.files import read_lines, remove_leftovers, write_json
-from spurcor.lock import lock_of, locked
-from spurcor.method import Method, RunContext
-from spurcor.repair import refuse_leak
-from spurcor.shapes import Row
-from spurcor.tracking import Record, Trackers
-from spurcor.trainer import untouched
->>>>>>> 8b44ec9 (Weights kept by epoch are not analysed where rows that name their epochs are lost):spurcor/analysis/stored.py
 
 
 def analyze_stored(run: Prepared) -> None:
