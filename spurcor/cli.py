@@ -55,16 +55,12 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return command.code
-    except OSError as error:
-        if show_trace:
-            raise
-        _leave_stdout_if_full()
-        told = of_system(error)
-        print(f"spurcor: {told}", file=sys.stderr)
-        return 1 if isinstance(told, RunError) else 2
     except Exception as error:
-        if show_trace or not (isinstance(error, TOLD) or _from_hydra(error)):
+        system = isinstance(error, OSError) and not isinstance(error, HydraException)
+        if show_trace or not (system or isinstance(error, TOLD) or _from_hydra(error)):
             raise
+        if isinstance(error, OSError) and system:
+            return _tell_what_the_system_said(error)
         if not isinstance(error, UserError | RunError | PointError):
             # While Hydra built a launcher.
             error = error.__cause__ if isinstance(error.__cause__, UserError) else error
@@ -79,12 +75,14 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
             del os.environ["HYDRA_FULL_ERROR"]
 
 
-def _leave_stdout_if_full() -> None:
-    """What it did not take would be tried again, and told again, when Python ends."""
+def _tell_what_the_system_said(error: OSError) -> int:
     try:
         sys.stdout.flush()
-    except OSError:
+    except OSError:  # full: it would be tried again, and told again, when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    told = of_system(error)
+    print(f"spurcor: {told}", file=sys.stderr)
+    return 1 if isinstance(told, RunError) else 2
 
 
 class _Command:

@@ -165,6 +165,16 @@ def test_a_process_of_another_user_that_is_not_shown_goes_by_the_heart(place, mo
     assert holder(path) is None
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"pid": 1}', "\x00"])
+def test_a_file_that_names_no_owner_holds_nothing(place, text):
+    path, guard = place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    assert holder(path) is None
+    with locked(path, guard):
+        assert holder(path) is not None
+
+
 def test_a_fork_leaves_the_lock_to_its_parent(place):
     path, guard = place
     code = "import os, sys, spurcor.system.lock as lock; from pathlib import Path\n"

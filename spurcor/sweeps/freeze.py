@@ -8,6 +8,7 @@ import yaml
 
 from spurcor.config.nodes import plain
 from spurcor.config.schema import TrainConfig
+from spurcor.errors import UserError
 from spurcor.runs.lookup import read_frozen
 from spurcor.sweeps.manifest import Point, sweep_folder
 from spurcor.system.files import replacing_folder, write_text
@@ -34,7 +35,10 @@ def write_point(point: Point) -> Path:
 
 def read_point(path: Path) -> TrainConfig:
     """The configuration of a frozen point."""
-    return read_frozen(path, "start the sweep again: it writes its points anew")
+    try:
+        return read_frozen(path, "start the sweep again: it writes its points anew")
+    except UserError as error:  # which begins with the path
+        raise UserError(f"point={error}") from error
 
 
 def copy_code(folder: Path) -> Path:

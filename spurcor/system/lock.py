@@ -21,6 +21,7 @@ from filelock import FileLock
 from spurcor.system.files import read_json, write_json
 
 log = logging.getLogger(__name__)
+OWNED = {"host", "boot", "pid", "started", "nonce"}  # what every lock says of its owner
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 300.0
 
@@ -42,11 +43,11 @@ def lock_of(directory: Path) -> Path:
 def holder(path: Path) -> dict[str, Any] | None:
     """The live owner of a lock, or None; a requeued SLURM task is not held by its former self."""
     try:
-        owner = read_json(path)
+        owner = _owner(path)
         age = time.time() - path.stat().st_mtime
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (json.JSONDecodeError, ValueError):
+    except ValueError:
         return None  # never written by us: locks appear whole
     me = _identity()
     if (alive := _alive(owner, me)) is not None:
@@ -54,6 +55,13 @@ def holder(path: Path) -> dict[str, Any] | None:
     # A heart that is ahead of the clock has stopped, too: one of the clocks was set anew.
     if _ended(owner, me) or abs(age) > STALE_SECONDS:
         return None
+    return owner
+
+
+def _owner(path: Path) -> dict[str, Any]:
+    owner = read_json(path)
+    if not OWNED <= owner.keys():
+        raise ValueError(f"{path} names no owner")
     return owner
 
 
@@ -81,7 +89,7 @@ def locked(path: Path, guard: Path) -> Iterator[None]:
         beat.join()
         with contextlib.suppress(OSError, ValueError):
             # A fork of the process leaves this block as well, and the lock stays its parent's.
-            if read_json(path)["nonce"] == mine["nonce"] and os.getpid() == mine["pid"]:
+            if read_json(path).get("nonce") == mine["nonce"] and os.getpid() == mine["pid"]:
                 path.unlink()
 
 
@@ -101,7 +109,7 @@ def _listen(path: Path) -> None:
     It only seems so by the clock, which may have been set anew, or differ from the one of its host.
     """
     with contextlib.suppress(OSError, ValueError):
-        owner, beat, me = read_json(path), path.stat().st_mtime_ns, _identity()
+        owner, beat, me = _owner(path), path.stat().st_mtime_ns, _identity()
         if holder(path) is not None or _alive(owner, me) is not None or _ended(owner, me):
             return
         for _ in range(10):
@@ -113,7 +121,7 @@ def _listen(path: Path) -> None:
 def _beat(path: Path, nonce: str, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
         with contextlib.suppress(OSError, ValueError):
-            if (owner := read_json(path))["nonce"] != nonce:
+            if (owner := read_json(path)).get("nonce") != nonce:
                 _give_way(path, owner)
             os.utime(path)
 
