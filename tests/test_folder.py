@@ -6,6 +6,7 @@ from generators_photos import NAMES, ROWS, SMALL, cell, check, edit, told
 from training import read
 
 from spurcor.datasets.folder import Folder
+from spurcor.errors import UserError
 
 WORDS = {"y": ("wren", "gull"), "a": ("sea", "land")}
 
@@ -245,3 +246,10 @@ def test_what_is_nowhere_is_only_named(tmp_path):
     made.put(tmp_path / "mine", own(ROWS))
     renamed(tmp_path, lambda name: "nowhere/x.jpg" if name == "pictures/0.jpg" else name)
     told(folder(), tmp_path, "lacks 1 listed image files: nowhere/x.jpg; put them there")
+
+
+def test_a_header_of_a_megabyte_is_told_and_not_repeated(tmp_path):
+    made.put(tmp_path / "mine", {"labels.csv": b"x" * 1_000_000})
+    with pytest.raises(UserError, match="lacks the columns filename, split, y, a") as caught:
+        folder().splits(tmp_path)
+    assert len(str(caught.value)) < 1000

@@ -283,8 +283,10 @@ def _whole(photographs: Photographs, root: Path) -> None:
 def _same_as_csv(photographs: Photographs, root: Path) -> None:
     _whole(photographs, root)
     text = (root / "folder" / "metadata.csv").read_bytes().decode("utf-8-sig")
-    read = list(csv.reader(io.StringIO(text, newline="")))
-    at = {name: read[0].index(name) for name in ("filename", "split", "y", "a")}
+    by = max(",;\t", key=text.partition("\n")[0].count)
+    read = list(csv.reader(io.StringIO(text, newline=""), delimiter=by, skipinitialspace=True))
+    header = [name.strip() for name in read[0]]
+    at = {name: header.index(name) for name in ("filename", "split", "y", "a")}
     lines = [row for row in read[1:] if any(cell.strip() for cell in row)]
     expected = {row[at["filename"]]: (row[at["y"]].strip(), row[at["a"]].strip()) for row in lines}
     spec = photographs.spec

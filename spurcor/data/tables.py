@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SPLIT_CODES = {0: Split.TRAIN, 1: Split.VAL, 2: Split.TEST}  # of Waterbirds, CelebA and ISIC
 MAX_SHOWN = 5
+MAX_HEADER = 500  # letters of a header that a sentence repeats
 
 
 class Table:
@@ -53,7 +54,7 @@ class Table:
         frame = _read_csv(path, content, dtype=types, index_col=False, **options)
         frame.columns = found = [str(name).strip() for name in frame.columns]
         if missing := [name for name in wanted if name not in found]:
-            have = ", ".join(found) or "none"
+            have = ", ".join(found)[:MAX_HEADER] or "none"
             raise UserError(f"{path} lacks the columns {', '.join(missing)}; it has {have}")
         return cls(path, frame[wanted])
 
@@ -177,7 +178,10 @@ def _header(content: bytes, encoding: str, comment: str | None = None) -> str:
 
 
 def _fields(header: str, separator: str) -> list[str]:
-    return [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+    try:
+        return [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+    except csv.Error:  # a field of a megabyte: nobody's header
+        return []
 
 
 def _separator(header: str, wanted: Sequence[str]) -> str:
