@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from killing import comparable, everything
 
-from scripts.battery import __main__, fuzz
+from scripts.battery import __main__, fuzz, kills
 from spurcor.errors import UserError
 
 
@@ -102,3 +102,13 @@ def test_every_script_is_run():
     folder = Path(fuzz.__file__).parent
     known = {"__init__", "__main__", "fuzz", "runner"}
     assert set(__main__.scripts()) == {path.stem for path in folder.glob("*.py")} - known
+
+
+def test_the_method_that_is_typed_is_killed_and_can_be_again():
+    scene = kills.typed_scene(["method=erm", "method.epochs=3"])
+    assert "method=erm" in scene.command.words
+    assert scene.command.words.index("method.epochs=3") > scene.command.words.index("method=erm")
+    assert " method=erm method.epochs=3 " in f"{kills.again(scene, 4)} "
+    assert "--only train-erm" in kills.again(kills.Scene("train-erm", scene.command), 4)
+    with pytest.raises(SystemExit, match="method=<name>"):
+        kills.typed_scene(["jtt"])

@@ -89,9 +89,12 @@ class StopAt(Silent):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_resumes_exactly_from_every_kind_of_moment(method, tmp_path):
-    """In an epoch, at its end, and at the end of every phase, with a checkpoint at each step."""
     small = (*smallest(method), "train.batch_size=200", "method.epochs=2")
-    cfg = read(f"method={method}", *small, "train.checkpoint_seconds=0")
+    resumes_exactly(read(f"method={method}", *small, "train.checkpoint_seconds=0"), tmp_path)
+
+
+def resumes_exactly(cfg, tmp_path):
+    """In an epoch, at its end, and at the end of every phase, with a checkpoint at each step."""
     folder = tmp_path / "whole"
     folder.mkdir()
     whole, straight = trainer_of(cfg, folder)

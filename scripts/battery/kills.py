@@ -10,10 +10,12 @@ must change nothing, and nobody may have seen a traceback.
 """
 
 import random
+import re
+import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,12 +59,12 @@ def train(*words: str, again: bool = True, processes: bool = False) -> Command:
     return Command("train", (*words, *TRAIN), again, processes)
 
 
-def of_method(method: str) -> Command:
-    """A short run of a method."""
+def of_method(method: str, *typed: str) -> Command:
+    """A short run of a method, with options of one's own."""
     epochs = () if method == "frozen" else (f"method.epochs={EPOCHS.get(method, 12)}",)
     few = () if method == "prusc" else FEW  # which wants classes mixed in its clusters
     repair = () if method in ("erm", "frozen") else ("dfr=none",)  # has scenes of its own
-    return train(f"method={method}", *epochs, *smallest(method), *few, *repair)
+    return train(f"method={method}", *epochs, *smallest(method), *few, *repair, *typed)
 
 
 def scenes() -> Iterator[Scene]:
@@ -104,6 +106,15 @@ def scenes() -> Iterator[Scene]:
     yield Scene("pool", parallel, slow=True)
 
 
+def typed_scene(words: Sequence[str]) -> Scene:
+    """The scene of one method, which may be of one's own."""
+    first, *rest = words
+    key, _, name = first.partition("=")
+    if key != "method" or not name:
+        raise SystemExit(f"{first}: say method=<name> first, then options such as method.epochs=3")
+    return Scene(shlex.join(words), of_method(name, *rest))
+
+
 def put_data(kind: str, folder: Path) -> None:
     """Photographs with a table, or Waterbirds as an archive."""
     rows = make_rows(PHOTOS)
@@ -122,9 +133,14 @@ def main() -> int:
     described.add_argument("--rounds", type=int, default=10**9, help="of all scenes")
     described.add_argument("--cold", type=int, default=10, help="percent of cold processes")
     described.add_argument("--only", default="", help="beginnings of the names of scenes")
-    options = described.parse_args()
-    only = tuple(options.only.split(","))
-    chosen = [scene for scene in scenes() if scene.name.startswith(only)]
+    described.add_argument(
+        "words", nargs="*", help="method=<name> and options of its: a scene in the place of all"
+    )
+    options = described.parse_intermixed_args()
+    chosen = [typed_scene(options.words)] if options.words else list(scenes())
+    chosen = [scene for scene in chosen if scene.name.startswith(tuple(options.only.split(",")))]
+    if not chosen:
+        described.error(f"--only {options.only} begins the name of no scene")
     if options.seconds < LONG and not options.only:
         chosen = [scene for scene in chosen if not scene.slow]
     random.Random(options.seed).shuffle(chosen)
@@ -143,7 +159,9 @@ def main() -> int:
                     fight(tally, scene, battles[scene.name], seed)
                 except (AssertionError, TimeoutError) as error:
                     tally.find(f"{scene.name}: {error}", again(scene, seed))
-            if not tally.time_left or tally.counts["kills"] >= options.kills:
+                    if scene.name not in battles:  # nor would it be left in peace next time
+                        chosen = [one for one in chosen if one is not scene]
+            if not chosen or not tally.time_left or tally.counts["kills"] >= options.kills:
                 break
         line.close()
     return tally.end()
@@ -151,7 +169,7 @@ def main() -> int:
 
 def ready(line: CommandLine, folder: Path, scene: Scene, cold: int) -> Battle:
     """A scene with what it leaves in peace."""
-    place = folder / scene.name
+    place = folder / re.sub(r"\W+", "-", scene.name)
     (place / "place" / "data").mkdir(parents=True)
     put_data(scene.data, place / "place" / "data")
     battle = Battle(line, place, scene.command, scene.before, cold_percent=cold, signals=SIGNALS)
@@ -161,7 +179,8 @@ def ready(line: CommandLine, folder: Path, scene: Scene, cold: int) -> Battle:
 
 def again(scene: Scene, seed: int) -> str:
     """The command that plays a scene as it was played."""
-    return f"python -m scripts.battery.kills --rounds 1 --seed {seed} --only {scene.name}"
+    chosen = scene.name if "=" in scene.name else f"--only {scene.name}"
+    return f"python -m scripts.battery.kills {chosen} --rounds 1 --seed {seed}"
 
 
 def fight(tally: Tally, scene: Scene, battle: Battle, seed: int) -> None:

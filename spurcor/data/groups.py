@@ -219,3 +219,4 @@ class DataInfo:
     shape: tuple[int, int, int]  # C, H, W of the network's input
     group_counts: Tensor  # (G,) of TRAIN
     loss: Loss = "cross_entropy"  # of a sample; `runs.build` fills in train.loss
+    num_train: int = 0  # N, samples of TRAIN

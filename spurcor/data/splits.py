@@ -59,7 +59,8 @@ class Splits:
             raise UserError(
                 f"dataset.transform does not fit images of {x.shape[1]} channels ({error})"
             ) from error
-        return DataInfo(train.spec, (channels, height, width), train.group_counts.cpu())
+        counts, shape = train.group_counts.cpu(), (channels, height, width)
+        return DataInfo(train.spec, shape, counts, num_train=len(train))
 
     @property
     def evaluated(self) -> dict[str, GroupedDataset]:

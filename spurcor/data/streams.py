@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from spurcor.data.groups import Batch, GroupedDataset, members_by
 from spurcor.data.transforms import Transform
+from spurcor.errors import RunError
 from spurcor.seeding import derive_seed
 
 Sampling = Literal[
@@ -39,6 +40,9 @@ class Stream:
       once (SUBG and SUBY of the same).
     - `independent`: every batch is a draw of its own from all samples, without replacement, and
       none is smaller (SCALE's target batches).
+
+    A table of the split's samples may take the place of a `sampling`: `repeats` (N,) says how often
+    each is in an epoch, `weights` (N,) how likely it is to be drawn, N times with replacement.
     """
 
     def __init__(
@@ -51,11 +55,16 @@ class Stream:
         role: str = "train",
         sampling: Sampling = "shuffled",
         workers: int = 0,
+        repeats: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         """`batch_size` None is the full batch."""
         self.dataset, self.transform = dataset, transform
         self.seed, self.role, self.sampling = seed, role, sampling
-        self.members = self._subsample() if sampling.endswith("subsampled") else None
+        if (sampling != "shuffled") + (repeats is not None) + (weights is not None) > 1:
+            raise ValueError("sampling, repeats and weights take the place of each other")
+        self.weights = self._weights(weights)
+        self.members = self._members(repeats)
         self.size = len(dataset) if self.members is None else len(self.members)
         self.full = batch_size is None
         self.batch_size = batch_size or self.size
@@ -113,8 +122,8 @@ class Stream:
         return order, self.transform.draw(self.dataset.train_images.sizes(rows), generator)
 
     def _order(self, generator: torch.Generator) -> Tensor:
-        if self.sampling.endswith("weighted"):
-            weights = _inverse_counts(self._labels())
+        if self.weights is not None:
+            weights = self.weights
             return torch.multinomial(weights, self.size, replacement=True, generator=generator)
         if self.sampling == "balanced":
             return self._balanced(generator)
@@ -136,6 +145,27 @@ class Stream:
             shuffled = [members[torch.randperm(len(members), generator=generator)] for _ in passes]
             columns.append(torch.cat(shuffled)[:rounds])
         return torch.stack(columns, dim=1).flatten()[: self.size]
+
+    def _weights(self, table: Tensor | None) -> Tensor | None:
+        if table is not None:
+            return self._checked("weights", table).float()
+        weighted = self.sampling.endswith("weighted")
+        return _inverse_counts(self._labels()) if weighted else None
+
+    def _members(self, repeats: Tensor | None) -> Tensor | None:
+        if repeats is not None:
+            table = self._checked("repeats", repeats)
+            return torch.repeat_interleave(torch.arange(len(table)), table)
+        return self._subsample() if self.sampling.endswith("subsampled") else None
+
+    def _checked(self, name: str, table: Tensor) -> Tensor:
+        """A table that the run has made: what is wrong with it shows late."""
+        table = table.cpu()
+        if len(table) != len(self.dataset) or bool((table < 0).any()):
+            raise ValueError(f"{name} are one for each of the {len(self.dataset)} samples, from 0")
+        if not table.any():
+            raise RunError(f"{name} leave none of the {len(table)} samples to train on")
+        return table
 
     def _subsample(self) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.role, "subsample"))

@@ -1,6 +1,7 @@
 """The objects that a configuration stands for."""
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from spurcor.models.pretrained import refuse_missing
 from spurcor.runs.lookup import read_config
 from spurcor.runs.refusals import refuse_leak
 from spurcor.runs.results import read_result
+from spurcor.seeding import derive_seed
 from spurcor.tracking import Trackers
 from spurcor.training import checkpoint
 from spurcor.training.method import Method, RunContext
@@ -120,7 +122,15 @@ def validate(config: TrainConfig) -> None:
 def context_of(config: TrainConfig, splits: Splits, directory: Path) -> RunContext:
     """What the phases of a run get; optimiser and schedule are tried on the way."""
     optimizer, schedule = _optimizers(config)
-    return RunContext(splits, config.seed, config.train.batch_size, directory, optimizer, schedule)
+    batch_size, untrained = config.train.batch_size, functools.partial(_untrained, config, splits)
+    return RunContext(splits, config.seed, batch_size, directory, optimizer, schedule, untrained)
+
+
+def _untrained(config: TrainConfig, splits: Splits, draw: int) -> Method:
+    """The method as `build` makes it, by the run's seed where `draw` is 0; leaves no trace."""
+    seed = derive_seed(config.seed, "draw", draw) if draw else config.seed
+    with torch.random.fork_rng():
+        return _method(dataclasses.replace(config, seed=seed), splits.info, splits.device)
 
 
 def _optimizers(config: TrainConfig) -> tuple[Callable[..., Any], Callable[..., Any]]:

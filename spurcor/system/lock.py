@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import shutil
@@ -60,7 +59,7 @@ def holder(path: Path) -> dict[str, Any] | None:
 
 def _owner(path: Path) -> dict[str, Any]:
     owner = read_json(path)
-    if not OWNED <= owner.keys():
+    if not owner.keys() >= OWNED:
         raise ValueError(f"{path} names no owner")
     return owner
 

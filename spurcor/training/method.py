@@ -30,6 +30,7 @@ class RunContext:
     directory: Path
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
     schedule: Callable[[Optimizer, int], LRScheduler]  # of an optimiser and a number of epochs
+    untrained: Callable[[int], "Method"] | None = None  # this run's method, of the draw so numbered
 
     def stream(
         self,
@@ -37,10 +38,13 @@ class RunContext:
         role: str | None = None,
         sampling: Sampling = "shuffled",
         dataset: GroupedDataset | None = None,
+        repeats: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> Stream:
         """Training batches of a split, shuffled or sampled as `Stream` knows it.
 
-        `dataset` is read in its place, where a phase has made other images of it or chosen some.
+        `dataset` is read in its place, where a phase has made other images of it or chosen some;
+        `repeats` or `weights` are tables of its samples.
         """
         return Stream(
             self.splits[split] if dataset is None else dataset,
@@ -50,6 +54,8 @@ class RunContext:
             role=role or split,
             sampling=sampling,
             workers=self.splits.workers,
+            repeats=repeats,
+            weights=weights,
         )
 
     def kept(self, phase: str) -> Path:
@@ -87,6 +93,13 @@ class Phase(ABC):
     @abstractmethod
     def streams(self, run: RunContext) -> Mapping[str, Stream]:
         """Roles; the first paces the epoch, the others repeat."""
+
+    def constants(self) -> Mapping[str, float | Tensor]:
+        """Numbers that the phase is told by once, such as the size of a set that it trains on.
+
+        Under `train/<name>` in its first row of an evaluation; asked for after `streams`.
+        """
+        return {}
 
     @abstractmethod
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
@@ -154,16 +167,21 @@ class Supervised(Phase):
         split: Split = Split.TRAIN,
         selection: str | None = None,
         lr: float | None = None,
+        repeats: Callable[[], Tensor] | None = None,
+        weights: Callable[[], Tensor] | None = None,
     ) -> None:
         """`reduce`: losses (B,) and batch to a scalar; `sampling`: how `split` is drawn.
 
-        `lr` takes the place of the optimiser's own.
+        `lr` takes the place of the optimiser's own. In the place of `sampling`, `repeats` or
+        `weights` return a table of the split's samples (see `Stream`), which an earlier phase may
+        have made: they are called as the phase begins, and when it is resumed.
         """
         if epochs < 1:
             raise ValueError(f"epochs={epochs} must be at least 1")
         self.name, self.method, self.epochs = name, method, epochs
         self.reduce, self.sampling, self.split = reduce, sampling, split
         self.selection, self.lr = selection, lr
+        self.repeats, self.drawn_by = repeats, weights
         self.consumed = (split,) if split is Split.VAL else ()
         self.descends = lr is None
 
@@ -182,7 +200,9 @@ class Supervised(Phase):
 
     def streams(self, run: RunContext) -> Mapping[str, Stream]:
         """The one split, shuffled or sampled."""
-        return {"train": run.stream(self.split, sampling=self.sampling)}
+        repeats, weights = (t if t is None else t() for t in (self.repeats, self.drawn_by))
+        stream = run.stream(self.split, sampling=self.sampling, repeats=repeats, weights=weights)
+        return {"train": stream}
 
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         """One step of the optimiser on the reduced loss; logs the plain mean loss."""

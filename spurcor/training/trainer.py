@@ -18,7 +18,7 @@ from spurcor.system.files import write_json
 from spurcor.system.signals import Interrupted
 from spurcor.training import checkpoint, predictions, selection
 from spurcor.training.method import Method, Phase, RunContext, untouched
-from spurcor.training.metrics import evaluate
+from spurcor.training.metrics import evaluate, none_if_undefined
 from spurcor.training.moments import Measures, Moment
 from spurcor.training.progress import Clock, Progress, Selected
 from spurcor.training.run_state import RunState
@@ -175,6 +175,9 @@ class Trainer:
         with untouched(method):
             if evaluated:
                 row |= self._steps.means()
+                if progress.epoch == min(self.options.eval_every, phase.epochs):
+                    constants = phase.constants().items()
+                    row |= {f"train/{k}": none_if_undefined(float(v)) for k, v in constants}
                 row |= evaluate(method.predict, reported, self.options.loss)
             row |= self.analyses.measure(method, reported, moment)
         self._clock.add_to(progress)
