@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -204,7 +204,7 @@ def test_tuning_may_be_scaled_like_the_final_fit(scaler, fits):
 
 def test_the_gradient_flow_repair_scales_its_tuning_by_train():
     dfr = from_conf("gradient_flow")
-    assert (dfr.scaler, dfr.tune, dfr.tune_scaler) == ("train", "half", "same")
+    assert (dfr.data.scaler, dfr.tuning.tune, dfr.tuning.tune_scaler) == ("train", "half", "same")
 
 
 @pytest.mark.parametrize(("n", "fitted"), [(70, 35), (71, 36)])
@@ -713,8 +713,11 @@ def test_what_no_fit_can_come_of_is_refused_before():
     )
     plain = GroupSpec(("a", "b"), ("x", "y"))
     assert "criterion=conflicting is undefined" in refusal(Dfr(criterion="conflicting"), plain)
-    for dfr, split in ((Dfr("target", "val"), "val"), (Dfr("target"), "target")):
-        dfr.criterion, dfr.balance = "conflicting", "none"
+    options = {"criterion": "conflicting", "balance": "none"}
+    for dfr, split in (
+        (Dfr("target", "val", **options), "val"),
+        (Dfr("target", **options), "target"),
+    ):
         aligned = {split: [9, 0, 0, 9]}
         assert f"{split} split has no sample of a conflicting" in refusal(dfr, **aligned)
     labels = GroupSpec(("a", "b"), (), task="multilabel")
@@ -733,7 +736,8 @@ def test_new_options_did_not_rename_the_repairs():
         name: yaml.safe_load((CONF / "dfr" / f"{name}.yaml").read_text())
         for name in ("val", "target", "train", "scale")
     }
-    names = {name: dfr_name(check({"dfr": tree}, Chosen).dfr) for name, tree in trees.items()}
+    nodes = {name: check({"dfr": tree}, Chosen).dfr for name, tree in trees.items()}
+    names = {name: dfr_name(replace(node, revision=1)) for name, node in nodes.items()}
     assert names == {
         "val": "val-96d5dd12",
         "target": "target-cb31bf4b",

@@ -95,7 +95,7 @@ def test_dfr_trains_balanced_heads_and_averages_them(monkeypatch):
         seen.append((fitted, judged, head))
         return head, curve
 
-    monkeypatch.setattr("spurcor.repair.sgd_head.fit_sgd", spy)
+    monkeypatch.setattr("spurcor.repair.fitting.fit_sgd", spy)
     target = table(80, 4)
     keep = np.r_[np.flatnonzero(target.g != 1), np.flatnonzero(target.g == 1)[:7]]
     tables = {"target": target.take(keep), "val": table(40, 5), "train": table(40, 6)}

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spurcor.data.groups import GroupSpec
@@ -45,9 +45,7 @@ def fit_sgd(
     Also returns loss and worst-group accuracy on `judged` after each epoch. Initialisation and
     batches are functions of the seed; nothing is drawn from the global generators.
     """
-    x, y = torch.from_numpy(fitted.x).float().to(device), torch.from_numpy(fitted.y).to(device)
-    to_judge = torch.from_numpy(judged.x).float().to(device)
-    judged_y, judged_g = torch.from_numpy(judged.y).to(device), torch.from_numpy(judged.g)
+    x, y = _on(fitted, device)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
@@ -55,25 +53,46 @@ def fit_sgd(
         optimizer = torch.optim.Adam(
             layer.parameters(), lr=options.lr, weight_decay=options.weight_decay
         )
-        curve: list[dict[str, Any]] = []
-        best, lowest, since = Linear(np.empty(0), np.empty(0)), float("inf"), 0
-        for epoch in range(1, options.epochs + 1):
+        judge = _Judge(judged, spec, device)
+        for _ in range(options.epochs):
             order = torch.randperm(len(y), generator=generator).to(device)
             for indices in torch.split(order, options.batch_size):
                 optimizer.zero_grad()
                 torch.autograd.backward(F.cross_entropy(layer(x[indices]), y[indices]))
                 optimizer.step()
-            with torch.no_grad():
-                logits = layer(to_judge)
-                loss = float(F.cross_entropy(logits, judged_y))
-            if not np.isfinite(loss):
-                raise RunError(f"dfr: the loss is {loss} at epoch {epoch}; take a smaller sgd.lr")
-            worst = group_metrics(logits.cpu(), judged_y.cpu(), judged_g, spec).worst
-            curve.append({"epoch": epoch, "loss": loss, "worst": none_if_undefined(worst)})
-            since += 1
-            if loss < lowest:
-                weight, bias = (p.detach().double().cpu().numpy() for p in layer.parameters())
-                best, lowest, since = Linear(weight, bias), loss, 0
-            if since == options.patience:
+            judge.look_at(layer)
+            if judge.waited == options.patience:
                 break
-    return best, curve
+    return judge.best, judge.curve
+
+
+class _Judge:
+    """Keeps the layer of the lowest loss on the judged data, and what was seen of each epoch."""
+
+    def __init__(self, judged: Table, spec: GroupSpec, device: torch.device) -> None:
+        self.spec = spec
+        self.x, self.y = _on(judged, device)
+        self.g = torch.from_numpy(judged.g)
+        self.curve: list[dict[str, Any]] = []
+        self.best, self.lowest = Linear(np.empty(0), np.empty(0)), float("inf")
+        self.waited = 0  # epochs since the best one
+
+    def look_at(self, layer: nn.Linear) -> None:
+        """Judge the layer after one more epoch."""
+        epoch = len(self.curve) + 1
+        with torch.no_grad():
+            logits = layer(self.x)
+            loss = float(F.cross_entropy(logits, self.y))
+        if not np.isfinite(loss):
+            raise RunError(f"dfr: the loss is {loss} at epoch {epoch}; take a smaller sgd.lr")
+        worst = group_metrics(logits.cpu(), self.y.cpu(), self.g, self.spec).worst
+        self.curve.append({"epoch": epoch, "loss": loss, "worst": none_if_undefined(worst)})
+        self.waited += 1
+        if loss < self.lowest:
+            weight, bias = (p.detach().double().cpu().numpy() for p in layer.parameters())
+            self.best, self.lowest, self.waited = Linear(weight, bias), loss, 0
+
+
+def _on(table: Table, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Features and classes on a device."""
+    return torch.from_numpy(table.x).float().to(device), torch.from_numpy(table.y).to(device)

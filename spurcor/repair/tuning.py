@@ -5,7 +5,7 @@ from pathlib import Path
 
 from spurcor.data.groups import GroupSpec
 from spurcor.presentation.drawing import MOST, Drawing, Panel, Series
-from spurcor.repair.dfr import Fit
+from spurcor.repair.fitting import Fit
 from spurcor.system.files import replacing
 
 

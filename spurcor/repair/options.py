@@ -1,0 +1,93 @@
+"""What a repair is told, in three parts that each know what makes no sense in them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from spurcor.data.groups import Split
+from spurcor.repair.heads import Regression
+from spurcor.repair.sgd_head import SgdOptions
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which samples heads are fitted on, and whose features standardise theirs."""
+
+    split: Literal["val", "target", "train", "split_from_train"]
+    ratio: float
+    balance: Literal["groups", "none"]
+    add_train: bool
+    scaler: Literal["train", "reweighting", "none"]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise ValueError(f"ratio={self.ratio} must be between 0 and 1")
+        if self.source is Split.TRAIN and self.add_train:
+            raise ValueError(
+                f"add_train=true adds to val or target, and split={self.split} is of train"
+            )
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of a split, not a share of one."""
+        return self.split != "split_from_train"
+
+    @property
+    def source(self) -> Split:
+        """The split that the samples are of."""
+        return Split(self.split) if self.whole else Split.TRAIN
+
+
+@dataclass(frozen=True)
+class TuningOptions:
+    """How C is chosen: on which samples, by which score, among which values."""
+
+    tune: Literal["half", "val"]
+    criterion: Literal["worst", "conflicting", "average"]
+    c_grid: tuple[float, ...]
+    tune_scaler: Literal["half", "same"]
+
+    def __post_init__(self) -> None:
+        if not self.c_grid or not _positive(self.c_grid):
+            raise ValueError(f"c_grid={list(self.c_grid)} must hold positive numbers")
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """What a head is and how it is fitted, and how many of them are averaged."""
+
+    head: Literal["regression", "sgd"]
+    regression: Regression
+    class_weights: tuple[float, ...]
+    num_retrains: int
+    sgd: SgdOptions
+
+    def __post_init__(self) -> None:
+        max_iter = self.regression.max_iter
+        if self.num_retrains < 1 or max_iter < 1:
+            raise ValueError(
+                f"num_retrains={self.num_retrains} and max_iter={max_iter} must be at least 1"
+            )
+        if self.class_weights and not _positive(self.class_weights):
+            raise ValueError(f"class_weights={list(self.class_weights)} must hold positive numbers")
+        cross_entropy = self.regression.loss == "logistic" and self.regression.penalty == "none"
+        if self.head == "sgd" and (self.class_weights or not cross_entropy):
+            raise ValueError(
+                "head=sgd is trained on cross-entropy: say penalty=none (sgd.weight_decay shrinks),"
+                " loss=logistic and class_weights=[]"
+            )
+
+
+def refuse_together(data: DataOptions, tuning: TuningOptions, head: HeadOptions) -> None:
+    """What makes sense in each part, but not in all of them."""
+    if data.split == "val" and tuning.tune == "val":
+        raise ValueError("tune=val would choose C on the data that it is fitted on; use half")
+    if head.class_weights and data.balance == "groups" and data.source is not Split.TRAIN:
+        raise ValueError(
+            f"class_weights={list(head.class_weights)} are for balance=none and for split=train"
+        )
+
+
+def _positive(values: Sequence[float]) -> bool:
+    return min(values) > 0 and all(map(math.isfinite, values))
