@@ -261,6 +261,7 @@ def messages_in(folder):
 def test_messages_that_troubleshooting_explains_are_those_of_the_code():
     rows = re.findall(r"^\| (`.*?) \| ", PAGES["troubleshooting.md"], re.MULTILINE)
     quoted = [message for row in rows for message in re.findall(r"`([^`]+)`", row)]
+    quoted += re.findall(r"\*\*`([^`]+)`", PAGES["troubleshooting.md"])  # warnings
     pieces = [piece.strip(" ;,") for message in quoted for piece in message.split("...")]
     known = messages_in(REPO / "spurcor")
     assert len(quoted) > 50
