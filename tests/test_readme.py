@@ -192,9 +192,12 @@ def test_the_readme_has_the_layers_of_the_contract():
 def test_every_module_and_name_that_is_shown_exists():
     examples = {path for path, _ in FILE.findall(PAGES["extending.md"])}
     made = {path.removesuffix(".py").replace("/", ".") for path in examples}
-    for page, text in TEXTS.items():
-        for path in set(re.findall(r"`(spurcor/[\w/]+(?:\.py)?)", text)) - examples:
+    files = [*(REPO / "conf").rglob("*.yaml"), *(REPO / "spurcor").rglob("*.py")]
+    told = TEXTS | {str(path): path.read_text() for path in files}
+    for page, text in told.items():
+        for path in set(re.findall(r"\bspurcor/[\w/]+\.py", text)) - examples:
             assert (REPO / path).exists(), f"{page}: {path}"
+    for text in TEXTS.values():
         for name in set(re.findall(r"(?<![\w./])spurcor(?:\.\w+)+", text)) - {MLFLOW_TAG}:
             if not any(f"{name}.".startswith(f"{module}.") for module in made):
                 pkgutil.resolve_name(name)  # raises what says which part is missing

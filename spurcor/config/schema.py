@@ -127,7 +127,7 @@ class RunPaths:
 
 @dataclass(frozen=True)
 class FeatureOptions:
-    """Which features of which fixed network replace the images; see spurcor/features.py."""
+    """Which features of which fixed network replace the images; see spurcor/models/features.py."""
 
     backbone: Node
     layer: int | str = -1
