@@ -16,7 +16,7 @@ from spurcor.config.nodes import plain
 from spurcor.errors import UserError
 from spurcor.models import weights as checkpoint
 from spurcor.reports.runs import read_run
-from spurcor.runs import build, execute, results
+from spurcor.runs import build, execute, train
 from spurcor.sweeps import read as sweeps
 from spurcor.system.terminal import Terminal
 from spurcor.training import predictions
@@ -146,7 +146,7 @@ def accuracy(cfg, weights):
     ("method", "options"),
     [
         ("masktune", ("backbone=small_cnn",)),
-        ("prusc", ("backbone=mlp", "backbone.width=16", *PRUSC)),
+        ("prusc", (*SMALL, *PRUSC, "train.selection=val/group/large/red")),
     ],
 )
 def test_the_run_started_from_stands_before_it_with_its_last_weights(method, options, tmp_path):
@@ -214,8 +214,8 @@ def test_a_kill_leaves_nothing_half_of_it(at, tmp_path, monkeypatch):
 
     place = {
         "predictions.npz": (predictions.np, "savez_compressed"),
-        "result.json": (results, "write_json"),
-        "training": (execute, "_train"),
+        "result.json": (predictions, "write_json"),
+        "training": (train, "_write_down"),
     }
     with monkeypatch.context() as patch:
         patch.setattr(*place[at], dying)
