@@ -21,11 +21,12 @@ from spurcor.data.photographs import Photographs
 from spurcor.data.streams import Stream
 from spurcor.data.transforms import Photo
 from spurcor.errors import UserError
-from spurcor.methods import masktune
 from spurcor.methods.erm import Erm
 from spurcor.models.backbone import Backbone
 from spurcor.models.weights import load_state, load_weights
 from spurcor.runs import build, execute
+from spurcor.saliency import attention, masking
+from spurcor.saliency.attention import attenuated
 from spurcor.saliency.maps import grad_cam, heat_maps, layer_cam, xgrad_cam
 from spurcor.saliency.masks import MaskedImages, Masks, holes, masked, masked_view, outliers
 from spurcor.system.files import read_json
@@ -354,9 +355,9 @@ def test_the_rate_is_the_one_of_erms_last_epoch_and_momentum_goes_on(schedule, t
     options += ["schedule.step_size=1"] if schedule == "step" else []
     _, _, (erm, finetune), _ = fitted(tmp_path, *options)
     last = {"constant": 0.01, "step": 0.0025, "cosine": 0.01 * (1 + math.cos(2 * math.pi / 3)) / 2}
-    for phase in (erm, finetune.update):
+    for phase, rate in ((erm, "last_lr"), (finetune, "lr")):
         (group,) = phase.optimizer.param_groups
-        assert group["lr"] == pytest.approx(last[schedule])
+        assert group[rate] == pytest.approx(last[schedule])
     kept = torch.load(tmp_path / "phases" / "erm" / "state.pt", weights_only=True)
     trainer, method = trainer_of(read(*SMALL, *options), tmp_path)
     _, again = method.phases()
@@ -364,7 +365,7 @@ def test_the_rate_is_the_one_of_erms_last_epoch_and_momentum_goes_on(schedule, t
     method.eval()
     with torch.no_grad():
         again.begin(trainer.context)
-    state = again.update.optimizer.state_dict()["state"]
+    state = again.optimizer.state_dict()["state"]
     assert state
     for key, value in kept["optimizer"]["state"].items():
         assert torch.equal(state[key]["momentum_buffer"], value["momentum_buffer"])
@@ -376,7 +377,7 @@ def test_a_phase_that_stops_early_leaves_the_rate_of_its_last_epoch(tmp_path):
     _, _, (_, finetune), _ = fitted(tmp_path, *options)
     epoch = max(row["epoch"] for row in rows_of(tmp_path) if row["phase"] == "erm")
     assert 1 < epoch < 6  # at such a rate the weights stand still
-    (group,) = finetune.update.optimizer.param_groups
+    (group,) = finetune.optimizer.param_groups
     assert group["lr"] == pytest.approx(1e-30 * 0.5 ** (epoch - 1), rel=1e-6, abs=0)
 
 
@@ -432,9 +433,9 @@ def test_attention_by_loops(monkeypatch):
     method.train()
     x = splits.transform(splits["train"].fetch(torch.arange(3)).x)
     before = {name: value.clone() for name, value in method.state_dict().items()}
-    found = method.attenuated(x)
-    monkeypatch.setattr(masktune, "ENLARGED", 1)  # channel by channel
-    assert torch.equal(method.attenuated(x), found)
+    found = attenuated(method.backbone, "block2", x, 0.6)
+    monkeypatch.setattr(attention, "ENLARGED", 1)  # channel by channel
+    assert torch.equal(method.masking.faded(method.backbone, x), found)
     assert method.training
     for name, value in before.items():
         assert torch.equal(value, method.state_dict()[name]), name
@@ -455,7 +456,7 @@ def test_attention_by_loops(monkeypatch):
 def test_attention_masks_train_on_vgg(tmp_path):
     options = ("backbone=vgg_attention", "method.mask=attention", "dataset.num_val=16")
     _, method, _, batches = fitted(tmp_path, *options, "dataset.num_test=16")
-    assert method.layer == "attention"
+    assert method.masking.layer == "attention"
     assert not (tmp_path / "masks").exists()
     assert len(batches["finetune"]) == 4
     assert [row["phase"] for row in rows_of(tmp_path)] == ["erm", "erm", "finetune"]
@@ -553,7 +554,7 @@ def test_a_run_killed_while_it_makes_masks_ends_the_same(at, tmp_path, monkeypat
             raise KeyboardInterrupt
         return heat_maps(*arguments)
 
-    monkeypatch.setattr(masktune, "heat_maps", dying)
+    monkeypatch.setattr(masking, "heat_maps", dying)
     for _ in range(2):
         broken, method = trainer_of(read(*options), folders["killed"])
         with pytest.raises(KeyboardInterrupt):
@@ -598,7 +599,7 @@ def test_the_best_weights_survive_a_crash_in_the_phase(step, tmp_path):
         (("method.layer=block9",), "layer=block9 does not exist"),
         (("method.iterations=0",), "iterations=0 must be at least 1"),
         (("method.quantile=1",), "quantile=1.0 must be between 0 and 1"),
-        (("method.deviations=-1",), "deviations=-1.0 and finetune_lr=None must be at least 0"),
+        (("method.deviations=-1",), "deviations=-1.0 must be at least 0"),
         (("method.deviations=nan",), "deviations=nan"),
         (("method.finetune_lr=-1",), "finetune_lr=-1.0 must be at least 0"),
         (("method.epochs=0",), "epochs=0 must be at least 1"),

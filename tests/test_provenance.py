@@ -91,9 +91,9 @@ def test_every_name_that_is_read_is_found():
     """A closure that misses a definition would call changed code unchanged."""
     module = provenance._module("spurcor.methods.prusc")
     reader = provenance._Reader(module)
-    reader.visit(module.definitions["Prune"])
+    reader.visit(module.definitions["Prusc"])
     names = {name for _, name in reader.used}
-    assert {"Phase", "attach", "gates_of", "contrast", "layer_of"} <= names
+    assert {"Method", "DebiasingSet", "gates_of", "Prune", "contrast"} <= names
     assert isinstance(module.definitions["contrast"], ast.FunctionDef)
 
 

@@ -13,12 +13,12 @@ from training import SMALLEST, read, rows_of, trainer_of
 
 from spurcor.data.groups import Split
 from spurcor.errors import RunError, UserError
-from spurcor.methods import prusc
 from spurcor.methods.prusc import contrast
 from spurcor.models import weights
 from spurcor.pruning import clusters as clustering
 from spurcor.pruning import gates
 from spurcor.pruning.debiasing import DebiasingSet, contingency, debiasing_set
+from spurcor.pruning.sparsity import layer_of
 from spurcor.runs import build, execute
 from spurcor.saliency.maps import heat_maps
 
@@ -179,6 +179,11 @@ def begun(tmp_path, *overrides, small=SMALL):
     return method, phase, next(phase.streams(context)["prune"].start(0))
 
 
+def terms_of(phase, batch):
+    found = phase.terms(batch, phase.clusters[batch.index], phase.logits)
+    return {name: value.detach() for name, value in found.items()}
+
+
 def logits_of(method):
     return {name: gate.logit.detach().clone() for name, gate in gates.gates_of(method).items()}
 
@@ -189,7 +194,7 @@ def test_each_term_alone_moves_the_gates_in_the_phases_own_step(term, small, tmp
     method, phase, batch = begun(tmp_path, small=small)
     before = logits_of(method)
     terms = phase.terms
-    phase.terms = lambda batch: {n: value * (n == term) for n, value in terms(batch).items()}
+    phase.terms = lambda *of: {n: value * (n == term) for n, value in terms(*of).items()}
     phase.step({"prune": batch})
     for name, logit in logits_of(method).items():
         # The representation is what is contrasted: the head has no part in it.
@@ -202,10 +207,9 @@ def test_the_terms_of_a_batch_by_hand(tmp_path):
     method, phase, batch = begun(tmp_path, "method.lambda_sparse=0.25", "method.lambda_con=0.5")
     for gate in gates.gates_of(method).values():
         torch.nn.init.constant_(gate.logit, 20.0)  # all open: nothing is drawn
-    method.mask_logit = "raw"
     for gate in gates.gates_of(method).values():
         gate.mask_logit = "raw"
-    found = {name: value.detach() for name, value in phase.terms(batch).items()}
+    found = terms_of(phase, batch)
     z = method.backbone(batch.x)
     count = sum(gate.logit.numel() for gate in gates.gates_of(method).values())
     cluster = phase.clusters[batch.index]
@@ -267,7 +271,7 @@ def test_pruning_leaves_the_weights_and_retraining_the_masks(tmp_path):
     kept = {name: float((logit >= 0).float().mean()) for name, logit in logits.items()}
     assert 0 < told["kept"] < 1
     for name, share in kept.items():
-        assert told["layers"][prusc.layer_of(name)]["kept"] == pytest.approx(share)
+        assert told["layers"][layer_of(name)]["kept"] == pytest.approx(share)
     count = sum(logit.numel() for logit in logits.values())
     assert told["of"] == count
     open_ = sum(int((logit >= 0).sum()) for logit in logits.values())
@@ -399,7 +403,7 @@ def phases_of(tmp_path, *overrides):
 def test_the_controls(tmp_path):
     assert phases_of(tmp_path) == ["erm", "prune", "retrain"]
     method, phase, batch = begun(tmp_path, "method.control=no_contrast")
-    assert float(phase.terms(batch)["loss_con"].detach()) == 0.0
+    assert float(terms_of(phase, batch)["loss_con"]) == 0.0
     assert phases_of(tmp_path, "method.control=no_contrast") == ["erm", "prune", "retrain"]
     alone = ("method.control=retrain_alone", "method.retrain_on=set")
     assert phases_of(tmp_path, *alone) == ["erm", "retrain"]
@@ -413,7 +417,7 @@ def test_the_controls(tmp_path):
     assert 0 < len(drawn) == stream.size < len(context.splits[Split.TRAIN])
     assert torch.equal(stream.dataset.source, context.splits[Split.TRAIN].source[drawn])
     assert gates.gates_of(method) == {}
-    assert retrain.optimizer.param_groups[0]["lr"] == method.retrain_lr
+    assert retrain.optimizer.param_groups[0]["lr"] == retrain.lr == 0.01
     with pytest.raises(UserError, match="retrain_alone trains on the de-biasing set"):
         built(tmp_path, "method.control=retrain_alone")
     with pytest.raises(UserError, match=r"method: temperature=0.0 must be positive"):

@@ -13,9 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training import read, rows_of, trainer_of
 
 from spurcor.data.groups import DataInfo, GroupSpec, Split
-from spurcor.methods.scale import BINS, GATES, Groups, Scale
+from spurcor.methods.scale import GATES, Scale, combine, cosine
 from spurcor.models.backbone import Backbone
 from spurcor.runs import build
+from spurcor.training.cosines import BINS
+from spurcor.training.kernels import Groups
 
 GATE = {
     "linear": lambda c: (c + 1) / 2,
@@ -39,7 +41,7 @@ def groups_of(weight, group_size, channels):
     ]
 
 
-def cosine(a, b):
+def cosine_of(a, b):
     dot = sum(x * y for x, y in zip(a, b, strict=True))
     of_a, of_b = (max(math.sqrt(sum(x * x for x in values)), 1e-8) for values in (a, b))
     return dot / (of_a * of_b)
@@ -70,7 +72,7 @@ class Reference:
             d = g_ta.clone()
             cosines = []
             for part in groups_of(weight, self.group_size, 3):
-                c = cosine(g_tr[part].double().tolist(), g_ta[part].double().tolist())
+                c = cosine_of(g_tr[part].double().tolist(), g_ta[part].double().tolist())
                 cosines.append(c)
                 d[part] = self.gate(c) * g_tr[part] + g_ta[part]
             self.update(weight, d.view_as(weight))
@@ -153,6 +155,20 @@ def test_ten_steps_are_those_of_the_reference(gate, group_size):
 # --- groups ---------------------------------------------------------------------------------------
 
 
+def cosines(groups, g_tr, g_ta):
+    """Of every group."""
+    return torch.cat(
+        [cosine(*pair) for pair in zip(groups.parts(g_tr), groups.parts(g_ta), strict=True)]
+    )
+
+
+def weighted(groups, g_tr, g_ta, gate):
+    """The weight of every group, and the gradient that is followed."""
+    d = g_ta.clone()
+    pairs = zip(groups.parts(g_tr), groups.parts(d), strict=True)
+    return torch.cat([gate(combine(*pair, gate)) for pair in pairs]), d
+
+
 @pytest.mark.parametrize(
     ("shape", "group_size", "lengths"),
     [
@@ -176,7 +192,7 @@ def test_groups_by_hand(shape, group_size, lengths):
     for i, length in enumerate(lengths):
         g = torch.zeros(weight.numel())
         g[begin : begin + length] = 1.0
-        c = groups.cosines(g.view(shape), torch.ones(shape))
+        c = cosines(groups, g.view(shape), torch.ones(shape))
         assert [round(float(value), 5) for value in c] == [
             float(j == i) for j in range(len(lengths))
         ]
@@ -189,9 +205,8 @@ def test_a_cosine_by_hand():
     groups = Groups(torch.zeros(2, 2, 1, 2), 2, channels=3)
     g_tr = torch.tensor([[3.0, 4, 0, 0], [1, 2, 2, 0]]).view(2, 2, 1, 2)
     g_ta = torch.tensor([[4.0, 3, 0, 0], [-1, -2, -2, 0]]).view(2, 2, 1, 2)
-    torch.testing.assert_close(groups.cosines(g_tr, g_ta), torch.tensor([24 / 25, -1.0]))
-    combined = g_ta.clone()
-    groups.combine(g_tr, combined, torch.tensor([0.5, 2.0]))
+    torch.testing.assert_close(cosines(groups, g_tr, g_ta), torch.tensor([24 / 25, -1.0]))
+    _, combined = weighted(groups, g_tr, g_ta, lambda c: torch.tensor([0.5, 2.0]))
     expected = torch.tensor([[5.5, 5, 0, 0], [1, 2, 2, 0]]).view(2, 2, 1, 2)
     torch.testing.assert_close(combined, expected)
 
@@ -203,7 +218,8 @@ def test_cosines_of_short_gradients_are_those_of_torch(lengths):
     rows = torch.randn(4, 18, generator=generator)
     other = rows + torch.randn(4, 18, generator=generator)
     g_tr, g_ta = (n * F.normalize(g) for n, g in zip(lengths, (rows, other), strict=True))
-    found = Groups(torch.zeros(shape), 2, channels=3).cosines(g_tr.view(shape), g_ta.view(shape))
+    groups = Groups(torch.zeros(shape), 2, channels=3)
+    found = cosines(groups, g_tr.view(shape), g_ta.view(shape))
     torch.testing.assert_close(found, nn.CosineSimilarity(dim=1)(g_tr, g_ta))
     assert found.max() > (0.05 if min(lengths) < 1e-8 else 0.5)
 
@@ -212,11 +228,7 @@ def test_cosines_of_short_gradients_are_those_of_torch(lengths):
 
 
 def combined(g_tr, g_ta, gate, group_size=2):
-    groups = Groups(g_ta, group_size, channels=3)
-    d = g_ta.clone()
-    w = GATES[gate](groups.cosines(g_tr, g_ta))
-    groups.combine(g_tr, d, w)
-    return w, d
+    return weighted(Groups(g_ta, group_size, channels=3), g_tr, g_ta, GATES[gate])
 
 
 G = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
@@ -248,7 +260,7 @@ def test_orthogonal_gradients(gate, weight):
 @pytest.mark.parametrize("gate", GATE)
 def test_without_a_train_gradient_the_target_is_followed(gate):
     groups = Groups(G, 2, channels=3)
-    assert groups.cosines(torch.zeros_like(G), G).tolist() == [0.0] * 4
+    assert cosines(groups, torch.zeros_like(G), G).tolist() == [0.0] * 4
     _, d = combined(torch.zeros_like(G), G, gate)
     assert torch.equal(d, G)
 
@@ -360,17 +372,18 @@ def test_cosines_are_counted_and_drawn(tmp_path):
     trainer.fit(method)
     (phase,) = phases
     steps = 4
-    for i, name in enumerate(phase.layers):
-        total = phase.groups[phase.convolutions[i]].total
-        assert phase.histogram[:, i].sum(1).tolist() == [steps * total] * 2, name
-    assert phase.histogram.shape == (2, 4, BINS)
+    layers, counts = phase.cosines.layers, phase.cosines.counts
+    for i, name in enumerate(layers):
+        total = phase.shared.groups[name].total
+        assert counts[:, i].sum(1).tolist() == [steps * total] * 2, name
+    assert counts.shape == (2, 4, BINS)
     row = rows_of(tmp_path)[-1]
-    layers = [row[f"train/cosine/{name}"] for name in phase.layers]
-    assert row["train/cosine"] == pytest.approx(sum(layers) / len(layers), abs=1e-6)
-    assert all(-1 <= value <= 1 for value in layers)
+    means = [row[f"train/cosine/{name}"] for name in layers]
+    assert row["train/cosine"] == pytest.approx(sum(means) / len(means), abs=1e-6)
+    assert all(-1 <= value <= 1 for value in means)
     told = json.loads((tmp_path / "cosines.json").read_text())
     assert (len(told["edges"]), told["edges"][0], told["edges"][-1]) == (BINS + 1, -1, 1)
-    assert told["layers"] == {n: phase.histogram[:, i].tolist() for i, n in enumerate(phase.layers)}
+    assert told["layers"] == {n: counts[:, i].tolist() for i, n in enumerate(layers)}
     for name, (_, last) in told["layers"].items():  # the last epoch's, of whole batches
         below = sum(last[: BINS // 2]) / sum(last)
         assert row[f"train/opposed/{name}"] == pytest.approx(below, abs=0.05)
@@ -380,10 +393,10 @@ def test_cosines_are_counted_and_drawn(tmp_path):
 def test_a_full_bin_counts_on():
     """At 2 ** 24 a float no longer takes one more."""
     _, phase, feeds = phase_of()
-    phase.histogram += 2**24
-    before = phase.histogram.sum()
+    phase.cosines.counts += 2**24
+    before = phase.cosines.counts.sum()
     phase.step({role: next(feed) for role, feed in feeds.items()})
-    assert phase.histogram.sum() - before == phase.sizes.sum()
+    assert phase.cosines.counts.sum() - before == phase.cosines.totals.sum()
 
 
 def test_the_memory_format_changes_no_group():

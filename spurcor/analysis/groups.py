@@ -229,7 +229,7 @@ def flow_rate(ended: Ended, values: Tensor) -> tuple[list[float], list[float]] |
     plain = config.optimizer.target == "torch.optim.SGD" and not any(
         optimizer.get(key) for key in ("momentum", "weight_decay", "nesterov", "maximize")
     )
-    flows = {phase.name for phase in ended.method.phases() if phase.descends}
+    flows = {phase.name for phase in ended.method.phases() if phase.lr_key == "optimizer.lr"}
     pairs = [
         i
         for i, (one, other) in enumerate(itertools.pairwise(moments))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from spurcor.errors import Damaged, RunError, UserError
 from spurcor.models.weights import _fill, load_state, make_plain
@@ -68,6 +69,13 @@ def of_this_version(path: Path) -> Iterator[None]:
             f"{path} does not fit this version of the code ({reason(error)}); go on with the one"
             " that wrote it, or rerun=true sets the run aside and starts over"
         ) from error
+
+
+def load_optimizer(optimizer: Optimizer, path: Path) -> None:
+    """Go on with what an optimiser has gathered in a phase whose `state_dict` was kept."""
+    state = load(path, ("optimizer",))
+    with of_this_version(path):
+        optimizer.load_state_dict(state["optimizer"])
 
 
 def load_trained(method: "Method", path: Path) -> None:

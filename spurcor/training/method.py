@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from spurcor.config.ranges import require_at_least
 from spurcor.data.groups import Batch, DataInfo, GroupedDataset, Split
 from spurcor.data.splits import Splits
 from spurcor.data.streams import Sampling, Stream
+from spurcor.errors import UserError
 from spurcor.models.backbone import Backbone
 from spurcor.models.losses import make_head
 from spurcor.training.losses import sample_losses
@@ -58,6 +60,15 @@ class RunContext:
             weights=weights,
         )
 
+    def require_batch(self, split: Split) -> None:
+        """Refuse a split that a batch cannot be drawn from without drawing a sample twice."""
+        size, count = self.batch_size, len(self.splits[split])
+        if size is not None and count < size:
+            raise UserError(
+                f"train.batch_size={size} is more than the {count} samples of {split}; make one of"
+                " them fit"
+            )
+
     def kept(self, phase: str) -> Path:
         """Folder of what the trainer keeps of an earlier phase that has a `selection`.
 
@@ -70,22 +81,30 @@ class RunContext:
 class Phase(ABC):
     """One stage of a method.
 
+    By default the run's optimiser trains all weights, with the run's schedule over its epochs.
+
     Entering a phase: `setup`, then `begin` when it starts afresh or `load_state_dict` when it is
     resumed, then `streams`.
     """
 
     name: str
+    method: "Method"
     epochs: int
+    lr: float | None = None  # takes the place of the optimiser's own
+    lr_key: str | None = "optimizer.lr"  # the option that sets its learning rate, if one does
     selection: str | None = None  # a criterion: later phases want its best weights, see `kept`
     consumed: tuple[str, ...] = ()  # evaluated splits it trains on: no figure is reported of them
-    descends: bool = False  # each step is one of the run's optimiser on the weights, at its rate
 
     def check(self, run: RunContext) -> None:  # noqa: B027 - most phases need TRAIN only
         """Refuse data that the phase cannot work on; called before anything is written."""
 
-    @abstractmethod
     def setup(self, run: RunContext) -> None:
-        """Build what `step` needs (optimiser, schedule); called on resume too."""
+        """Build what `step` needs, optimiser and schedule; called on resume too."""
+        self.optimizer = run.optimizer(self.method.weights())
+        if self.lr is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr
+        self.schedule = run.schedule(self.optimizer, self.epochs)
 
     def begin(self, run: RunContext) -> None:  # noqa: B027 - most phases have no offline work
         """Offline work before the first step, once, in eval mode and without gradients."""
@@ -105,20 +124,24 @@ class Phase(ABC):
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         """Exactly one update; returns detached scalars to be averaged over the epoch."""
 
-    @abstractmethod
     def end_epoch(self) -> None:
-        """Step the schedules."""
+        """Step the schedule."""
+        self.schedule.step()
 
     def end(self, run: RunContext) -> None:  # noqa: B027 - most phases leave only weights
         """Offline work after the last step: pictures of what happened."""
 
-    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """All that changes during the phase and is not in the method."""
+        return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
 
-    @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
+        self.optimizer.step()  # on no gradients: torch warns of schedules that step before it
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if state.get("ended"):  # the first release ended an epoch when the next one began
+            self.end_epoch()
 
 
 class Method(nn.Module, ABC):
@@ -165,38 +188,28 @@ class Supervised(Phase):
         reduce: Callable[[Tensor, Batch], Tensor],
         sampling: Sampling = "shuffled",
         split: Split = Split.TRAIN,
-        selection: str | None = None,
         lr: float | None = None,
+        lr_key: str | None = None,
         repeats: Callable[[], Tensor] | None = None,
         weights: Callable[[], Tensor] | None = None,
     ) -> None:
         """`reduce`: losses (B,) and batch to a scalar; `sampling`: how `split` is drawn.
 
-        `lr` takes the place of the optimiser's own. In the place of `sampling`, `repeats` or
-        `weights` return a table of the split's samples (see `Stream`), which an earlier phase may
-        have made: they are called as the phase begins, and when it is resumed.
+        `lr` takes the place of the optimiser's own; `lr_key` is the option that it comes from. In
+        the place of `sampling`, `repeats` or `weights` return a table of the split's samples (see
+        `Stream`), which an earlier phase may have made: they are called as the phase begins, and
+        when it is resumed.
         """
-        if epochs < 1:
-            raise ValueError(f"epochs={epochs} must be at least 1")
+        require_at_least(1, epochs=epochs)
         self.name, self.method, self.epochs = name, method, epochs
         self.reduce, self.sampling, self.split = reduce, sampling, split
-        self.selection, self.lr = selection, lr
+        self.lr, self.lr_key = lr, lr_key or ("optimizer.lr" if lr is None else None)
         self.repeats, self.drawn_by = repeats, weights
         self.consumed = (split,) if split is Split.VAL else ()
-        self.descends = lr is None
 
     def check(self, run: RunContext) -> None:
         """The split must be there."""
         run.splits[self.split]
-
-    def setup(self, run: RunContext) -> None:
-        """One optimiser over all weights, one schedule over the epochs of the phase."""
-        self.optimizer = run.optimizer(self.method.weights())
-        if self.lr is not None:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.lr
-        self.schedule = run.schedule(self.optimizer, self.epochs)
-        self.ended = False  # an epoch, whose rate stays until the next one begins, if it does
 
     def streams(self, run: RunContext) -> Mapping[str, Stream]:
         """The one split, shuffled or sampled."""
@@ -206,35 +219,12 @@ class Supervised(Phase):
 
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         """One step of the optimiser on the reduced loss; logs the plain mean loss."""
-        if self.ended:
-            self.schedule.step()
-            self.ended = False
         batch = batches["train"]
         losses = self.method.losses(self.method.predict(batch.x), batch.y)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self.reduce(losses, batch))
         self.optimizer.step()
         return {"loss": losses.detach().mean()}
-
-    def end_epoch(self) -> None:
-        """The schedule goes on with the next epoch: a later phase may want this one's rate."""
-        self.ended = True
-
-    def state_dict(self) -> dict[str, Any]:
-        """Optimiser and schedule."""
-        return {
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "ended": self.ended,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Optimiser and schedule."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.ended = state["ended"]
-        # It has stepped in another process; else torch warns that the schedule steps first.
-        self.optimizer._opt_called = True  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class StepLog:
                 value = columns[name][i]
                 if not math.isfinite(value):
                     step = progress.step - len(self._waiting) + i + 1
-                    key = " (optimizer.lr)" if phase.descends else ""
+                    key = f" ({phase.lr_key})" if phase.lr_key else ""
                     raise RunError(
                         f"{phase.name}: {name} is {value} at epoch {progress.epoch + 1}, step"
                         f" {step}; a smaller learning rate{key} may help"

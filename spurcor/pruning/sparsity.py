@@ -1,0 +1,49 @@
+"""How many weights gates keep: shares, files, and a warning of layers that are closed."""
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from spurcor.models.weights import save_weights
+from spurcor.pruning.gates import gates_of
+from spurcor.system.files import write_json
+
+log = logging.getLogger(__name__)
+
+
+def layer_of(name: str) -> str:
+    """`conv1` of `backbone.conv1.weight`, `attn.in_proj` of `backbone.attn.in_proj_weight`."""
+    return name.removeprefix("backbone.").removesuffix("weight").rstrip("._")
+
+
+def kept_shares(module: nn.Module) -> dict[str, Tensor]:
+    """Shares of the gated weights that are kept, of all and of each layer; empty without gates."""
+    found = gates_of(module)
+    if not found:
+        return {}
+    counts = [gate.kept.sum() for gate in found.values()]
+    sizes = [gate.logit.numel() for gate in found.values()]
+    layers = zip(found, counts, sizes, strict=True)
+    return {
+        "kept": torch.stack(counts).sum() / sum(sizes),
+        **{f"kept/{layer_of(name)}": count / size for name, count, size in layers},
+    }
+
+
+def save_gates(module: nn.Module, directory: Path) -> None:
+    """gates.safetensors with the logits, gates.json with what they keep; warns of closed layers."""
+    logits = {name: gate.logit.detach().cpu() for name, gate in gates_of(module).items()}
+    save_weights(directory / "gates.safetensors", logits)
+    kept = {name: float(share) for name, share in kept_shares(module).items()}
+    sizes = {layer_of(name): logit.numel() for name, logit in logits.items()}
+    layers = {name: {"kept": kept[f"kept/{name}"], "of": of} for name, of in sizes.items()}
+    whole = {"kept": kept["kept"], "of": sum(sizes.values())}
+    write_json(directory / "gates.json", {**whole, "layers": layers})
+    if closed := [name for name, layer in layers.items() if layer["kept"] == 0]:
+        log.warning(
+            "no weight of %s is kept: what comes after sees nothing of the image; a smaller"
+            " method.lambda_sparse, method.prune_lr or method.prune_epochs keeps more",
+            ", ".join(closed),
+        )
