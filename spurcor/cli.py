@@ -26,7 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from spurcor.config import check, composition, resolvers
+from spurcor.config import check, composition, packages, resolvers
 from spurcor.errors import PointError, RunError, UserError, of_system
 from spurcor.launchers import hydra as launcher
 from spurcor.system import places
@@ -96,7 +96,7 @@ class _Command:
 
     def carry_out(self) -> None:
         """Everything but the telling of errors."""
-        sys.argv[1:] = map(hidden, sys.argv[1:])
+        sys.argv[1:] = map(hidden, packages.take(sys.argv[1:]))
         resolvers.register()
         composition.install()
         arguments = get_args_parser().parse_intermixed_args(sys.argv[1:])
@@ -166,15 +166,18 @@ def _refuse_no_option(override: str) -> None:
     key = parsed.key_or_group
     if key == "hydra" and not parsed.is_delete():
         raise UserError(f"{override} replaces all of Hydra's own; name a key, as in hydra.run.dir")
-    group = places.CONF / key
-    if parsed.is_sweep_override() or "." in key or not group.is_dir():
+    if parsed.is_sweep_override() or "." in key or not _is_group(key):
         return
     value = parsed.value()
     named = isinstance(value, str) or (value is None and parsed.is_delete())
     several = isinstance(value, list) and all(isinstance(one, str) for one in value)
     if not (named or (several and not parsed.is_delete())):
-        options = sorted(path.stem for path in group.glob("*.yaml"))
+        options = packages.options(key)
         raise UserError(f"{override} names no option; choose one of {', '.join(options)}")
+
+
+def _is_group(name: str) -> bool:
+    return any((folder / name).is_dir() for folder in packages.conf_folders())
 
 
 def _from_hydra(error: BaseException) -> bool:
@@ -202,14 +205,14 @@ def _help(config_name: str, overrides: list[str]) -> str:
     )
     groups = []
     for folder in sorted(path for path in places.CONF.iterdir() if path.is_dir()):
-        options = sorted(path.stem for path in folder.glob("*.yaml"))
+        options = packages.options(folder.name)
         if options and folder.name in composed:
             groups.append(f"{folder.name}: {', '.join(options)}")
             for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
                 options = sorted(path.stem for path in inner.glob("*.yaml"))
                 if len(options) > 1:
                     groups.append(f"{folder.name}/{inner.name}: {', '.join(options)}")
-    sweeps = [str(p.relative_to(places.CONF / "sweeps"))[:-5] for p in resolvers.sweep_files()]
+    sweeps = ["/".join(path.with_suffix("").parts[-2:]) for path in resolvers.sweep_files()]
     lines = [line.removeprefix("#").removeprefix(" ") for line in header.splitlines()]
     lines += ["", "Groups, chosen by group=option", *(f"  {group}" for group in groups)]
     if "sweep" in composed and "method" in composed:
@@ -314,12 +317,13 @@ def _stop(text: str) -> str:
 def _missing_option(path: str) -> str:
     """Of several options of a group, or of a folder in it: one has no file."""
     group, _, name = path.rpartition("/")
-    while not (places.CONF / group).is_dir():
+    while not _is_group(group):
         group, _, end = group.rpartition("/")
         name = f"{end}/{name}"
     options = sorted(
-        str(file.relative_to(places.CONF / group).with_suffix(""))
-        for file in (places.CONF / group).rglob("*.yaml")
+        str(file.relative_to(folder / group).with_suffix(""))
+        for folder in packages.conf_folders()
+        for file in (folder / group).rglob("*.yaml")
     )
     return f"{group}={name} does not exist; choose one of {', '.join(options)}"
 
@@ -338,7 +342,7 @@ def _unknown_override(key: str, config_name: str, overrides: list[str]) -> str:
     parent, _, name = key.rpartition(".")
     group, chosen, names, unlisted = parent.replace(".", "/"), None, [], []
     beside = f"{parent}." if parent else key
-    whole = "" if (places.CONF / group).is_dir() else parent  # whose value may hold the key
+    whole = "" if _is_group(group) else parent  # whose value may hold the key
     keys = {one: one.lstrip("+~").partition("=")[0] for one in overrides if "," not in one}
     others = [o for o, typed in keys.items() if not typed.startswith(beside) and typed != whole]
     with initialize_config_dir(str(places.CONF), version_base="1.3"):
@@ -354,7 +358,8 @@ def _unknown_override(key: str, config_name: str, overrides: list[str]) -> str:
             pass
     if name in unlisted:
         return f"{key} has its default, which {group}={chosen} does not list; say +{key}=..."
-    files = sorted((places.CONF / group).glob("*.yaml")) if chosen else []
+    folders = packages.conf_folders() if chosen else []
+    files = sorted(path for folder in folders for path in (folder / group).glob("*.yaml"))
     takers = [
         path.stem
         for path in files

@@ -231,7 +231,9 @@ class Battle:
             self.line.count += 1
             folder = self.line.folder / f"cold{self.line.count}"
             python = [sys.executable, "-P", "-m", f"spurcor.{command.module}", *words]
-            return Cold(python, folder, {**self.line.environment, "PYTHONPATH": str(REPO), **env})
+            paths = [str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])]  # plug-ins lie there
+            env |= {"PYTHONPATH": os.pathsep.join(paths)}
+            return Cold(python, folder, {**self.line.environment, **env})
         if watched is not None:
             env |= {"WATCHED": str(self.place), "FATAL": f"{watched} {number:d}"}
         return self.line.start(command.module, *words, **env)

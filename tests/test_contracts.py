@@ -9,19 +9,20 @@ import torch
 from conftest import REPO
 from training import SHORT, Silent, expanded, read, rows_of, smallest, trainer_of, without_time
 
-from spurcor.config import nodes
+from spurcor.config import nodes, packages
+from spurcor.config.resolvers import sweep_files
 from spurcor.data.groups import Split
 from spurcor.runs import build
 from spurcor.sweeps.read import GROUPS
 from spurcor.system.places import CONF
 
-ALL_METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+ALL_METHODS = packages.options("method")  # those of plug-ins too
 METHODS = [name for name in ALL_METHODS if name != "frozen"]  # the one that trains nothing
-DATASETS = sorted(path.stem for path in (CONF / "dataset").glob("*.yaml"))
+DATASETS = packages.options("dataset")
 OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
 ANALYSES = sorted(path.stem for path in (CONF / "analysis").glob("*.yaml"))
 ANALYSES.remove("none")
-BACKBONES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
+BACKBONES = packages.options("backbone")
 SWEEPS = {
     "biased_mnist/masktune": 24,
     "celeba/masktune": 3,
@@ -45,6 +46,10 @@ SWEEPS = {
     "waterbirds/masktune": 3,
     "waterbirds/prusc": 36,
 }
+
+
+def sweep_names():
+    return {"/".join(path.with_suffix("").parts[-2:]) for path in sweep_files()}
 
 
 class CrashError(Exception):
@@ -261,7 +266,7 @@ def test_tuned_files_name_pairs_that_exist_and_say_where_they_come_from():
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_backbone_composes_and_passes_check(backbone):
-    assert read(f"backbone={backbone}").backbone.target.startswith("spurcor.backbones.")
+    assert packages.own(read(f"backbone={backbone}").backbone.target)
 
 
 @pytest.mark.parametrize("group", ["dfr", "schedule", "tracker", "features", "analysis"])
@@ -270,20 +275,31 @@ def test_every_option_of_the_other_groups_passes_check(group):
         read(f"{group}={path.stem}")
 
 
-def test_every_sweep_file_has_its_job_count_asserted():
-    found = {
-        str(path.relative_to(REPO / "sweeps").with_suffix(""))
-        for path in (REPO / "sweeps").rglob("*.yaml")
-    }
-    assert found == set(SWEEPS)
-
-
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize("name", sorted(SWEEPS.keys() | sweep_names()))
 def test_a_sweep_file_composes_and_has_its_number_of_points(name):
+    composes(name, SWEEPS.get(name))  # of files of one's own, the number is not known here
+
+
+def test_a_sweep_file_of_ones_own_is_composed_and_checked(monkeypatch, tmp_path):
+    package = tmp_path / "sweeping"
+    (package / "conf" / "sweeps" / "digits").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    text = (REPO / "sweeps" / "digits" / "main.yaml").read_text()
+    (package / "conf" / "sweeps" / "digits" / "mine.yaml").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(packages.VARIABLE, package.name)
+    assert sweep_names() - SWEEPS.keys() >= {"digits/mine"}
+    composes("digits/mine")
+    with pytest.raises(AssertionError):
+        composes("digits/mine", SWEEPS["digits/main"] + 1)
+
+
+def composes(name, number=None):
     cfg, points = expanded(f"+sweeps={name}")
-    assert len({tuple(point) for point in points}) == len(points) == SWEEPS[name]
+    assert len({tuple(point) for point in points}) == len(points) == (number or len(points))
     some = points[:: max(1, len(points) // 12)]  # composing takes a tenth of a second each
-    checked = [read(*point) for point in some]
+    # A run that others start from is not there.
+    checked = [read(*(o for o in point if not o.startswith("method.init="))) for point in some]
     assert {one.sweep for one in checked} == {cfg.sweep}
     # A point is a run, or another repair of one.
     assert len({(one.directory, tuple(one.needs)) for one in checked}) == len(some)

@@ -56,6 +56,7 @@ def child(order: dict) -> int:
         os.dup2(file, number)
     os.chdir(order["cwd"])
     os.environ.update(order["env"])
+    sys.path[:0] = filter(None, order["env"].get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = [f"{order['module']}.py", *order["arguments"]]
     module = importlib.import_module(f"spurcor.{order['module']}")
     fatal = os.environ.get("FATAL")

@@ -25,7 +25,7 @@ from killing import Battle, Command
 from training import smallest
 
 from scripts.battery.runner import Tally, parser
-from spurcor.system.places import CONF
+from spurcor.config import packages
 
 SIGNALS = (
     *(signal.SIGKILL,) * 5, signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1,
@@ -69,8 +69,8 @@ def of_method(method: str, *typed: str) -> Command:
 
 def scenes() -> Iterator[Scene]:
     """All there are."""
-    for path in sorted((CONF / "method").glob("*.yaml")):
-        yield Scene(f"train-{path.stem}", of_method(path.stem))
+    for name in packages.options("method"):
+        yield Scene(f"train-{name}", of_method(name))
     short = (*SMALL, *FEW, "method.epochs=5")
     erm = train(*short, "dfr=none", "train.keep_epochs=[2]")
     on_run = ("run=r", *DATA)

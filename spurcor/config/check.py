@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from spurcor.config.nodes import FOREIGN_BASES, Node, flat, locate
+from spurcor.config.packages import HOW, own
 from spurcor.config.released import place_of
 from spurcor.errors import UserError
 from spurcor.system.passwords import kept
@@ -54,6 +55,8 @@ def composed(config: DictConfig) -> dict[str, Any]:
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     tree = OmegaConf.to_container(own, resolve=True)
     assert isinstance(tree, dict)
+    if "plugins" in tree:
+        raise UserError(f"plugins is no key of a file, which would bring code to run; {HOW}")
     for key in flat("", tree):
         if key.endswith("._revision_"):
             raise UserError(f"{key[1:]} is written by spurcor and cannot be chosen; leave it out")
@@ -191,7 +194,7 @@ def _nested(hint: Any, value: Any) -> Any:
             empty_allowed = types.NoneType in members and not value
             return types.NoneType if empty_allowed else member
         # A constructor that takes another part of spurcor, as a data set does its transform.
-        if "_target_" in value and getattr(member, "__module__", "").startswith("spurcor."):
+        if "_target_" in value and own(getattr(member, "__module__", "")):
             return Node
     return None
 

@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import Override, RangeSweep
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from spurcor.config.packages import HOW, WORD
 from spurcor.errors import UserError
 
 SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
@@ -77,6 +78,8 @@ class CheckedLoader(ConfigLoaderImpl):
                     f"{override}: a point of a sweep changes its run, not Hydra; leave it out of"
                     " hydra.sweeper and type it for the whole sweep"
                 )
+            if override.lstrip("+~ ").startswith(WORD):
+                raise UserError(f"{override}: a point of a sweep brings no code; {HOW}")
         return super().load_sweep_config(master_config, sweep_overrides)
 
     def _process_config_searchpath(

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spurcor.config.packages import FOREIGN, HOW, own, plugins, refuse_ambiguous
 from spurcor.config.released import hashed_name, place_of
 from spurcor.errors import UserError
 
-# Foreign classes that a _target_ may name: their package, and what they must derive from.
-FOREIGN = ("torch", "torchvision", "timm")
 NAMED = ("analysis", "tracker")  # groups whose nodes stand under names of their own
+# What classes of other packages must derive from, where a _target_ may name them.
 FOREIGN_BASES = (
     "torch.nn.modules.module.Module",
     "torch.optim.optimizer.Optimizer",
@@ -118,8 +118,11 @@ def locate(target: str) -> type:
     """
     module_name, _, name = place_of(target).rpartition(".")
     package = module_name.partition(".")[0]
-    if package != "spurcor" and package not in FOREIGN:
-        raise UserError(f"_target_={target} is not a class of spurcor, torch, torchvision or timm")
+    if not own(package) and package not in FOREIGN:
+        raise UserError(
+            f"_target_={target} is not a class of spurcor, torch, torchvision or timm; if {package}"
+            f" is a plug-in of yours, {HOW}"
+        )
     try:
         found = getattr(importlib.import_module(module_name), name)
     except Exception as error:  # a module may raise anything while it is imported
@@ -128,7 +131,9 @@ def locate(target: str) -> type:
     if not isinstance(found, type):
         raise refusal
     home = found.__module__.partition(".")[0]
+    if home in plugins():
+        refuse_ambiguous(found)
     bases = {f"{base.__module__}.{base.__qualname__}" for base in found.__mro__}
-    if home != "spurcor" and not (home in FOREIGN and bases.intersection(FOREIGN_BASES)):
+    if not own(home) and not (home in FOREIGN and bases.intersection(FOREIGN_BASES)):
         raise refusal
     return found

@@ -3,8 +3,10 @@
 A run is named by a hash of its configuration, so moving a class must not change what is hashed of
 it. Classes of the first release hash as the path that they had then, which never changes here; what
 does, when one moves, is where it is now. Later classes hash as `<group>.<class>`, wherever they
-stand.
+stand, and those of a plug-in as `<group>.<package>.<class>`.
 """
+
+from spurcor.config.packages import plugins
 
 PLACES = {
     "spurcor.analysis.gap_dynamics.GapDynamics": "spurcor.analysis.gap_dynamics.GapDynamics",
@@ -68,4 +70,7 @@ def hashed_name(target: str, group: str) -> str:
     """How a class counts in identities; one of another package is what its path says."""
     if target in FORMER:
         return FORMER[target]
-    return f"{group}.{target.rpartition('.')[2]}" if target.startswith("spurcor.") else target
+    package, name = target.partition(".")[0], target.rpartition(".")[2]
+    if package in plugins():
+        return f"{group}.{package}.{name}"
+    return f"{group}.{name}" if package == "spurcor" else target

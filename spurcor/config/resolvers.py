@@ -5,15 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
+from spurcor.config.packages import conf_folders
 from spurcor.errors import UserError
 from spurcor.system.places import CONF, REPO
 
 
 def sweep_files() -> list[Path]:
     """The sweep files, sweeps/<dataset>/<question>.yaml."""
-    return sorted((CONF / "sweeps").glob("*/*.yaml"))
+    return [file for one in conf_folders() for file in sorted((one / "sweeps").glob("*/*.yaml"))]
 
 
 @functools.cache
@@ -39,13 +43,24 @@ def first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
+class PluginFiles(SearchPathPlugin):
+    """Makes Hydra look into the `conf` folders of plug-ins, after spurcor's."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Called by Hydra."""
+        for folder in conf_folders()[1:]:
+            search_path.append("spurcor-plugins", f"file://{folder}")
+
+
 def register() -> None:
-    """Make spurcor's resolvers known to OmegaConf."""
+    """Make spurcor's resolvers known to OmegaConf, and files of plug-ins to Hydra."""
     if not CONF.is_dir():
         raise UserError(
             f"there is no conf folder beside {REPO / 'spurcor'}; install spurcor from a clone"
             " with 'pip install -e .'"
         )
+    conf_folders()  # refuses plug-ins that cannot be
+    Plugins.instance().register(PluginFiles)
     OmegaConf.register_new_resolver("choice", choice, replace=True)
     OmegaConf.register_new_resolver("first", first, replace=True)
     OmegaConf.register_new_resolver("repo_root", lambda: str(REPO), replace=True)

@@ -164,6 +164,7 @@ class TrainConfig:
     sweep: str = "default"
     rerun: bool = False
     point: tuple[str, ...] = ()
+    plugins: dict[str, str] = field(default_factory=dict)  # versions of those that it names
 
     def __post_init__(self) -> None:
         check_sweep_name(self.sweep)

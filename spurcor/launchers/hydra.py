@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spurcor.config.check import check
 from spurcor.config.composition import refuse_impossible_sweep
+from spurcor.config.packages import WORD, plugins
 from spurcor.config.schema import Site, TrainConfig
 from spurcor.errors import PointError, RunError, UserError
 from spurcor.sweeps import slurm
@@ -247,7 +248,8 @@ class LocalPool(Frozen):
         log = paths[0].with_suffix(".log")
         write_manifest([dataclasses.replace(point, log=log) for point in job])
         threads = max(1, (os.cpu_count() or 1) // self.n_jobs)
-        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": str(code)}
+        path = slurm.search_path(code)
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": path}
         environment.pop("HYDRA_FULL_ERROR", None)
         listed = ",".join(f'"{path}"' for path in paths)
         with log.open("wb") as output:
@@ -424,6 +426,7 @@ PLUGINS = {
 def _command() -> str:
     """What re-runs the points that are not done: the same sweep."""
     typed = [word for word in sys.argv[1:] if not word.startswith("rerun=")]
+    typed += [f"{WORD}{','.join(plugins())}"] if plugins() else []
     return f"python -m spurcor.train {shlex.join(typed)}"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from spurcor.config.check import check_saved
+from spurcor.config.packages import refuse_absent
 from spurcor.config.schema import Paths, RunPaths, TrainConfig
 from spurcor.errors import Damaged, UserError
 from spurcor.system.files import decoding
@@ -95,6 +96,7 @@ def read_frozen(path: Path, fix: str | None = None) -> TrainConfig:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(tree, dict):
         raise Damaged(path, "does not hold the configuration of a run", fix)
+    refuse_absent(path, tree.get("plugins"))
     try:
         config = check_saved(tree, TrainConfig)
     except UserError as error:

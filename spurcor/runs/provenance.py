@@ -1,19 +1,20 @@
 """Which code a run's numbers come from: whether the same command would give them again.
 
-The classes that a configuration names, with all of spurcor that they use, are compared as syntax
-trees. Comments, docstrings, annotations, messages and the modules that things stand in move no
-number, so moving, reformatting and rewording do not count.
+The classes that a configuration names, with all that they use of spurcor and of the plug-ins that
+they come from, are compared as syntax trees. Comments, docstrings, annotations, messages and the
+modules that things stand in move no number, so moving, reformatting and rewording do not count.
 """
 
 import ast
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from spurcor.config.nodes import Node, locate
+from spurcor.config.packages import own
 from spurcor.config.schema import TrainConfig
 from spurcor.runs.results import read_result
 from spurcor.system.files import read_json, read_lines
@@ -27,11 +28,12 @@ SILENT = {
     *("pictures", "tracking"),
 }
 TELLING = ("log", "logger", "warnings")
+_BLOCKS = (ast.If, ast.Try, ast.ExceptHandler, ast.With)
 Name = tuple[str, str]  # of a definition: its module and its name there
 
 
 def code_of(config: TrainConfig) -> dict[str, str]:
-    """A fingerprint per part of a configuration that classes of spurcor make."""
+    """A fingerprint per part of a configuration that classes of spurcor or of plug-ins make."""
     found = {}
     for key in NODES:
         part = getattr(config, key)
@@ -73,7 +75,7 @@ def outdated(config: TrainConfig) -> list[str]:
 
 def _targets(node: Node) -> Iterator[str]:
     """Classes of a node and of those within it that are not from torch and the like."""
-    if locate(node.target).__module__.partition(".")[0] == "spurcor":
+    if own(locate(node.target).__module__):
         yield node.target
     for value in node.arguments.values():
         if isinstance(value, Node):
@@ -82,14 +84,20 @@ def _targets(node: Node) -> Iterator[str]:
 
 @functools.cache
 def fingerprint(owner: type) -> str:
-    """Hash of a class and of every definition of spurcor that it uses, directly or not."""
+    """Hash of a class and of every definition of its own that it uses, directly or not.
+
+    A class that is made in a way that its module does not show counts as the whole module.
+    """
     waiting, seen, texts = [(owner.__module__, owner.__qualname__)], set(), []
     while waiting:
         module, name = waiting.pop()
         if (module, name) in seen:
             continue
         seen.add((module, name))
-        tree = _module(module).definitions[name]
+        tree = _module(module).definitions.get(name)
+        if tree is None:
+            texts.append(f"{name} {text_of(module)}")
+            continue
         reader = _Reader(_module(module))
         texts.append(f"{name} {ast.dump(reader.visit(tree))}")
         waiting += reader.used
@@ -122,13 +130,13 @@ class _Module:
 
 def _readable(module: str) -> bool:
     parts = module.split(".")
-    if parts[0] != "spurcor" or SILENT & set(parts):
+    if not own(module) or (parts[0] == "spurcor" and SILENT & set(parts)):
         return False
     try:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:  # the parent is no package: a definition, not a module
         return False
-    return spec is not None and spec.origin is not None
+    return spec is not None and spec.origin is not None and spec.origin.endswith(".py")
 
 
 def text_of(module: str) -> str:
@@ -143,7 +151,7 @@ def text_of(module: str) -> str:
 def _module(name: str) -> _Module:
     tree = ast.parse(text_of(name))
     definitions: dict[str, ast.stmt] = {}
-    for node in tree.body:
+    for node in _top(tree.body):
         match node:
             case ast.FunctionDef() | ast.ClassDef():
                 definitions[node.name] = node
@@ -152,13 +160,32 @@ def _module(name: str) -> _Module:
                 definitions |= {target.id: node for target in names}
             case ast.AnnAssign(target=ast.Name(id=target)):
                 definitions[target] = node
-    imports = {
-        alias.asname or alias.name: (node.module, alias.name)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module
-        for alias in node.names
-    }
-    return _Module(name, definitions, imports)
+    return _Module(name, definitions, dict(_imports(name, tree)))
+
+
+def _top(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements of a module, those of its conditions too."""
+    for node in body:
+        yield node
+        for block in ("body", "orelse", "finalbody", "handlers"):
+            inner = getattr(node, block, ()) if isinstance(node, _BLOCKS) else ()
+            yield from _top(inner)
+
+
+def _imports(name: str, tree: ast.Module) -> Iterator[tuple[str, tuple[str, str]]]:
+    """What names stand for elsewhere: a module, and the name there."""
+    package = importlib.util.find_spec(name)
+    parent = "" if package is None else package.parent or ""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.util.resolve_name("." * node.level + (node.module or ""), parent)
+            for alias in node.names:
+                yield alias.asname or alias.name, (module, alias.name)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                module, _, last = alias.name.rpartition(".")
+                if module and alias.asname:
+                    yield alias.asname, (module, last)
 
 
 class _Reader(ast.NodeTransformer):

@@ -122,7 +122,7 @@ def _facts(run: Prepared, progress: Progress) -> dict[str, Any]:
         "config": config.settings,
         "commit": versions.commit(),
         "code": provenance.begun_by(directory),
-        "versions": versions.versions(),
+        "versions": {**versions.versions(), **config.plugins},
         "environment": progress.environment,
         "moved": progress.moved,
         "seconds": round(progress.seconds, 1),

@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from spurcor.config.nodes import plain
+from spurcor.config.packages import folder_of, plugins
 from spurcor.config.schema import TrainConfig
 from spurcor.errors import UserError
 from spurcor.runs.lookup import read_frozen
@@ -42,24 +43,24 @@ def read_point(path: Path) -> TrainConfig:
 
 
 def copy_code(folder: Path) -> Path:
-    """Freeze code and configuration: what was submitted is what runs."""
+    """Freeze code and configuration, those of plug-ins too: what was submitted is what runs."""
     from spurcor.system.versions import commit
 
-    files = sorted(
-        path
-        for name in COPIED
-        for path in (REPO / name).rglob("*")
-        if path.is_file() and path.suffix in (".py", ".yaml") and "__pycache__" not in path.parts
-    )
+    sources = {name: REPO / name for name in COPIED} | {name: folder_of(name) for name in plugins()}
     digest = hashlib.sha256()
-    for path in files:
-        digest.update(str(path.relative_to(REPO)).encode() + path.read_bytes())
+    for source in sources.values():
+        for path in sorted(source.rglob("*")):
+            code = path.suffix in (".py", ".yaml") and "__pycache__" not in path.parts
+            if code and path.is_file():
+                digest.update(str(path.relative_to(source.parent)).encode() + path.read_bytes())
+    if within := [name for name in plugins() if folder.is_relative_to(sources[name])]:
+        raise UserError(f"paths.outputs lies in the plug-in {within[0]}; name a folder beside it")
     target = folder / f"code-{digest.hexdigest()[:8]}"
     if not target.exists():
         with replacing_folder(target) as beside:
-            for name in COPIED:
-                ignored = shutil.ignore_patterns("__pycache__", "outputs")
-                shutil.copytree(REPO / name, beside / name, symlinks=True, ignore=ignored)
+            for name, source in sources.items():
+                ignored, links = shutil.ignore_patterns("__pycache__", "outputs"), name in COPIED
+                shutil.copytree(source, beside / name, symlinks=links, ignore=ignored)
             for path in (path for path in beside.rglob("*.yaml") if not path.is_symlink()):
                 text = path.read_text(encoding="utf-8")
                 if masked(text) != text:  # the points have such values from their own files

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spurcor.config.packages import VARIABLE, plugins
 from spurcor.errors import UserError
 
 if TYPE_CHECKING:
@@ -159,7 +160,8 @@ def submit(
 
     executor = submitit.SlurmExecutor(folder / "%j", max_num_timeout=requeues)
     setup = [
-        f"export PYTHONPATH={shlex.quote(str(code))} PYTHONSAFEPATH=1",
+        f"export PYTHONPATH={shlex.quote(search_path(code))} PYTHONSAFEPATH=1",
+        f"export {VARIABLE}={','.join(plugins())}",
         'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"',
         *options.pop("setup"),
     ]
@@ -170,6 +172,11 @@ def submit(
     except submitit.core.utils.FailedJobError as error:
         raise UserError(f"SLURM does not take the jobs: {_words(str(error))}") from error
     return [Submitted(job.job_id, job.paths.stdout) for job in jobs]
+
+
+def search_path(code: Path) -> str:
+    """Where a point's process imports from: the frozen copy, then what its user has added."""
+    return os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def refuse_impossible(options: Mapping[str, Any]) -> None:

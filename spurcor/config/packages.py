@@ -1,0 +1,131 @@
+"""Packages whose classes a configuration may name: spurcor's own, some libraries', and plug-ins.
+
+A plug-in is a package of the user's own. Its code is run, so only the environment and the command
+line name one; nothing that a file says, whoever wrote it, adds any.
+"""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from spurcor.errors import UserError
+from spurcor.system.places import CONF
+
+FOREIGN = ("torch", "torchvision", "timm")
+VARIABLE = "SPURCOR_PLUGINS"
+WORD = "plugins="
+HOW = f"say plugins=<package> on the command line, or set {VARIABLE}"
+RESERVED = ("spurcor", "conf", "sweeps", "commit", *FOREIGN)  # some lie beside a frozen copy
+
+
+def plugins() -> tuple[str, ...]:
+    """The user's packages, by the environment."""
+    return _names(os.environ.get(VARIABLE, ""))
+
+
+def own(module: str) -> bool:
+    """Whether a module is of spurcor or of a plug-in."""
+    return module.partition(".")[0] in ("spurcor", *plugins())
+
+
+def take(words: list[str]) -> list[str]:
+    """Move what a command line says as `plugins=...` to the environment; returns the other words.
+
+    Processes that this one starts read the environment, too.
+    """
+    typed = [word for word in words if word.startswith(WORD)]
+    names = [name for word in typed for name in _names(word.removeprefix(WORD))]
+    if names:
+        os.environ[VARIABLE] = ",".join(dict.fromkeys([*plugins(), *names]))
+    return [word for word in words if word not in typed]
+
+
+def folder_of(name: str) -> Path:
+    """Where a plug-in is; it is not imported."""
+    if not name.isidentifier() or name in RESERVED:
+        raise UserError(f"plugins={name} is no package of your own; {HOW}")
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.origin or not spec.submodule_search_locations:
+        raise UserError(
+            f"plugins={name}: Python finds no package of that name with an __init__.py; install it"
+            " (pip install -e <folder>), or put the folder above it on PYTHONPATH"
+        )
+    return Path(spec.origin).parent
+
+
+def conf_folders() -> list[Path]:
+    """Where Hydra looks: spurcor's files, then those of plug-ins, none of which hides another."""
+    folders = [CONF, *(folder_of(name) / "conf" for name in plugins())]
+    seen: dict[Path, Path] = {}
+    for folder in folders if len(folders) > 1 else ():
+        for path in folder.rglob("*.yaml"):
+            before = seen.setdefault(path.relative_to(folder), path)
+            if before != path:
+                raise UserError(f"{path} has the name of {before}; rename it")
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def options(group: str) -> list[str]:
+    """The names that can be chosen in a group."""
+    return sorted(path.stem for one in conf_folders() for path in (one / group).glob("*.yaml"))
+
+
+def refuse_ambiguous(target: type) -> None:
+    """Runs are named by the class, without its module, so that it can be moved."""
+    package, name = target.__module__.partition(".")[0], target.__qualname__
+    pattern = re.compile(rf"^class {name}\b", re.MULTILINE)
+    files = folder_of(package).rglob("*.py")
+    found = [path for path in files if pattern.search(path.read_text(encoding="utf-8"))]
+    if len(found) > 1:
+        raise UserError(
+            f"{package} has several classes {name} ({', '.join(map(str, sorted(found)))}), and runs"
+            " are named by that; rename all but one"
+        )
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+def used(tree: Any) -> dict[str, str]:
+    """The plug-ins whose classes a configuration names, with their versions."""
+    packages = {target.partition(".")[0] for target in _targets(tree)}
+    return {name: _version(name) for name in plugins() if name in packages}
+
+
+def refuse_absent(path: Path, recorded: Any) -> None:
+    """A saved configuration says which plug-ins it was made with, and brings none."""
+    for name, version in recorded.items() if isinstance(recorded, Mapping) else ():
+        if name not in plugins():
+            raise UserError(
+                f"{path} was made with the plug-in {name} {version}, which is not in use; say"
+                f" plugins={name}, or set {VARIABLE}={name}"
+            )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _targets(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        if isinstance(value.get("_target_"), str):
+            yield value["_target_"]
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _targets(item)
+
+
+def _version(name: str) -> str:
+    """Of what is installed under the name, or what the package says of itself."""
+    for distribution in importlib.metadata.packages_distributions().get(name, ()):
+        return importlib.metadata.version(distribution)
+    try:
+        return str(getattr(importlib.import_module(name), "__version__", "unknown"))
+    except Exception as error:  # a module may raise anything while it is imported
+        raise UserError(f"plugins={name} cannot be imported ({error})") from error
