@@ -48,43 +48,52 @@ def write_report(outputs: Path, sweeps: Sequence[str], options: Options) -> Repo
 
     Raises UserError for a sweep that does not exist and for options that no run knows.
     """
+    folder = outputs / "reports" / _name(sweeps)
+    figures: list[Drawing] = []
+    shown: list[Table] = []
+    texts: dict[str, str] = {}
     with plots.Artist() if options.plots else contextlib.nullcontext() as artist:
         found = collect(outputs, sweeps, all_repairs=options.repairs == "all")
-        shown: list[Table] = []
-        figures: list[Drawing] = []
-        texts: dict[str, str] = {}
-        folder = outputs / "reports" / _name(sweeps)
         if found.trials:
-            trials = choices.keep(found.trials, options.keep)
-            found = replace(found, trials=tuple(trials))
-            metrics = choices.check(options, trials)
-            main = tables.judge_all(trials, options.criterion, found.planned)
+            found = replace(found, trials=tuple(choices.keep(found.trials, options.keep)))
+            metrics = choices.check(options, found.trials)
+            main = tables.judge_all(found.trials, options.criterion, found.planned)
             if artist is not None:  # first, since it goes on while the rest is made
-                figures = _figures(tables.chosen(main), trials, options)
+                figures = _figures(tables.chosen(main), found.trials, options)
                 folder.mkdir(parents=True, exist_ok=True)
                 artist.draw(folder, figures)
             judged = {
-                criterion: tables.judge_all(trials, criterion, found.planned)
+                criterion: tables.judge_all(found.trials, criterion, found.planned)
                 for criterion in dict.fromkeys([*STANDARD, options.criterion])
             }
-            shown = _tables(judged, trials, metrics, options)
-            texts = {f"{table.name}.csv": render.csv_text(table) for table in shown}
-            texts |= {f"{t.name}.tex": render.latex(t) for t in shown if t.name in TEX}
-            texts |= {f"{t.name}.md": f"{render.markdown(t)}\n" for t in shown if t.name in PASTED}
-            texts["runs.csv"] = listing(judged)
-        folder.mkdir(parents=True, exist_ok=True)
+            shown = _tables(judged, found.trials, metrics, options)
+            texts = {**_texts(shown), "runs.csv": listing(judged)}
         texts["report.md"] = document(sweeps, found, shown, figures, options)
+        folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             write_text(folder / name, text)
         if artist is not None:
             artist.finish()
     drawn = [f"{figure.name}{ending}" for figure in figures for ending in plots.ENDINGS]
-    files = [folder / name for name in (*texts, *drawn)]
-    for path in [path for pattern in OPTIONAL for path in folder.glob(pattern)]:
-        if path not in files:
-            path.unlink()
+    files = tuple(folder / name for name in (*texts, *drawn))
+    _remove_others(folder, files)
     by_name = {table.name: table for table in shown}
-    return Report(folder, tuple(files), by_name, found.missing, found.skipped)
+    return Report(folder, files, by_name, found.missing, found.skipped)
+
+
+def _texts(shown: Sequence[Table]) -> dict[str, str]:
+    """The tables by file."""
+    texts = {f"{table.name}.csv": render.csv_text(table) for table in shown}
+    texts |= {f"{table.name}.tex": render.latex(table) for table in shown if table.name in TEX}
+    pasted = [table for table in shown if table.name in PASTED]
+    return texts | {f"{table.name}.md": f"{render.markdown(table)}\n" for table in pasted}
+
+
+def _remove_others(folder: Path, files: Sequence[Path]) -> None:
+    """Remove what an earlier report had and this one leaves out."""
+    for pattern in OPTIONAL:
+        for path in set(folder.glob(pattern)) - set(files):
+            path.unlink()
 
 
 def _tables(

@@ -1,12 +1,27 @@
 """Methods compared over the seeds that they share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from spurcor.presentation.statistics import EXACT_UP_TO, RANDOM_PATTERNS, Summary, holm, sign_flip_p
-from spurcor.presentation.tables import Cell, Interval, Table
+from spurcor.presentation.tables import Interval, Record, Table
 from spurcor.reports.selection import Candidate
 from spurcor.reports.tables import Metric
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A method and what it is compared with, with their differences seed by seed."""
+
+    one: Candidate
+    other: Candidate
+    differences: Sequence[float]
+
+    @property
+    def testable(self) -> bool:
+        """A single difference has no p."""
+        return len(self.differences) > 1
 
 
 def comparison(shown: Sequence[Candidate], metric: Metric, baseline: str | None) -> Table:
@@ -14,57 +29,71 @@ def comparison(shown: Sequence[Candidate], metric: Metric, baseline: str | None)
 
     p-values are corrected by Holm's procedure over the comparisons within a data set.
     """
-    records: list[dict[str, Cell]] = []
-    smallest: set[int] = set()
-    random = False
-    best_other = []
+    pairs: list[_Pair] = []
+    records: list[Record] = []
+    without_baseline = []
     for dataset, group in groupby(shown, key=lambda one: one.trial.dataset):
         candidates = list(group)
         fixed = next((one for one in candidates if one.name == baseline), None)
         if fixed is None and len(candidates) > 1:
-            best_other.append(dataset)
-        compared: dict[str, dict[str, Cell]] = {}
-        p_values: dict[str, float] = {}
-        for one in candidates:
-            other = fixed or _best([rival for rival in candidates if rival is not one], metric)
-            if other is None or other is one:
-                continue
-            differences = paired(one, other, metric)
-            summary = Summary.of(differences)
-            compared[one.name] = {
-                "data set": dataset,
-                "method": one.name,
-                "against": other.name,
-                "shared seeds": len(differences),
-                f"difference in {metric.name}": summary,
-                "95 % interval": None if summary is None else Interval(summary),
-            }
-            if len(differences) > 1:
-                p_values[one.name] = sign_flip_p(differences)
-                smallest.add(len(differences))
-                random |= len(differences) > EXACT_UP_TO
-        corrected = holm(p_values)
-        for name, record in compared.items():
-            records.append(record | {"p": p_values.get(name), "p (Holm)": corrected.get(name)})
+            without_baseline.append(dataset)
+        found = list(_pairs(candidates, fixed, metric))
+        pairs += found
+        records += _records(found, metric)
+    notes = _notes(pairs, metric, without_baseline) if records else ()
+    return Table("comparison", "Comparison over shared seeds", records, notes)
+
+
+def _pairs(
+    candidates: Sequence[Candidate], fixed: Candidate | None, metric: Metric
+) -> Iterator[_Pair]:
+    """Each candidate with the fixed one, or with the best of the others."""
+    for one in candidates:
+        other = fixed or _best([rival for rival in candidates if rival is not one], metric)
+        if other is not None and other is not one:
+            yield _Pair(one, other, paired(one, other, metric))
+
+
+def _records(pairs: Sequence[_Pair], metric: Metric) -> Iterator[Record]:
+    """A line per pair of one data set."""
+    p_values = {pair.one.name: sign_flip_p(pair.differences) for pair in pairs if pair.testable}
+    corrected = holm(p_values)
+    for pair in pairs:
+        name, summary = pair.one.name, Summary.of(pair.differences)
+        yield {
+            "data set": pair.one.trial.dataset,
+            "method": name,
+            "against": pair.other.name,
+            "shared seeds": len(pair.differences),
+            f"difference in {metric.name}": summary,
+            "95 % interval": None if summary is None else Interval(summary),
+            "p": p_values.get(name),
+            "p (Holm)": corrected.get(name),
+        }
+
+
+def _notes(pairs: Sequence[_Pair], metric: Metric, without_baseline: Sequence[str]) -> list[str]:
+    """What the differences are, and how far the p-values can be trusted."""
     notes = [
         f"Differences of test {metric.name} in percentage points, seed by seed; p by a two-sided"
         " sign-flip test, corrected over the comparisons in a data set."
     ]
+    counts = sorted({len(pair.differences) for pair in pairs if pair.testable})
     notes += [
         f"With {count} shared seeds no p can be below {2 / 2**count:.3g}."
-        for count in sorted(smallest)
+        for count in counts
         if 2 / 2**count > 0.05
     ]
-    if random:
+    if any(count > EXACT_UP_TO for count in counts):
         notes.append(
             f"Beyond {EXACT_UP_TO} shared seeds p rests on {RANDOM_PATTERNS:,} random patterns."
         )
-    if best_other:
+    if without_baseline:
         notes.append(
-            f"In {', '.join(best_other)} each is compared with the best other method, which test"
-            " data chose: p is a guide there."
+            f"In {', '.join(without_baseline)} each is compared with the best other method, which"
+            " test data chose: p is a guide there."
         )
-    return Table("comparison", "Comparison over shared seeds", records, notes if records else ())
+    return notes
 
 
 def paired(one: Candidate, other: Candidate, metric: Metric) -> list[float]:

@@ -25,11 +25,7 @@ def cells(
     trials = with_settings(trials, without=[*rows, *columns])
     rows = list(rows)
     for key in ("dataset", "method", "splits"):
-        mixed: dict[tuple[Place, Place], set[object]] = {}
-        for trial in trials:
-            place = (_place(trial, rows), _place(trial, columns))
-            mixed.setdefault(place, set()).add(trial.value(key))
-        if key not in rows and any(len(values) > 1 for values in mixed.values()):
+        if key not in rows and _mixed(trials, key, rows, columns):
             rows.append(key)
     groups: dict[Place, dict[Place, list[Trial]]] = {}
     for trial in trials:
@@ -44,6 +40,15 @@ def cells(
     }
 
 
+def _mixed(trials: Sequence[Trial], key: str, rows: Sequence[str], columns: Sequence[str]) -> bool:
+    """Whether trials of one cell have different values of the key."""
+    values: dict[tuple[Place, Place], set[object]] = {}
+    for trial in trials:
+        cell = (_place(trial, rows), _place(trial, columns))
+        values.setdefault(cell, set()).add(trial.value(key))
+    return any(len(found) > 1 for found in values.values())
+
+
 def pivot(
     trials: Sequence[Trial],
     rows: Sequence[str],
@@ -56,41 +61,71 @@ def pivot(
     rows, found = cells(trials, rows, columns, criterion)
     names = short_names([*rows, *columns])
     places = in_order(place for row in found.values() for place in row)
-    records, undecided = [], 0
-    falling: set[str] = set()
+    titles = {place: _titles(columns, place, names, metrics) for place in places}
+    records = []
     for row in in_order(found):
         record: dict[str, Cell] = dict(shown_keys(rows, row, names))
         for place in places:
-            options = zip(columns, place, strict=True)
-            title = " ".join(f"{names[key]}={show_value(value)}" for key, value in options)
-            candidates = found[row].get(place, [])
-            undecided += len(candidates) > 1
-            one = candidates[0] if len(candidates) == 1 else None
+            one = _decided(found[row].get(place, []))
             if not columns and one is not None:
                 record["seeds"] = Seeds(len(one.picks), one.expected)
-            for metric in metrics:
-                shown = " ".join(filter(None, (title, metric.name if len(metrics) > 1 else "")))
-                record[shown or metric.name] = metric.of(one) if one is not None else None
-                falling.update([shown or metric.name] if metric.falling else ())
-                if known:
-                    figure = beside(known, one, metric.name) if one is not None else None
-                    record[f"{shown or metric.name}{PUBLISHED}"] = figure
+            record |= _figures(one, titles[place], known)
         records.append(record)
-    titles = [title for title in records[0] if title.endswith(PUBLISHED)] if records else []
+    falling = {title for own in titles.values() for title, metric in own.items() if metric.falling}
+    notes = _notes(found, metrics, criterion)
+    return Table("table", "Table", _without_unpublished(records), notes, sorted(falling))
+
+
+def _decided(cell: Sequence[Candidate]) -> Candidate | None:
+    """What a cell shows: nothing where several settings stand undecided."""
+    return cell[0] if len(cell) == 1 else None
+
+
+def _titles(
+    columns: Sequence[str], place: Place, names: Mapping[str, str], metrics: Sequence[Metric]
+) -> dict[str, Metric]:
+    """The metrics by the titles of their columns; a metric that is the only one is not named."""
+    options = zip(columns, place, strict=True)
+    keys = [f"{names[key]}={show_value(value)}" for key, value in options]
+    if keys and len(metrics) == 1:
+        return {" ".join(keys): metrics[0]}
+    return {" ".join([*keys, metric.name]): metric for metric in metrics}
+
+
+def _figures(
+    one: Candidate | None, titles: Mapping[str, Metric], known: Sequence[Entry]
+) -> dict[str, Cell]:
+    """Our figures and, where some are known, the published ones, each in a column of its own."""
+    figures: dict[str, Cell] = {}
+    for title, metric in titles.items():
+        figures[title] = None if one is None else metric.of(one)
+        if known:
+            published = None if one is None else beside(known, one, metric.name)
+            figures[f"{title}{PUBLISHED}"] = published
+    return figures
+
+
+def _without_unpublished(records: Sequence[Record]) -> list[Record]:
+    """The records without columns that hold no published figure in any of them."""
+    titles = [title for title in (records[0] if records else ()) if title.endswith(PUBLISHED)]
     empty = [title for title in titles if all(record[title] is None for record in records)]
-    records = [{k: v for k, v in record.items() if k not in empty} for record in records]
+    return [{k: v for k, v in record.items() if k not in empty} for record in records]
+
+
+def _notes(found: Cells, metrics: Sequence[Metric], criterion: str) -> list[str]:
+    """How the table was made, how many seeds it rests on, and what is empty in it."""
     what = ", ".join(metric.name for metric in metrics)
     notes = [f"Test {what} in %, epochs and whatever is no row or column chosen by `{criterion}`."]
-    seeds = {len(one.picks) for row in found.values() for cell in row.values() for one in cell}
-    if seeds:
+    shown = [cell for row in found.values() for cell in row.values()]
+    if seeds := {len(one.picks) for cell in shown for one in cell}:
         between = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else str(*seeds)
         notes.append(f"Seeds per cell: {between}.")
-    if undecided:
+    if undecided := sum(len(cell) > 1 for cell in shown):
         notes.append(
             f"{undecided} cells are empty because nothing can select among the settings in them:"
             " make the options that differ rows or columns, or keep one of them."
         )
-    return Table("table", "Table", records, notes, sorted(falling))
+    return notes
 
 
 def in_order(places: Iterable[Place]) -> list[Place]:

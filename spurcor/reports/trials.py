@@ -2,12 +2,15 @@
 
 import contextlib
 import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spurcor.reports.runs import Row, Run, read_run
+
+if TYPE_CHECKING:
+    from spurcor.sweeps.states import PointState
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,29 @@ class Collection:
         return list({trial.run.directory: trial.run for trial in self.trials}.values())
 
 
+@dataclass
+class _Asked:
+    """What the points of some sweeps ask for, and how far they have come."""
+
+    seeds: dict[str, set[int]] = field(default_factory=dict)  # by identity of the run
+    folders: dict[Path, set[str]] = field(default_factory=dict)  # repairs and analyses, by run
+    done: set[Path] = field(default_factory=set)  # runs with a point that is
+    missing: list[Missing] = field(default_factory=list)
+
+    def add(self, sweep: str, point: "PointState") -> None:
+        """Count a point in."""
+        entry = point.entry
+        directory = Path(entry["directory"])
+        self.seeds.setdefault(entry["identity"], set()).add(entry["seed"])
+        folders = {Path(need).parent.name for need in entry["needs"]}
+        self.folders.setdefault(directory, set()).update(folders)
+        if point.status == "done":
+            self.done.add(directory)
+        else:
+            text = " ".join(entry["overrides"])
+            self.missing.append(Missing(sweep, text, point.status, point.message))
+
+
 def collect(outputs: Path, sweeps: Sequence[str], *, all_repairs: bool = False) -> Collection:
     """Read the runs of the sweeps; one that several sweeps hold counts once.
 
@@ -82,51 +108,48 @@ def collect(outputs: Path, sweeps: Sequence[str], *, all_repairs: bool = False) 
     """
     from spurcor.sweeps.states import states
 
-    seeds: dict[str, set[int]] = {}
-    finished: dict[Path, bool] = {}
-    asked: dict[Path, set[str]] = {}
-    missing = []
+    asked = _Asked()
     for sweep in sweeps:
         for point in states(outputs, sweep):
-            entry = point.entry
-            seeds.setdefault(entry["identity"], set()).add(entry["seed"])
-            directory = Path(entry["directory"])
-            finished[directory] = finished.get(directory, False) or point.status == "done"
-            parts = {Path(need).parent.name for need in entry["needs"]}
-            asked.setdefault(directory, set()).update(parts)
-            if point.status != "done":
-                text = " ".join(entry["overrides"])
-                missing.append(Missing(sweep, text, point.status, point.message or ""))
-    runs, skipped = [], {}
-    with _without_collector():
-        for directory, done in finished.items():
-            if not done and not (directory / "result.json").exists():
-                continue
-            try:
-                runs.append(read_run(directory))
-            except (ValueError, OSError) as error:
-                skipped[str(directory)] = str(error)
-    labels, notes = _labels(runs)
-    others = 0
-    for i, run in enumerate(runs):
-        wanted = asked[run.directory]
-        own = {k: v for k, v in run.repairs.items() if all_repairs or k in wanted}
-        others += len(run.repairs) - len(own)
-        measured = {k: v for k, v in run.measured.items() if k in wanted}
-        runs[i] = replace(run, repairs=own, measured=measured)
-        notes += [
-            f"DFR `{name}` of {run.identity}/seed{run.seed}: {note}."
-            for name, note in run.notes.items()
-            if name in own
-        ]
-    if others:
+            asked.add(sweep, point)
+    found, skipped = _read(asked)
+    labels, notes = _labels(found)
+    runs = [_only(run, asked.folders[run.directory], all_repairs) for run in found]
+    notes += [note for run in runs for note in _of_repairs(run)]
+    if others := sum(len(run.repairs) for run in found) - sum(len(run.repairs) for run in runs):
         notes.append(
             f"{others} repairs of these runs were made outside the sweep and are left out;"
             " `repairs=all` shows them."
         )
     trials = with_settings([trial for run in runs for trial in _trials(run, labels)])
-    planned = {identity: len(found) for identity, found in seeds.items()}
-    return Collection(tuple(trials), tuple(missing), skipped, planned, tuple(notes))
+    planned = {identity: len(seeds) for identity, seeds in asked.seeds.items()}
+    return Collection(tuple(trials), tuple(asked.missing), skipped, planned, tuple(notes))
+
+
+def _read(asked: _Asked) -> tuple[list[Run], dict[str, str]]:
+    """The finished runs, and by directory why another cannot be read."""
+    runs, skipped = [], {}
+    with _without_collector():
+        for directory in asked.folders:
+            if directory in asked.done or (directory / "result.json").exists():
+                try:
+                    runs.append(read_run(directory))
+                except (ValueError, OSError) as error:
+                    skipped[str(directory)] = str(error)
+    return runs, skipped
+
+
+def _only(run: Run, folders: Set[str], all_repairs: bool) -> Run:
+    """A run with those of its repairs and analyses that are in these folders."""
+    repairs = {k: v for k, v in run.repairs.items() if all_repairs or k in folders}
+    measured = {k: v for k, v in run.measured.items() if k in folders}
+    return replace(run, repairs=repairs, measured=measured)
+
+
+def _of_repairs(run: Run) -> list[str]:
+    """What must be said of the repairs of a run that are shown."""
+    place = f"{run.identity}/seed{run.seed}"
+    return [f"DFR `{k}` of {place}: {note}." for k, note in run.notes.items() if k in run.repairs]
 
 
 @contextlib.contextmanager
