@@ -5,7 +5,7 @@ NeurIPS 2022); their agreement (masktune_models), also on several labels.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from spurcor.data.splits import Splits
 from spurcor.errors import Damaged, UserError
 from spurcor.presentation.render import markdown, show
 from spurcor.presentation.tables import Table
-from spurcor.system.files import replacing, write_text
+from spurcor.system.files import write_text
 from spurcor.training.method import Method
 from spurcor.training.metrics import none_if_undefined
 from spurcor.training.predictions import kept_phases, read_predictions
@@ -340,10 +340,8 @@ def _percent(share: float | None) -> float | None:
 
 def _draw(path: Path, rules: Mapping[str, Mapping[str, Answers]], y: Mapping[str, Tensor]) -> None:
     """Error over coverage on TEST, a line per rule."""
-    from matplotlib import rc_context
-
     from spurcor.presentation.drawing import Drawing, Panel, Series
-    from spurcor.presentation.plots import STYLE, draw
+    from spurcor.presentation.plots import write
 
     series = []
     for style, (rule, splits) in enumerate(rules.items()):
@@ -356,6 +354,4 @@ def _draw(path: Path, rules: Mapping[str, Mapping[str, Answers]], y: Mapping[str
         "risk_coverage", "", "test coverage (%)", "error of what is answered (%)",
         [Panel("", series)],
     )  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context(STYLE), replacing(path) as beside:
-        draw(asdict(drawing)).savefig(beside, format="png", dpi=150)
+    write(path, drawing)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from spurcor.system.files import replacing
+from spurcor.presentation.saving import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ def draw(path: Path, title: str, epochs: Sequence[int], panels: Sequence[Panel])
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context(STYLE), replacing(path) as beside:
+    with rc_context(STYLE):
         figure = Figure(figsize=(3.6 * columns, 3.1 * rows + 0.3), layout="constrained")
         figure.suptitle(title, fontsize=10)
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
@@ -49,55 +49,77 @@ def draw(path: Path, title: str, epochs: Sequence[int], panels: Sequence[Panel])
             axes.set_axis_off()
         for axes, panel in zip(grid, panels, strict=False):
             _draw_panel(axes, epochs, panel)
-        figure.savefig(beside, format="png", dpi=150)
+        save_figure(figure, path)
 
 
 def _draw_panel(axes: "Axes", epochs: Sequence[int], panel: Panel) -> None:
-    from matplotlib.ticker import MaxNLocator, NullFormatter
-
-    from spurcor.presentation.plots import COLOURS, DASHES, MARKERS
-
-    x = np.asarray(epochs)
     axes.set_title(panel.title)
     axes.set_ylabel(panel.y)
     axes.set_xlabel("epoch")
-    style = 0
-    above, below = np.zeros(len(x)), np.zeros(len(x))
-    for label, value in panel.stacked.items():
-        y = value.numpy()
-        # What is positive is piled up above zero, what is negative below.
+    _stack(axes, epochs, panel)
+    _draw_lines(axes, epochs, panel)
+    for label, (x, y) in panel.points.items():
+        axes.plot(x, y, "o", color="#CC0000", markersize=3, markerfacecolor="none", label=label)
+    _scale_y(axes, panel)
+    _scale_x(axes, epochs)
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
+
+
+def _stack(axes: "Axes", epochs: Sequence[int], panel: Panel) -> None:
+    """Pile up what is positive above zero, and what is negative below."""
+    from spurcor.presentation.plots import COLOURS
+
+    above, below = np.zeros(len(epochs)), np.zeros(len(epochs))
+    for style, (label, value) in enumerate(panel.stacked.items()):
+        y, colour = value.numpy(), COLOURS[style % len(COLOURS)]
         base = np.where(y >= 0, above, below)
-        axes.fill_between(
-            x, base, base + y, color=COLOURS[style], alpha=0.5, linewidth=0, label=label
-        )
+        top = base + y
+        axes.fill_between(epochs, base, top, color=colour, alpha=0.5, linewidth=0, label=label)
         above, below = above + np.maximum(y, 0), below + np.minimum(y, 0)
-        style += 1
-    one = len(x) == 1  # a line of one point is not seen
-    for label, value in panel.lines.items():
-        y, colour = value.numpy(), "#000000" if panel.stacked else COLOURS[style % len(COLOURS)]
+
+
+def _draw_lines(axes: "Axes", epochs: Sequence[int], panel: Panel) -> None:
+    """Lines with their bands; over a stack they are its sums, and black."""
+    from spurcor.presentation.plots import COLOURS, DASHES, MARKERS
+
+    alone = len(epochs) == 1  # a line of one point is not seen
+    for style, (label, value) in enumerate(panel.lines.items()):
+        y, colour, dashes = (
+            value.numpy(),
+            COLOURS[style % len(COLOURS)],
+            DASHES[style % len(DASHES)],
+        )
+        if panel.stacked:
+            colour, dashes = "#000000", "-"
         if label in panel.bands:
             band = panel.bands[label].numpy()
-            axes.fill_between(x, y - band, y + band, color=colour, alpha=0.12, linewidth=0)
-        marker = MARKERS[style % len(MARKERS)] if one else ""
-        dashes = "-" if panel.stacked else DASHES[style % len(DASHES)]
-        axes.plot(x, y, color=colour, linestyle=dashes, marker=marker, linewidth=1.4, label=label)
-        style += 1
-    for label, (at, rates) in panel.points.items():
+            axes.fill_between(epochs, y - band, y + band, color=colour, alpha=0.12, linewidth=0)
+        marker = MARKERS[(style + len(panel.stacked)) % len(MARKERS)] if alone else ""
         axes.plot(
-            at, rates, "o", color="#CC0000", markersize=3, markerfacecolor="none", label=label
+            epochs, y, color=colour, linestyle=dashes, marker=marker, linewidth=1.4, label=label
         )
+
+
+def _scale_y(axes: "Axes", panel: Panel) -> None:
+    from matplotlib.ticker import NullFormatter
+
     if panel.log:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")  # the style takes text as it is, without powers
         axes.yaxis.set_minor_formatter(NullFormatter())
     if panel.limits is not None:
         axes.set_ylim(*panel.limits)
-    if max(epochs) > LONG:
-        axes.set_xscale("symlog", linthresh=1)
-        ticks = [0, *(10**k for k in range(len(str(max(epochs)))))]
-        axes.set_xticks(ticks, map(str, ticks))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlim(left=0 if min(epochs) == 0 else min(epochs))
-    else:
+
+
+def _scale_x(axes: "Axes", epochs: Sequence[int]) -> None:
+    """Whole epochs; over long training the first ones get room of their own."""
+    from matplotlib.ticker import MaxNLocator, NullFormatter
+
+    if max(epochs) <= LONG:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2)
+        return
+    axes.set_xscale("symlog", linthresh=1)
+    ticks = [0, *(10**k for k in range(len(str(max(epochs)))))]
+    axes.set_xticks(ticks, map(str, ticks))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(left=0 if min(epochs) == 0 else min(epochs))

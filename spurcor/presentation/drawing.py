@@ -29,6 +29,7 @@ class Panel:
     series: Sequence[Series]
     mark: float | None = None
     ticks: Sequence[str] = ()
+    log_x: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from spurcor.system.files import replacing
+from spurcor.presentation.saving import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SCREEN_DPI = 110
 COLUMNS = 5
 MOST_NAMED = 20  # colours that a legend names
 
@@ -23,8 +24,7 @@ def save(figure: "Figure", path: Path) -> None:
     for text in figure.findobj(Text):
         text.set_parse_math(False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as beside:
-        figure.savefig(beside, format="png", dpi=110)
+    save_figure(figure, path, SCREEN_DPI)
 
 
 def draw_histograms(counts: Tensor, names: Sequence[str], title: str, path: Path) -> None:

@@ -11,12 +11,12 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spurcor.errors import RunError
 from spurcor.presentation.drawing import Drawing
+from spurcor.presentation.saving import save_figure
 from spurcor.system.companion import Companion
-from spurcor.system.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,55 +76,47 @@ def main() -> None:
         for drawing in order["drawings"]:
             figure = draw(drawing)
             for ending in ENDINGS:
-                # Without a date the same runs give the same file.
-                metadata = {"CreationDate": None} if ending == ".pdf" else {}
-                path = Path(order["folder"], drawing["name"] + ending)
-                with replacing(path) as beside:
-                    figure.savefig(beside, format=ending[1:], dpi=150, metadata=metadata)
+                save_figure(figure, Path(order["folder"], drawing["name"] + ending))
 
 
-def draw(drawing: dict[str, Any]) -> "Figure":
-    """Panels of equal size with one legend below them, laid out in inches.
+def write(path: Path, drawing: Drawing) -> None:
+    """Draw one figure in this process, into a folder that is made where it does not exist."""
+    from matplotlib import rc_context
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rc_context(STYLE):
+        save_figure(draw(asdict(drawing)), path)
+
+
+class _Layout(NamedTuple):
+    """Panels of equal size with one legend below them.
 
     matplotlib's own layouts draw everything twice to find out as much.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
-    panels, per_row = drawing["panels"], drawing["per_row"]
-    columns = min(per_row, len(panels))
-    rows = -(-len(panels) // columns)
-    titles = [textwrap.fill(panel["title"], 34 if columns > 1 else 60) for panel in panels]
-    panel_width, panel_height = (2.1 if columns > 1 else 3.6), 2.0
-    # Axes that differ have numbers of their own, which may be long.
-    gap_x, left = (0.15, 0.6) if drawing["same_y"] else (0.65, 0.8)
-    right = 0.12
-    top = 0.27 + 0.15 * max(title.count("\n") for title in titles)
-    gap_y = 0.5 + top
-    width = left + right + columns * panel_width + (columns - 1) * gap_x
-    labels = list(dict.fromkeys(s["label"] for panel in panels for s in panel["series"]))
-    longest = max(map(len, labels), default=0)
-    legend_columns = max(1, min(len(labels), int(width / (0.07 * longest + 0.6))))
-    legend_rows = max(1, -(-len(labels) // legend_columns))
-    bottom = 0.6 + 0.19 * legend_rows
-    height = top + bottom + rows * panel_height + (rows - 1) * gap_y
-    figure = Figure(figsize=(width, height))
-    grid = figure.subplots(rows, columns, sharey=drawing["same_y"], squeeze=False)
-    figure.subplots_adjust(
-        left / width, bottom / height, 1 - right / width, 1 - top / height,
-        gap_x / panel_width, gap_y / panel_height,
-    )  # fmt: skip
+    rows: int
+    columns: int
+    size: tuple[float, float]  # of the figure, in inches
+    margins: tuple[float, ...]  # as `subplots_adjust` takes them
+    legend_columns: int
+
+
+def draw(drawing: dict[str, Any]) -> "Figure":
+    """The figure of a drawing that has become a dictionary, as JSON holds it."""
+    from matplotlib.figure import Figure
+
+    panels = drawing["panels"]
+    titles = [
+        textwrap.fill(panel["title"], 34 if _columns(drawing) > 1 else 60) for panel in panels
+    ]
+    layout = _layout(drawing, titles)
+    figure = Figure(figsize=layout.size)
+    grid = figure.subplots(layout.rows, layout.columns, sharey=drawing["same_y"], squeeze=False)
+    figure.subplots_adjust(*layout.margins)
     for index, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
-        for series in panel["series"]:
-            _draw_series(axes, series)
-        if panel["ticks"]:
-            axes.set_xticks(range(len(panel["ticks"])), panel["ticks"])
-        elif all(isinstance(x, int) for series in panel["series"] for x in series["x"]):
-            axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
-        if panel["mark"] is not None:
-            axes.axvline(panel["mark"], color="#444444", linewidth=0.8)
+        _draw_panel(axes, panel)
         axes.set_title(titles[index])
-        if index + columns >= len(panels):  # no panel below
+        if index + layout.columns >= len(panels):  # no panel below
             axes.set_xlabel(drawing["x"])
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
@@ -134,9 +126,59 @@ def draw(drawing: dict[str, Any]) -> "Figure":
     for axes in grid.flat[: len(panels)]:
         handles, names = axes.get_legend_handles_labels()
         entries |= dict(zip(names, handles, strict=True))
-    even = -(-len(labels) // legend_rows)  # rows of about the same length
-    figure.legend(list(entries.values()), list(entries), loc="lower center", ncols=max(1, even))
+    figure.legend(
+        list(entries.values()), list(entries), loc="lower center", ncols=layout.legend_columns
+    )
     return figure
+
+
+def _columns(drawing: dict[str, Any]) -> int:
+    most: int = drawing["per_row"]
+    return min(most, len(drawing["panels"]))
+
+
+def _layout(drawing: dict[str, Any], titles: Sequence[str]) -> _Layout:
+    columns = _columns(drawing)
+    rows = -(-len(titles) // columns)
+    panel_width, panel_height = (2.1 if columns > 1 else 3.6), 2.0
+    # Axes that differ have numbers of their own, which may be long.
+    gap_x, left = (0.15, 0.6) if drawing["same_y"] else (0.65, 0.8)
+    right = 0.12
+    top = 0.27 + 0.15 * max(title.count("\n") for title in titles)
+    gap_y = 0.5 + top
+    width = left + right + columns * panel_width + (columns - 1) * gap_x
+    labels = {series["label"] for panel in drawing["panels"] for series in panel["series"]}
+    longest = max(map(len, labels), default=0)
+    most = max(1, min(len(labels), int(width / (0.07 * longest + 0.6))))
+    legend_rows = max(1, -(-len(labels) // most))
+    bottom = 0.6 + 0.19 * legend_rows
+    height = top + bottom + rows * panel_height + (rows - 1) * gap_y
+    return _Layout(
+        rows,
+        columns,
+        (width, height),
+        (
+            left / width, bottom / height, 1 - right / width, 1 - top / height,
+            gap_x / panel_width, gap_y / panel_height,
+        ),
+        max(1, -(-len(labels) // legend_rows)),  # rows of about the same length
+    )  # fmt: skip
+
+
+def _draw_panel(axes: "Axes", panel: dict[str, Any]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for series in panel["series"]:
+        _draw_series(axes, series)
+    if panel["ticks"]:
+        axes.set_xticks(range(len(panel["ticks"])), panel["ticks"])
+    elif all(isinstance(x, int) for series in panel["series"] for x in series["x"]):
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
+    if panel["log_x"]:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+    if panel["mark"] is not None:
+        axes.axvline(panel["mark"], color="#444444", linewidth=0.8)
 
 
 def _draw_series(axes: "Axes", series: dict[str, Any]) -> None:

@@ -1,12 +1,10 @@
 """What the tuning of a repair saw, as a figure."""
 
-import dataclasses
 from pathlib import Path
 
 from spurcor.data.groups import GroupSpec
 from spurcor.presentation.drawing import MOST, Drawing, Panel, Series
 from spurcor.repair.fitting import Fit
-from spurcor.system.files import replacing
 
 
 def draw_tuning(path: Path, fit: Fit, spec: GroupSpec) -> None:
@@ -14,9 +12,7 @@ def draw_tuning(path: Path, fit: Fit, spec: GroupSpec) -> None:
 
     Nothing is drawn where there was nothing to choose.
     """
-    from matplotlib import rc_context
-
-    from spurcor.presentation.plots import STYLE, draw
+    from spurcor.presentation.plots import write
 
     over = "epoch" if any("epoch" in row for row in fit.tuning) else "c"
     if not (lines := _lines(fit, spec, over)):
@@ -28,20 +24,14 @@ def draw_tuning(path: Path, fit: Fit, spec: GroupSpec) -> None:
         )
         for style, (label, points) in enumerate(list(lines.items())[:MOST])
     ]  # fmt: skip
+    log = over == "c" and len({row[over] for row in fit.tuning}) > 1
     best = fit.c if over == "c" else None
     title = "vertical: the one chosen" if best is not None else ""
     drawing = Drawing(
         "tuning", "", over if over == "epoch" else "C", "tuning accuracy, worst group (%)",
-        [Panel(title, series, mark=best)],
+        [Panel(title, series, mark=best, log_x=log)],
     )  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context(STYLE), replacing(path) as beside:
-        figure = draw(dataclasses.asdict(drawing))
-        if over == "c" and len({row[over] for row in fit.tuning}) > 1:
-            axes = figure.axes[0]
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
-        figure.savefig(beside, format="png", dpi=150)
+    write(path, drawing)
 
 
 def _lines(fit: Fit, spec: GroupSpec, over: str) -> dict[str, list[tuple[float, float]]]:

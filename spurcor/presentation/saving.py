@@ -1,0 +1,19 @@
+"""Figures as files."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spurcor.system.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PRINT_DPI = 150
+
+
+def save_figure(figure: "Figure", path: Path, dpi: int = PRINT_DPI) -> None:
+    """Write a figure as a whole, in the format that the ending of its name says."""
+    # Without a date the same figure gives the same file.
+    metadata: dict[str, Any] = {"CreationDate": None} if path.suffix == ".pdf" else {}
+    with replacing(path) as beside:
+        figure.savefig(beside, format=path.suffix[1:], dpi=dpi, metadata=metadata)
