@@ -17,8 +17,10 @@ from mlflow import MlflowClient
 from mlflow.utils.validation import _validate_metric
 from servers import free_port, http_server, mlflow_server
 from test_resume import interrupt
+from training import read
 
 from spurcor.config.nodes import Node
+from spurcor.config.schema import MACHINE
 from spurcor.errors import UserError
 from spurcor.system.places import REPO
 from spurcor.tracking import Record, Trackers
@@ -163,6 +165,20 @@ def test_a_run_and_its_repair_are_mirrored(command_line, anywhere):
     if anywhere.uri is not None:
         assert anywhere.uri in ended.out
         assert "View run" not in ended.out
+
+
+def test_the_params_of_a_record_are_the_settings_that_move_its_weights(tmp_path):
+    images = read("method=group_dro")
+    config = read("features=frozen", "features/backbone=small_cnn", "features.normalize=true")
+    params, tags = (getattr(Record.of_run(tmp_path, config), kind) for kind in ("params", "tags"))
+    assert params["features"] == "frozen"
+    assert params["features.normalize"] == "True"
+    assert params["features.backbone.padding"] == "1"
+    assert Record.of_run(tmp_path, images).params["features"] == "none"
+    assert {key: str(value) for key, value in config.settings.items()}.items() <= params.items()
+    assert (params["seed"], params["train.batch_size"]) == ("0", "64")
+    assert set(MACHINE).isdisjoint(key.removeprefix("train.") for key in params)
+    assert {f"train.{key}" for key in MACHINE} <= tags.keys()
 
 
 def test_a_resumed_run_continues_its_mlflow_run_and_no_row_is_doubled(command_line, anywhere):

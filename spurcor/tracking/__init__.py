@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from spurcor.config.nodes import Node, plain
+from spurcor.config.nodes import Node, flat, plain
 from spurcor.config.schema import MACHINE, TrainConfig
 from spurcor.errors import UserError
 from spurcor.system.files import read_json, read_lines
@@ -35,17 +35,11 @@ class Record:
 
     @classmethod
     def of_run(cls, directory: Path, config: TrainConfig) -> Record:
-        """A training run: its hashed configuration as params, the machine's part as tags."""
-        nodes = ("dataset", "backbone", "method", "optimizer", "schedule")
-        params = {name: config.choices.get(name, "") for name in nodes} | {"seed": str(config.seed)}
-        for name in nodes:
-            params |= _flat(name, plain(getattr(config, name).arguments))
-        if config.origin is not None:
-            params["method.init"] = config.origin
+        """A training run: the settings that move its weights as params, the machine's as tags."""
+        params = _texts({**config.settings, "seed": config.seed})
         train = plain(config.train)
-        params |= _flat("train", {k: v for k, v in train.items() if k not in MACHINE})
         tags = {
-            **_flat("train", {k: train[k] for k in MACHINE}),
+            **_texts(flat("train", {key: train[key] for key in MACHINE})),
             "spurcor.identity": config.identity,
             f"sweep.{config.sweep}": "true",
         }
@@ -59,7 +53,9 @@ class Record:
         run = cls.of_run(directory, config)
         shown = ("dataset", "backbone", "seed")
         params = {name: run.params[name] for name in shown}
-        params |= {"method": f"{run.params['method']}+dfr"} | _flat("dfr", plain(node.arguments))
+        params |= {"method": f"{run.params['method']}+dfr"} | _texts(
+            flat("dfr", plain(node.arguments))
+        )
         tags = {key: run.tags[key] for key in ("spurcor.identity", f"sweep.{config.sweep}")}
         name = f"{run.name} dfr {folder.name}"
         return cls(folder, "dfr", name, config.sweep, directory, params, tags)
@@ -87,10 +83,8 @@ class Record:
         return cls(folder, "sweep", f"sweep {folder.name}", folder.name)
 
 
-def _flat(prefix: str, value: Any) -> dict[str, str]:
-    if isinstance(value, Mapping):
-        return {k: v for key in value for k, v in _flat(f"{prefix}.{key}", value[key]).items()}
-    return {prefix: str(value)}
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(value) for key, value in values.items()}
 
 
 def metrics_of(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
