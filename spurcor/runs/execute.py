@@ -17,7 +17,7 @@ from spurcor.config.schema import TrainConfig
 from spurcor.errors import RunError, UserError, of_system
 from spurcor.runs.analyze import analyze_stored
 from spurcor.runs.build import build
-from spurcor.runs.lookup import read_config
+from spurcor.runs.lookup import has_all, read_config
 from spurcor.runs.prepared import Prepared, prepare, prepare_finished
 from spurcor.runs.refusals import refuse_changed_defaults
 from spurcor.runs.repair import repair, repairing
@@ -32,14 +32,12 @@ from spurcor.tracking import Record, Trackers
 
 log = logging.getLogger(__name__)
 
-Status = Literal["done", "failed", "held", "interrupted"]
-
 
 @dataclass(frozen=True)
 class Outcome:
     """How a command on a run ended."""
 
-    status: Status
+    status: Literal["done", "failed", "held", "interrupted"]
     directory: Path
     message: str = ""
     result: Mapping[str, Any] = field(default_factory=dict)
@@ -77,7 +75,7 @@ def retrain(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome
     asked = dataclasses.replace(config, analysis={})
     trackers = Trackers.build(config.tracker, config.paths.outputs)
     needed = [path for path in asked.needs if path.startswith("dfr/")]
-    if all((directory / path).exists() for path in needed):
+    if has_all(directory, needed):
         return _report(config, directory, terminal, trackers, "was repaired like this before")
     run = prepare_finished(asked, directory, trackers)
     assert run.repair is not None
@@ -96,7 +94,7 @@ def analyze(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome
     asked = dataclasses.replace(config, dfr=None)
     trackers = Trackers.build(config.tracker, config.paths.outputs)
     needed = [path for path in asked.needs if path.startswith("analysis/")]
-    if all((directory / path).exists() for path in needed):
+    if has_all(directory, needed):
         return _report(config, directory, terminal, trackers, "was analysed like this before")
     run = prepare_finished(asked, directory, trackers)
     try:
@@ -126,7 +124,7 @@ def _finished_before(config: TrainConfig) -> bool:
         return False
     if (directory / "config.yaml").exists():
         refuse_changed_defaults(config, read_config(directory))
-    if not all((directory / path).exists() for path in config.needs):
+    if not has_all(directory, config.needs):
         return False
     _refuse_other_data(config, directory)
     return True

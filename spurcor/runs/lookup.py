@@ -1,6 +1,7 @@
 """Finished and unfinished runs on disk, and the configuration that they were made with."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ def find_done(reference: str, outputs: Path, key: str = "run") -> Path:
     if not (directory / "done").exists():
         raise UserError(f"{key}={directory} is not finished; the command that began it goes on")
     return directory
+
+
+def has_all(directory: Path, needs: Iterable[str]) -> bool:
+    """Whether a run's directory has all files that something asks for."""
+    return all((directory / path).exists() for path in needs)
 
 
 def reopen(reference: str, paths: RunPaths, **asked: Any) -> tuple[Path, TrainConfig]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from spurcor.config.schema import TrainConfig
 from spurcor.errors import UserError
+from spurcor.runs.lookup import has_all, read_config
 from spurcor.system.files import append_lines, cannot_write, read_lines
 from spurcor.system.shapes import Entry
 
@@ -43,7 +44,7 @@ class Point:
     @property
     def done(self) -> bool:
         """Whether all that it asks for is on disk."""
-        return all((self.config.directory / path).exists() for path in self.config.needs)
+        return has_all(self.config.directory, self.config.needs)
 
 
 def sweep_folder(config: TrainConfig) -> Path:
@@ -78,7 +79,7 @@ def write_manifest(points: Sequence[Point]) -> None:
     except OSError as error:
         raise cannot_write(points[0].config.paths.outputs, error) from error
     known = _entries(path)
-    entries = {_key(point.entry): point.entry for point in points}
+    entries = {key_of(point.entry): point.entry for point in points}
     fresh = [
         entry
         for key, entry in entries.items()
@@ -90,10 +91,10 @@ def write_manifest(points: Sequence[Point]) -> None:
 def _entries(path: Path) -> dict[tuple[str, ...], dict[str, Any]]:
     """The lines of a manifest, the last of each point."""
     lines = read_lines(path, Entry, "remove the line, and run the sweep again")
-    return {_key(entry): entry for entry in lines}
+    return {key_of(entry): entry for entry in lines}
 
 
-def _key(entry: Mapping[str, Any]) -> tuple[str, ...]:
+def key_of(entry: Mapping[str, Any]) -> tuple[str, ...]:
     """Points that repair one run in two ways share its directory, but not what they need."""
     return (entry["directory"], *entry["needs"])
 
@@ -105,7 +106,6 @@ def open_sweep(points: Sequence[Point]) -> None:
     """
     from contextlib import ExitStack
 
-    from spurcor.runs.lookup import read_config
     from spurcor.tracking import Record, Trackers
 
     config = points[0].config

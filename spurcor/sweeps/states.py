@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spurcor.errors import UserError
+from spurcor.runs.lookup import has_all
 from spurcor.sweeps import slurm
-from spurcor.sweeps.manifest import _key, manifest
+from spurcor.sweeps.manifest import key_of, manifest
 from spurcor.system.files import read_json, tail
 from spurcor.system.lock import holder, lock_of
 from spurcor.system.shapes import Plan
 
-Status = Literal["done", "running", "queued", "held", "failed", "interrupted", "missing", "damaged"]
+PointStatus = Literal[
+    "done", "running", "queued", "held", "failed", "interrupted", "missing", "damaged"
+]
 UNDER_WAY = ("queued", "running")
 
 
@@ -23,14 +26,14 @@ class PointState:
     """How far a point has come, by its files and by SLURM."""
 
     entry: Mapping[str, Any]
-    status: Status
+    status: PointStatus
     message: str = ""
     progress: str = ""
 
     @property
     def key(self) -> tuple[str, ...]:
         """See `Point.key`."""
-        return _key(self.entry)
+        return key_of(self.entry)
 
     @property
     def run(self) -> str:
@@ -68,7 +71,7 @@ def state(entry: Mapping[str, Any], job: slurm.Job | None = None) -> PointState:
         said = last_line(log) if log is not None and log.exists() else ""
         message = ": ".join(filter(None, (ended, said)))
         return PointState(entry, "failed", message, _progress(directory))
-    status: Status = "interrupted" if directory.exists() else "missing"
+    status: PointStatus = "interrupted" if directory.exists() else "missing"
     return PointState(entry, status, progress=_progress(directory))
 
 
@@ -92,7 +95,7 @@ def last_line(path: Path) -> str:
 
 
 def _done(entry: Mapping[str, Any]) -> bool:
-    return all((Path(entry["directory"]) / path).exists() for path in entry["needs"])
+    return has_all(Path(entry["directory"]), entry["needs"])
 
 
 def _progress(directory: Path) -> str:
