@@ -23,8 +23,7 @@ from spurcor.config.nodes import Node
 from spurcor.config.schema import MACHINE
 from spurcor.errors import UserError
 from spurcor.system.places import REPO
-from spurcor.tracking import Record, Trackers
-from spurcor.tracking import mlflow as mirror
+from spurcor.tracking import Record, Trackers, mlflow_runs, sender
 from spurcor.tracking.messenger import Messenger
 from spurcor.tracking.mlflow import MlflowTracker
 from spurcor.tracking.names import mlflow_name
@@ -217,7 +216,7 @@ def test_a_run_that_finishes_while_stale_ones_are_looked_for_stays_finished(loca
     def finished_meanwhile(path):
         local.client.set_terminated(run.info.run_id, "FINISHED")
 
-    monkeypatch.setattr(mirror, "holder", finished_meanwhile)
+    monkeypatch.setattr(mlflow_runs, "holder", finished_meanwhile)
     other.start(record_of(local, "run1"))
     other.close()
     assert local.client.get_run(run.info.run_id).info.status == "FINISHED"
@@ -226,7 +225,7 @@ def test_a_run_that_finishes_while_stale_ones_are_looked_for_stays_finished(loca
 def tracker_is_idle(tracker):
     """Wait until everything was sent."""
     done = threading.Event()
-    tracker._put(done.set)
+    tracker._sender.put(done.set)
     assert done.wait(60)
 
 
@@ -483,7 +482,7 @@ def test_a_dead_server_costs_a_warning_and_sync_catches_up(command_line, tmp_pat
 
 
 def test_a_server_that_never_answers_is_not_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(mirror, "FIRST_ANSWER_SECONDS", 2.0)
+    monkeypatch.setattr(sender, "FIRST_ANSWER_SECONDS", 2.0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

@@ -24,9 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from servers import mlflow_server
 
-import spurcor.tracking.mlflow as mirror
 from spurcor.system.lock import lock_of, locked
-from spurcor.tracking import Record
+from spurcor.tracking import Record, sender
 from spurcor.tracking.mlflow import MlflowTracker
 
 BEGIN = 1_700_000_000_000  # epoch ms of the first row
@@ -83,7 +82,7 @@ def write(load: Load, number: int) -> tuple[bool, float]:
 
 def process(load: Load, index: int) -> list[tuple[bool, float]]:
     """The threads of one process."""
-    mirror.FLUSH_SECONDS = load.interval
+    sender.FLUSH_SECONDS = load.interval
     first = index * load.threads
     with ThreadPoolExecutor(load.threads) as pool:
         done = list(pool.map(lambda k: write(load, first + k), range(load.threads)))

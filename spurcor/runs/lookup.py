@@ -57,7 +57,7 @@ def find(reference: str, outputs: Path, key: str = "run") -> Path:
 def _from_mlflow(reference: str, outputs: Path, key: str) -> Path:
     from mlflow.exceptions import MlflowException
 
-    from spurcor.tracking.mlflow import open_store, store_uri
+    from spurcor.tracking.mlflow_connection import open_store, store_uri
     from spurcor.tracking.store import database_of
 
     uri = store_uri(outputs)
