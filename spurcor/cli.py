@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spurcor.config import check, composition, packages, resolvers
 from spurcor.errors import PointError, RunError, UserError, of_system
-from spurcor.launchers import hydra as launcher
+from spurcor.launchers.hydra import PLUGINS
 from spurcor.system import places
 from spurcor.system.passwords import hidden, masked
 from spurcor.system.signals import Interrupted, interrupting
@@ -108,7 +108,7 @@ class _Command:
         if arguments.help:
             print(_help(self.config_name, self.overrides))
             return
-        Plugins.instance().class_name_to_class.update(launcher.PLUGINS)
+        Plugins.instance().class_name_to_class.update(PLUGINS)
         sys.argv[1:] = ["--hydra-help"] if arguments.hydra_help else _flags_first(sys.argv[1:])
         decorate = hydra.main(
             version_base="1.3", config_path=str(places.CONF), config_name=self.config_name

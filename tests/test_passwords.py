@@ -10,7 +10,7 @@ from servers import free_port, http_server
 
 from spurcor.config.check import check
 from spurcor.errors import UserError
-from spurcor.launchers.hydra import Points
+from spurcor.launchers.points import Points
 from spurcor.sync import SyncConfig
 from spurcor.system import passwords
 from spurcor.system.passwords import hidden, kept, masked, whole

@@ -7,7 +7,6 @@ import pytest
 from killing import contents
 from training import SMALL, read
 
-from spurcor.launchers import hydra
 from spurcor.runs import execute, provenance
 from spurcor.sweeps import carry_out
 from spurcor.system.files import write_json
@@ -107,7 +106,7 @@ def finished(tmp_path, *overrides):
 
 
 def tell(*configs):
-    carry_out._tell_of_other_code([hydra.Point((), config) for config in configs])
+    carry_out.warn_of_other_code([carry_out.Point((), config) for config in configs])
 
 
 def test_a_run_that_was_done_by_other_code_is_told_of_once_for_a_sweep(tmp_path, edited, caplog):

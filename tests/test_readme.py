@@ -19,7 +19,7 @@ from training import SMALL, expanded, read
 import spurcor.library
 from spurcor.config import resolvers
 from spurcor.config.check import check
-from spurcor.launchers.hydra import Points
+from spurcor.launchers.points import Points
 from spurcor.runs import build
 from spurcor.system.places import CONF
 

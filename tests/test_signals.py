@@ -11,7 +11,7 @@ from killing import contents, run_of
 from training import SMALL, read
 
 from spurcor import cli, train
-from spurcor.launchers import hydra
+from spurcor.launchers import local_pool
 from spurcor.runs import execute, prepared, results
 from spurcor.system.signals import Interrupted, handled, interrupting
 from spurcor.training import predictions
@@ -99,9 +99,9 @@ class Sleeper:
 
 def test_a_pool_that_is_stopped_stops_its_processes_and_starts_no_other(monkeypatch, tmp_path):
     script = Sleeper(tmp_path).script
-    monkeypatch.setattr(hydra.sys, "executable", str(script))
+    monkeypatch.setattr(local_pool.sys, "executable", str(script))
     configs = [read(f"seed={seed}", f"paths.outputs={tmp_path}") for seed in range(4)]
-    points = [hydra.Point((f"seed={config.seed}",), config) for config in configs]
+    points = [local_pool.Point((f"seed={config.seed}",), config) for config in configs]
     watch = threading.Event()
 
     def stop():
@@ -112,7 +112,7 @@ def test_a_pool_that_is_stopped_stops_its_processes_and_starts_no_other(monkeypa
     thread = threading.Thread(target=stop, daemon=True)
     with interrupting(), pytest.raises(Interrupted):  # noqa: PT012 - the thread must start inside
         thread.start()
-        hydra.LocalPool(n_jobs=2).run(points)
+        local_pool.LocalPool(n_jobs=2).run(points)
     watch.set()
     assert len(list(tmp_path.glob("began-*"))) == 2
     assert len(list(tmp_path.glob("saved-*"))) == 2

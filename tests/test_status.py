@@ -6,7 +6,8 @@ import os
 import pytest
 
 from spurcor.errors import UserError
-from spurcor.launchers.hydra import Points, SlurmOptions
+from spurcor.launchers.points import Points
+from spurcor.launchers.slurm_options import SlurmOptions
 from spurcor.sweeps import slurm
 from spurcor.sweeps.manifest import manifest
 from spurcor.sweeps.states import duration, state, states

@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from spurcor.analysis.contract import Analyses
 from spurcor.config import resolvers
 from spurcor.config.schema import TrainConfig
-from spurcor.launchers.hydra import Points
+from spurcor.launchers.points import Points
 from spurcor.runs import build
 from spurcor.sweeps import read as sweeps
 from spurcor.system.places import CONF

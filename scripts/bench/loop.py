@@ -25,9 +25,9 @@ from spurcor.config import resolvers
 from spurcor.config.schema import Loss, TrainConfig
 from spurcor.data.groups import Split
 from spurcor.data.splits import Splits
-from spurcor.launchers import hydra
 from spurcor.runs import build
 from spurcor.runs.watcher import watch
+from spurcor.sweeps import read as sweeps
 from spurcor.system import places
 from spurcor.system.terminal import Terminal
 from spurcor.tracking import Record, Trackers
@@ -40,7 +40,7 @@ def read(*overrides: str) -> TrainConfig:
     resolvers.register()
     with initialize_config_dir(str(places.CONF), version_base="1.3"):
         cfg = compose("train", list(overrides), return_hydra_config=True)
-    return hydra.read(cfg, cfg.hydra.runtime.choices)
+    return sweeps.read(cfg, cfg.hydra.runtime.choices)
 
 
 class TurnTaking:

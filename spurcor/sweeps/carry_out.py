@@ -31,11 +31,11 @@ def run_single(cfg: DictConfig) -> int:
     config = read(cfg, HydraConfig.get().runtime.choices)
     point = Point(tuple(HydraConfig.get().overrides.task), config)
     log_to_terminal()
-    _tell_of_other_code([point])
+    warn_of_other_code([point])
     return _execute(config, on_start=lambda: write_manifest([point])).exit_code
 
 
-def _tell_of_other_code(points: Sequence[Point]) -> None:
+def warn_of_other_code(points: Sequence[Point]) -> None:
     """Numbers on disk that this version of the code might not give again are named, not hidden."""
     from spurcor.runs.provenance import outdated
 

@@ -1,0 +1,143 @@
+"""A sweep in this process: its points checked together, run one by one, and shown."""
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from spurcor.config.packages import WORD, plugins
+from spurcor.config.schema import TrainConfig
+from spurcor.errors import PointError, RunError, UserError
+from spurcor.sweeps.carry_out import carry_out, warn_of_other_code
+from spurcor.sweeps.manifest import Point, open_sweep, sweep_folder, write_manifest
+from spurcor.sweeps.read import read
+from spurcor.sweeps.states import PointState, inspected, state
+from spurcor.system.terminal import log_to_terminal
+
+
+class InProcess(Launcher):
+    """One point after the other in this process: imports are paid once."""
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Called by Hydra."""
+        self.hydra_context, self.config = hydra_context, config
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Check every point, write the manifest, run what is not done, show the table."""
+        points = self._compose(job_overrides)
+        self.refuse_impossible()
+        log_to_terminal()
+        warn_of_other_code(points)
+        write_manifest(points)
+        open_sweep(points)
+        failures = self.run(points)
+        if failures is not None:
+            self._conclude(points, failures)
+        done = JobReturn(status=JobStatus.COMPLETED)
+        done.return_value = None
+        return [done] * len(points)
+
+    def refuse_impossible(self) -> None:
+        """Refuse what would fail later, before anything is written."""
+
+    def run(self, points: Sequence[Point]) -> dict[Path, str] | None:
+        """Run the points; returns what went wrong, by run directory, or None: not ended yet."""
+        failures = {}
+        for point in points:
+            print(f"\n--- {' '.join(point.overrides)}", flush=True)
+            (outcome,) = carry_out([point.config]).values()
+            if outcome.status == "interrupted":
+                raise SystemExit(outcome.exit_code)
+            if outcome.message:
+                failures[outcome.directory] = outcome.message
+        return failures
+
+    def _compose(self, job_overrides: Sequence[Sequence[str]]) -> list[Point]:
+        """All points, or every problem once, with the first point that has it."""
+        from spurcor.runs import build
+
+        points: list[Point] = []
+        problems: dict[str, list[str]] = {}
+        for overrides in job_overrides:
+            loader = self.hydra_context.config_loader
+            try:
+                cfg = loader.load_sweep_config(self.config, list(overrides))
+                config = read(cfg, cfg.hydra.runtime.choices)
+                build.validate(config)
+                points.append(Point(tuple(overrides), config))
+            except UserError as error:
+                problems.setdefault(str(error), []).append(" ".join(overrides))
+            except (HydraException, OmegaConfBaseException) as error:
+                raise PointError(list(overrides)) from error
+        if problems:
+            raise UserError("\n".join(_with_points(error, of) for error, of in problems.items()))
+        if len(names := {point.config.sweep for point in points}) > 1:
+            raise UserError(f"sweep={','.join(sorted(names))}: a sweep has one name")
+        return points
+
+    def _conclude(self, points: Sequence[Point], failures: dict[Path, str]) -> None:
+        """The table of all points; what is not done makes the sweep fail."""
+        found = []
+        for point in points:
+            entry = {**point.entry, "directory": str(point.config.directory), "log": None}
+            one = inspected(state(entry))
+            message = failures.get(point.config.directory, one.message)
+            if one.status in ("missing", "interrupted") and message:
+                one = dataclasses.replace(one, status="failed")
+            found.append(dataclasses.replace(one, message="" if one.status == "done" else message))
+        not_done = sum(one.status != "done" for one in found)
+        _show(found, _command() if not_done else None)
+        if len(found) > 1 and not_done < len(found):
+            _report(points[0].config)
+        if not_done:
+            raise RunError(f"{not_done} of {len(found)} points are not done")
+
+
+def _with_points(error: str, points: Sequence[str]) -> str:
+    """A problem after the first point that has it, with how many more have it."""
+    others = f" (and {len(points) - 1} more points)" if len(points) > 1 else ""
+    return f"{points[0]}: {error}{others}"
+
+
+def _command() -> str:
+    """What re-runs the points that are not done: the same sweep."""
+    typed = [word for word in sys.argv[1:] if not word.startswith("rerun=")]
+    typed += [f"{WORD}{','.join(plugins())}"] if plugins() else []
+    return f"python -m spurcor.train {shlex.join(typed)}"
+
+
+def _report(config: TrainConfig) -> None:
+    """Write the sweep's report, and show it in the trackers."""
+    from spurcor.reports import write_report
+    from spurcor.reports.options import Options
+    from spurcor.tracking import Record, Trackers
+
+    report = write_report(config.paths.outputs, [config.sweep], Options())
+    log_to_terminal()
+    trackers = Trackers.build(config.tracker, config.paths.outputs)
+    trackers.attach(Record.of_sweep(sweep_folder(config)), report.files, "report")
+    trackers.close()
+    print(f"report  {report.folder / 'report.md'}", flush=True)
+
+
+def _show(found: Sequence[PointState], command: str | None) -> None:
+    from spurcor.sweeps.tables import sweep_table
+    from spurcor.system.terminal import Terminal
+
+    terminal = Terminal()
+    terminal.say("")
+    terminal.console.print(sweep_table(found))
+    if command is not None:
+        terminal.say(f"to run what is not done: {command}")

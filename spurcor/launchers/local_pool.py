@@ -1,0 +1,72 @@
+"""A sweep in processes of this machine, a few at a time."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from spurcor.errors import UserError
+from spurcor.launchers.in_process import InProcess
+from spurcor.launchers.jobs import batch, set_aside_reruns
+from spurcor.sweeps.freeze import copy_code, write_point
+from spurcor.sweeps.manifest import Point, sweep_folder, write_manifest
+from spurcor.sweeps.slurm import search_path
+from spurcor.sweeps.states import last_line
+
+
+class LocalPool(InProcess):
+    """`n_jobs` processes at a time, from a frozen copy of code and configuration."""
+
+    def __init__(self, n_jobs: int = 2) -> None:
+        if not isinstance(n_jobs, int) or n_jobs < 1:
+            raise UserError(f"hydra.launcher.n_jobs={n_jobs} must be a whole number, at least 1")
+        self.n_jobs = n_jobs
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+
+    def run(self, points: Sequence[Point]) -> dict[Path, str]:
+        """See `InProcess.run`."""
+        code = copy_code(sweep_folder(points[0].config))
+        jobs = batch(set_aside_reruns(points))
+        with ThreadPoolExecutor(self.n_jobs) as pool:
+            messages = pool.map(lambda job: self._run_one(job, code), jobs)
+            try:
+                found = zip((job[0].config.directory for job in jobs), messages, strict=True)
+                return {directory: message for directory, message in found if message}
+            except BaseException:  # a signal to this process only: those under way save and end
+                pool.shutdown(wait=False, cancel_futures=True)
+                self._stopped = True
+                for process in list(self._processes):
+                    process.terminate()
+                raise
+
+    def _run_one(self, job: Sequence[Point], code: Path) -> str:
+        paths = [write_point(point) for point in job]
+        log = paths[0].with_suffix(".log")
+        write_manifest([dataclasses.replace(point, log=log) for point in job])
+        threads = max(1, (os.cpu_count() or 1) // self.n_jobs)
+        path = search_path(code)
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": path}
+        environment.pop("HYDRA_FULL_ERROR", None)
+        listed = ",".join(f'"{path}"' for path in paths)
+        with log.open("wb") as output:
+            # -P: the working folder stays the user's, and the copy is what is imported.
+            command = [sys.executable, "-P", "-m", "spurcor.train", f"point=[{listed}]"]
+            with subprocess.Popen(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT
+            ) as process:
+                self._processes.add(process)
+                if self._stopped:
+                    process.terminate()
+            self._processes.discard(process)
+            exit_code = process.returncode
+        for point in job:
+            print(
+                f"{'done' if point.done else 'not done'}: {' '.join(point.overrides)}", flush=True
+            )
+        if exit_code < 0:
+            return f"killed by signal {-exit_code}, see {log}"
+        return "" if exit_code == 0 else last_line(log)

@@ -1,0 +1,86 @@
+"""The points of a sweep: the product of swept keys, for each of a list."""
+
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from spurcor.config.composition import refuse_impossible_sweep
+from spurcor.errors import UserError
+from spurcor.system.passwords import hidden
+
+
+class Points(Sweeper):
+    """The product of the swept keys, for each of a list of points; it writes no file.
+
+    A point is a string of overrides, so a random search is a list that anybody can read and run
+    again. A key that is typed or swept wins over the points' value; points that are then the same
+    are one.
+    """
+
+    def __init__(self, points: Sequence[str] = (), params: dict[str, str] | None = None) -> None:
+        if isinstance(points, str) or not isinstance(points or [], Sequence):
+            raise UserError(f"hydra.sweeper.points={points} is no list of texts")
+        if not isinstance(params or {}, Mapping):
+            raise UserError(f"hydra.sweeper.params={params} is no mapping of keys to values")
+        self.points = [_words(point) for point in points or ()] or [[]]
+        self.params = params or {}
+        self._loader: ConfigLoader | None = None
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Called by Hydra."""
+        self._loader = hydra_context.config_loader
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+        if type(self.launcher).__name__ == "SlurmLauncher" and shutil.which("srun") is None:
+            raise UserError(
+                "hydra/launcher=submitit_slurm needs srun, which this machine does not have; use"
+                " hydra/launcher=local_pool or in_process here"
+            )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Called by Hydra."""
+        assert self.launcher is not None
+        for job in self.launcher.launch(self.expand(arguments), initial_job_idx=0):
+            _ = job.return_value  # raises what a launcher that is not ours has kept of a failure
+
+    def expand(self, arguments: list[str]) -> list[list[str]]:
+        """The overrides of every point."""
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+        params = [hidden(f"{key}={value}") for key, value in self.params.items()]
+        parser = OverridesParser.create(config_loader=self._loader)
+        typed = parser.parse_overrides([*params, *arguments])
+        refuse_impossible_sweep(typed)
+        (product,) = BasicSweeper.split_arguments(typed, None)
+        keys = {override.get_key_element().lstrip("+~") for override in typed}
+        listed = [
+            [hidden(word) for word in point if word.partition("=")[0].lstrip("+~") not in keys]
+            for point in self.points
+        ]
+        distinct = dict.fromkeys(map(tuple, listed))
+        return [[*point, *rest] for point in distinct for rest in product]
+
+
+def _words(point: Any) -> list[str]:
+    """The overrides of a point, a text as it would be typed."""
+    try:
+        if isinstance(point, str):
+            return shlex.split(point)
+        problem = "it is no text"
+    except ValueError as error:
+        problem = str(error).lower()
+    raise UserError(
+        f'hydra.sweeper.points: {point} is no list of overrides such as "seed=0 optimizer.lr=0.1"'
+        f" ({problem})"
+    )

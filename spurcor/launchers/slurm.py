@@ -1,0 +1,125 @@
+"""A sweep as SLURM job arrays."""
+
+import dataclasses
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from spurcor.config.check import check
+from spurcor.config.schema import TrainConfig
+from spurcor.errors import UserError
+from spurcor.launchers.in_process import InProcess
+from spurcor.launchers.jobs import batch, set_aside_reruns
+from spurcor.launchers.slurm_options import SlurmOptions
+from spurcor.sweeps import slurm
+from spurcor.sweeps.freeze import copy_code, write_point
+from spurcor.sweeps.manifest import Point, sweep_folder, write_manifest
+from spurcor.sweeps.states import UNDER_WAY, PointState, states
+from spurcor.system.signals import Interrupted
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = (2.0, 15.0)  # between looks at the queue, at first and in the long run
+
+
+class Slurm(InProcess):
+    """Job arrays, from a frozen copy of code and configuration.
+
+    Once they are submitted, this process is needed no more.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        """See `SlurmOptions`."""
+        if shutil.which("sbatch") is None:
+            raise UserError(
+                "hydra/launcher=slurm needs sbatch, which this machine does not have; use"
+                " hydra/launcher=local_pool or in_process here"
+            )
+        try:
+            self.options = check(options, SlurmOptions)
+        except UserError as error:
+            lines = str(error).splitlines()
+            raise UserError("\n".join(f"hydra.launcher.{line}" for line in lines)) from error
+
+    def refuse_impossible(self) -> None:
+        """See `InProcess.refuse_impossible`."""
+        slurm.refuse_impossible(self.options.submitit)
+
+    def run(self, points: Sequence[Point]) -> dict[Path, str] | None:
+        """See `InProcess.run`."""
+        config = points[0].config
+        wanted = {point.key for point in points}
+        under_way = {one.key for one in _states(config) if one.status in UNDER_WAY} & wanted
+        if under_way:
+            print(f"{len(under_way)} points are queued or running already")
+        others = [point for point in points if point.key not in under_way]
+        jobs = batch(set_aside_reruns(others), self.options.points_per_job)
+        self._submit(jobs, sweep_folder(config))
+        under_way |= {point.key for job in jobs for point in job}
+        status = f"python -m spurcor.status sweep={config.sweep} watch=true"
+        if under_way and not self.options.wait:
+            print(f"to see how they come along: {status}")
+            return None
+        try:
+            return self._wait(config, under_way)
+        except Interrupted as interrupted:
+            print(f"\nspurcor: the jobs go on without this command: {status}", file=sys.stderr)
+            raise SystemExit(interrupted.exit_code) from None
+
+    def _submit(self, jobs: Sequence[Sequence[Point]], folder: Path) -> None:
+        """Arrays as long as the cluster allows, one after the other."""
+        code = copy_code(folder)
+        longest = slurm.longest_array()
+        options = {**self.options.submitit, "job_name": f"spurcor-{folder.name}"}
+        for first in range(0, len(jobs), longest):
+            array = jobs[first : first + longest]
+            tasks = [slurm.Task(tuple(write_point(point) for point in job)) for job in array]
+            taken = slurm.submit(
+                tasks, folder / "slurm", code, self.options.max_num_timeout, **options
+            )
+            write_manifest(
+                [
+                    dataclasses.replace(point, job=submitted.name, log=submitted.log)
+                    for job, submitted in zip(array, taken, strict=True)
+                    for point in job
+                ]
+            )
+            number = taken[0].name.partition("_")[0]
+            options["dependency"] = f"afterany:{number}"  # else two arrays would run side by side
+            print(f"submitted {sum(map(len, array))} points as job {number}", flush=True)
+
+    def _wait(self, config: TrainConfig, keys: set[tuple[str, ...]]) -> dict[Path, str]:
+        """Look on until nothing is under way; returns what went wrong, by run directory.
+
+        A point counts as ended when two looks in a row say so: a requeued job is for a moment
+        in no queue.
+        """
+        ended: set[tuple[str, ...]] = set()
+        shown: set[tuple[str, ...]] = set()
+        pause = POLL_SECONDS[0]
+        while True:
+            found = [one for one in _states(config) if one.key in keys]
+            now = {one.key for one in found if one.status not in UNDER_WAY}
+            for one in found:
+                if one.key in (now & ended) - shown:
+                    shown.add(one.key)
+                    print(f"{one.status}: {' '.join(one.entry['overrides'])}", flush=True)
+            if shown >= keys:
+                return {Path(one.entry["directory"]): one.message for one in found if one.message}
+            ended = now
+            time.sleep(pause)
+            pause = min(1.2 * pause, POLL_SECONDS[1])
+
+
+def _states(config: TrainConfig) -> list[PointState]:
+    """States of the sweep's points; waits while the scheduler is away."""
+    while True:
+        try:
+            return states(config.paths.outputs, config.sweep)
+        except slurm.Unanswered as error:
+            log.warning("%s; asking again", error)
+            time.sleep(POLL_SECONDS[1])
