@@ -11,11 +11,11 @@ MISPLACED = (
 
 
 class UserError(ValueError):
-    """A mistake of the user's, told in one sentence that names key, value and fix (exit code 2)."""
+    """A user's mistake; the message names the key, the value and the fix (exit code 2)."""
 
 
-class Damaged(UserError):  # noqa: N818 - as a file is said to be
-    """A file on disk that does not hold what was written there; names it and what to do."""
+class Damaged(UserError):  # noqa: N818 - it describes the file
+    """A file on disk is damaged; the message names it and says what to do."""
 
     def __init__(self, path: Path, reason: str, fix: str | None = None) -> None:
         super().__init__(f"{path} {reason}; {fix or _remedy(path)}")
@@ -23,11 +23,11 @@ class Damaged(UserError):  # noqa: N818 - as a file is said to be
 
 
 class RunError(RuntimeError):
-    """A run or a sweep that was started properly and failed (exit code 1)."""
+    """A run or sweep that started properly and then failed (exit code 1)."""
 
 
 class PointError(Exception):
-    """A point of a sweep that Hydra cannot compose; its cause says why (exit code 2)."""
+    """Hydra cannot compose a point of a sweep; `__cause__` says why (exit code 2)."""
 
     def __init__(self, overrides: list[str]) -> None:
         super().__init__(" ".join(overrides))
@@ -35,20 +35,20 @@ class PointError(Exception):
 
 
 def _remedy(path: Path) -> str:
-    """How to get back what a damaged file held."""
+    """How to recover what was in a damaged file."""
     for folder in path.parents:
         if folder.parent.name in ("dfr", "analysis"):
-            return f"remove {folder} and ask for it again"
-    return "rerun=true sets the run aside and starts over"
+            return f"remove {folder} and repeat that repair or analysis"
+    return "pass rerun=true to set the run aside and start over"
 
 
 def of_system(error: OSError) -> UserError | RunError:
-    """What the system said when a file could not be read or written, in a sentence."""
+    """Turn the operating system's error about a file into one sentence."""
     place = error.filename2 or error.filename
     said = error.strerror or str(error) or type(error).__name__
     told = f"{place}: {said}" if place else said
     if error.errno in FULL:
-        return RunError(f"{told}; make room there, and the same command goes on")
+        return RunError(f"{told}; free some space and run the same command again to continue")
     if error.errno in MISPLACED:
-        return UserError(f"{told}; allow reading and writing there, or name another place")
-    return RunError(f"{told}; put that right, and the same command goes on")
+        return UserError(f"{told}; check the path and its permissions, or use another path")
+    return RunError(f"{told}; fix this and run the same command again to continue")

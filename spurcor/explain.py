@@ -87,12 +87,12 @@ def _chosen(run: "FinishedRun", config: ExplainConfig) -> "dict[str, Tensor]":
     names, g = split.spec.names, split.g.cpu()
     for name in asked or ():
         if name not in names:
-            raise UserError(f"group={name} is no group; there are {', '.join(names)}")
+            raise UserError(f"group={name} is not a group; choose from {', '.join(names)}")
     found = {names[int(g[members[0]])]: members for members in members_by(g, kept)}
-    what = "no mistake" if config.mistakes else "no image"
+    what = "no mistakes" if config.mistakes else "no images"
     for name in asked or ():
         if name not in found:
-            raise UserError(f"group={name}: {config.split} has {what} there")
+            raise UserError(f"group={name}: {config.split} has {what} in this group")
     if not found:
         raise UserError(f"split={config.split} has {what} to show")
     return {name: found[name] for name in asked or found}

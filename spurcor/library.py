@@ -86,10 +86,12 @@ class FinishedRun:
         """(N, K) of the selected epoch, or of a repair by the beginning of its name."""
         folder = self.directory if dfr is None else self._repair(dfr)
         if not (folder / "predictions.npz").exists():
-            raise UserError(f"{folder} holds no predictions: nothing was trained there")
+            raise UserError(f"{folder} has no predictions: nothing was trained")
         found = read_predictions(folder)
         if split not in found:
-            raise UserError(f"{split} was not evaluated; there are {', '.join(sorted(found))}")
+            raise UserError(
+                f"split={split} was not evaluated; choose from {', '.join(sorted(found))}"
+            )
         return torch.from_numpy(found[split]["logits"])
 
     def metrics(self, split: str = "test", dfr: str | None = None) -> GroupMetrics:
@@ -124,7 +126,7 @@ class FinishedRun:
         if len(found) != 1:
             known = sorted(path.name for path in (self.directory / "dfr").glob("*"))
             raise UserError(
-                f"dfr={beginning} is {len(found)} repairs of this run; it has"
+                f"dfr={beginning} matches {len(found)} repairs of this run, which has"
                 f" {', '.join(known) or 'none'}"
             )
         return self.directory / "dfr" / found[0]

@@ -65,8 +65,8 @@ def _refuse_other_splits(results: Sequence[Mapping[str, Any]]) -> None:
     for name in ("val", "test", *results[1]["tests"]):
         if first.get(name) != second.get(name):
             raise UserError(
-                f"runs: the {name} split of {results[0]['run']['identity']} is not that of"
-                f" {results[1]['run']['identity']}; name two runs of the same data"
+                f"runs: {results[0]['run']['identity']} and {results[1]['run']['identity']} have"
+                f" different {name} splits; choose two runs on the same data"
             )
 
 
@@ -78,8 +78,8 @@ def _networks(results: Sequence[Mapping[str, Any]], directories: Sequence[Path])
     for result, directory in zip(results, directories, strict=True):
         if result["val"] is None or not (result["test"] or {}).get("classes"):
             raise UserError(
-                f"runs: {directory} lacks predictions of val, of test, or by class; name a run that"
-                " trains, and not on val, made with this version"
+                f"runs: {directory} lacks predictions on val or test, or per class; choose a run of"
+                " this version that is trained, but not on val"
             )
     test = results[0]["test"]
     classes, groups = tuple(test["classes"]), list(test["groups"])

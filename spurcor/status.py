@@ -33,7 +33,7 @@ class StatusConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds <= LONGEST:
-            raise ValueError(f"seconds={self.seconds} must be positive, and at most {LONGEST}")
+            raise ValueError(f"seconds={self.seconds} must be positive and at most {LONGEST}")
 
 
 def main(cfg: DictConfig) -> int:
@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> int:
     try:
         found = _look(config)
     except Unanswered as error:
-        raise RunError(f"SLURM does not answer: {error}") from error
+        raise RunError(f"SLURM is not responding: {error}") from error
     if config.watch:
         found = _watch(config, found)
     else:

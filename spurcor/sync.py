@@ -41,8 +41,8 @@ def main(cfg: DictConfig) -> int:
         trackers.close()
     terminal = Terminal()
     for directory, reason in skipped:
-        terminal.say(f"left out {directory}: {reason}")
-    terminal.say(f"sent {sent} runs" if trackers.alive else "not everything was sent")
+        terminal.say(f"skipped {directory}: {reason}")
+    terminal.say(f"sent {sent} runs" if trackers.alive else "some runs were not sent")
     return 0 if trackers.alive else 1
 
 
@@ -67,7 +67,7 @@ def _send(config: SyncConfig, trackers: "Trackers") -> tuple[int, list[tuple[Pat
         if not directory.name.removeprefix("seed").isdigit() or not directory.is_dir():
             continue
         if (owner := holder(lock_of(directory))) is not None:
-            skipped.append((directory, f"process {owner['pid']} on {owner['host']} works on it"))
+            skipped.append((directory, f"process {owner['pid']} on {owner['host']} is using it"))
             continue
         if wanted is not None and directory not in wanted:
             continue

@@ -136,11 +136,11 @@ def test_what_was_measured_survives_a_crash(tmp_path):
 @pytest.mark.parametrize(
     ("step", "epochs", "message"),
     [
-        (5, range(9), "begins at epoch 2 of erm"),  # in the second epoch of four steps
-        (5, (0, 1, 3), "begins at epoch 3 of erm"),
-        (5, (0, 1), "begins at epoch 0 of prune"),
-        (5, (9,), "begins never: none of its epochs is left"),
-        (13, range(9), "begins at epoch 0 of prune"),
+        (5, range(9), "epoch 2 of erm"),  # in the second epoch of four steps
+        (5, (0, 1, 3), "epoch 3 of erm"),
+        (5, (0, 1), "epoch 0 of prune"),
+        (5, (9,), "none, since all its epochs are over"),
+        (13, range(9), "epoch 0 of prune"),
     ],
 )
 def test_an_analysis_that_comes_later_says_where_it_begins(step, epochs, message, tmp_path, caplog):
@@ -158,11 +158,11 @@ def test_an_analysis_that_comes_later_says_where_it_begins(step, epochs, message
             trainer.observer = StopAt(stop)
             with suppress(CrashError):
                 trainer.fit(method)
-    told = [text for text in caplog.messages if text.startswith("analysis: noise was not asked")]
+    told = [text for text in caplog.messages if text.startswith("analysis: noise was added")]
     assert len(told) == 1
     assert told[0].endswith(message)
     moments = chosen.series["noise-0"].moments
-    assert not moments or message == f"begins at epoch {moments[0].epoch} of {moments[0].phase}"
+    assert not moments or message == f"epoch {moments[0].epoch} of {moments[0].phase}"
     assert bool(moments) == ("never" not in message)
 
 
@@ -250,7 +250,7 @@ def test_a_finished_run_is_analysed_by_its_own_configuration(tmp_path):
     directory, cfg = lookup.reopen("r", paths, analysis={"end": END}, tracker={})
     outcome = runs.analyze(directory, cfg, Terminal())
     assert list(outcome.result["analysis"]) == [folder_of(cfg, "end").name]
-    with pytest.raises(UserError, match="analysis=none asks for nothing"):
+    with pytest.raises(UserError, match="analysis=none "):
         runs.analyze(directory, dataclasses.replace(cfg, analysis={}), Terminal())
     result = read_json(directory / "result.json")
     result["run"]["splits"]["test"] = "another"

@@ -119,7 +119,7 @@ def test_another_archive_of_the_same_name_is_told(place):
     path = write_zip(place / "a.zip")
     folder = archives.extracted(path)
     write_zip(path, {"other": b"more than before, and less alike" * 99})
-    with pytest.raises(UserError, match=r"another archive than the a\.zip"):
+    with pytest.raises(UserError, match=r"a\.zip\.extracted .*\ba\.zip\b"):
         archives.extracted(path)
     (folder / archives.MARK).unlink()
     with pytest.raises(UserError, match="is missing; remove "):
@@ -163,20 +163,20 @@ OUTSIDE = ["../evil", "/tmp/spurcor-evil", "birds/../../evil", ".."]
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_names_that_lead_out_are_refused(name, place):
-    refused(write_tar(place / "a.tar.gz", {**FILES, name: b"x"}), "leads out of its folder")
-    refused(write_zip(place / "a.zip", {**FILES, name: b"x"}), "leads out of its folder")
+    refused(write_tar(place / "a.tar.gz", {**FILES, name: b"x"}), "points outside")
+    refused(write_zip(place / "a.zip", {**FILES, name: b"x"}), "points outside")
 
 
 @pytest.mark.parametrize("name", OUTSIDE_OF_ZIPS)
 def test_names_of_windows_that_lead_out_are_refused(name, place):
-    refused(write_zip(place / "a.zip", {**FILES, name: b"x"}), "leads out of its folder")
+    refused(write_zip(place / "a.zip", {**FILES, name: b"x"}), "points outside")
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
 @pytest.mark.parametrize("target", ["../../evil", "/etc/passwd", "birds/../../x"])
 def test_links_that_lead_out_are_refused(kind, target, place):
     path = write_tar(place / "a.tar", mode="w", extra=[special("birds/link", kind, target)])
-    refused(path, f"a link to {target}, leads out")
+    refused(path, f"a link to {target}, points outside")
 
 
 def test_links_that_climb_by_way_of_others_are_refused(place):
@@ -214,7 +214,7 @@ def test_links_in_a_zip_are_refused(place):
 def test_bombs_are_refused(write, place):
     path = write(place / "a", {f"zeros{i}": bytes(1_000_000) for i in range(3)})
     assert path.stat().st_size < 20_000
-    refused(path, r"holds more than 0\.0 GB", max_bytes=2_999_999)
+    refused(path, r"more than 0\.0 GB", max_bytes=2_999_999)
     refused(path, "more than 2 members", max_members=2)
     assert len(contents(archives.extracted(path, max_bytes=3_000_000, max_members=3))) == 3
 
@@ -242,7 +242,7 @@ def test_a_zip_whose_header_lies_is_refused(place):
     whole = path.read_bytes()
     assert whole.count((5000).to_bytes(4, "little")) == 2
     path.write_bytes(whole.replace((5000).to_bytes(4, "little"), (50).to_bytes(4, "little")))
-    refused(path, "damaged or cut off")
+    refused(path, "is damaged")
 
 
 def test_headers_that_would_fill_the_memory_are_refused(place):
@@ -312,7 +312,7 @@ def test_a_full_disk_is_told(place, monkeypatch):
         free = 1000
 
     monkeypatch.setattr(archives.shutil, "disk_usage", lambda folder: Usage)
-    refused(path, r"has 0\.00 GB free; make room")
+    refused(path, r"0\.00 GB free")
 
 
 def test_a_disk_that_fills_up_is_told(place, monkeypatch):

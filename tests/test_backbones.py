@@ -219,9 +219,9 @@ def test_an_unknown_layer_is_refused(backbone, x):
 
 def test_a_pooling_that_a_layer_does_not_have_is_refused(backbone):
     have = {
-        "map": "it has avg, grid<k>",
-        "tokens": "it has cls_token, mean_pool_patch, mean_pool_all",
-        "vector": "a vector, which has none",
+        "map": "avg, grid<k>",
+        "tokens": "cls_token, mean_pool_patch, mean_pool_all",
+        "vector": "null",
     }
     for layer in backbone.layers:
         others = {"avg", "grid2", "cls_token", "mean_pool_patch", "mean_pool_all"}
@@ -587,7 +587,7 @@ def test_older_files_without_counts_of_batches_load(tmp_path):
 
 
 def test_a_missing_weights_file_is_told(tmp_path):
-    match = r"backbone\.pretrained=.*none\.pth is no file; say imagenet, none, or .*resnet18-\w+"
+    match = r"backbone\.pretrained=.*none\.pth .*imagenet, none, .*resnet18-\w+"
     with pytest.raises(UserError, match=match):
         ResNet(make_info(), 18, str(tmp_path / "none.pth"))
 
@@ -617,7 +617,7 @@ def test_weights_of_something_else_are_told_with_the_first_names_that_differ(tmp
     path = tmp_path / "weights.pth"
     torch.save(torchvision.models.resnet50(weights=None).state_dict(), path)
     match = (
-        r"does not hold the weights of ResNet-18: layer1\.0\.conv1\.weight is 64 x 64 x 1 x 1, not"
+        r"weights of ResNet-18: layer1\.0\.conv1\.weight is 64 x 64 x 1 x 1, not"
         r" 64 x 64 x 3 x 3, layer1.*, layer2.*, \.\.\.$"
     )
     with pytest.raises(UserError, match=match):
@@ -676,9 +676,12 @@ def test_weights_in_the_cache_of_torch_need_no_network(tmp_path, monkeypatch):
 
 
 def test_only_weights_that_were_published_have_a_name():
-    with pytest.raises(UserError, match=r"pretrained=imagenet is no file; say dinov2, none, or"):
+    with pytest.raises(UserError, match=r"pretrained=imagenet .*dinov2, none"):
         VisionTransformer(make_info(3, 28, 28), "dinov2_vits14", "imagenet")
-    with torch.device("meta"), pytest.raises(UserError, match=r"=dinov2 is no file; say imagenet,"):
+    with (
+        torch.device("meta"),
+        pytest.raises(UserError, match=r"pretrained=dinov2 .*imagenet, none"),
+    ):
         VisionTransformer(make_info(3, 32, 32), "vit_b_16", "dinov2")
 
 
@@ -865,13 +868,13 @@ def test_vit_b_16_at_full_size_takes_the_published_state(pixels, monkeypatch):
 )
 def test_weights_of_another_transformer_are_told(name, other, tmp_path):
     torch.save(other(), tmp_path / "weights.pth")
-    match = rf"weights\.pth does not hold the weights of {name}: \S+ is "
+    match = rf"weights\.pth .*weights of {name}: \S+ is "
     with pytest.raises(UserError, match=match):
         make_small(name, pretrained=str(tmp_path / "weights.pth"))
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 28, 30), (3, 27, 28)])
 def test_a_transformer_takes_whole_patches_of_colour(shape):
-    match = rf"dinov2_vits14 takes images of 3 channels .* 14 x 14 pixels, not {shape[0]} x "
+    match = rf"dinov2_vits14 .*3 channels.* 14 pixels, not {shape[0]} x "
     with pytest.raises(ValueError, match=match):
         VisionTransformer(make_info(*shape), "dinov2_vits14")

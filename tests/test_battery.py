@@ -13,7 +13,7 @@ from spurcor.errors import UserError
 
 
 def refuse(root):
-    raise UserError(f"{root} is not what it should be; put it anew")
+    raise UserError(f"{root} is not what it should be; replace it")
 
 
 def stumble(root):
@@ -53,7 +53,7 @@ def two_lines(root):
 
 
 DEEDS = {
-    refuse: ("refused", "put it anew"),
+    refuse: ("refused", "replace it"),
     lambda root: (root / "store").write_text("x"): ("read", ""),
     stumble: ("wrong", "KeyError"),
     outside: ("wrong", "outside/evil"),

@@ -103,7 +103,7 @@ def test_attributes_as_labels(form, tmp_path):
         "target": (4, 3),
     }
     dropped = celeba(num_labels=3, drop_groups=("Bald",))
-    told(dropped, tmp_path, "dataset.drop_groups=['Bald']", "3 labels and none")
+    told(dropped, tmp_path, "dataset.drop_groups=['Bald']", "3 labels")
 
 
 def test_attributes_need_more_than_two(tmp_path):
@@ -123,7 +123,7 @@ def test_no_celeba(missing, tmp_path):
 
 BAD_FACES = {
     "label": ("list_attr_celeba.txt", " 1  1", " 0  1", "is not -1 or 1 in"),
-    "count": ("list_attr_celeba.txt", "31\n", "30\n", "says it has 30 rows and has 31"),
+    "count": ("list_attr_celeba.txt", "31\n", "30\n", "30 rows but has 31"),
     "attribute": ("list_attr_celeba.txt", "Blond_Hair", "Fair_Hair", "lacks the attributes Blond"),
     "split": ("list_eval_partition.txt", "001.jpg ", "001.jpg 1", "partition is not 0 or 1 or 2"),
     "name": ("list_eval_partition.txt", "000001", "900001", "000001.jpg' in row"),
@@ -194,7 +194,7 @@ def inverse(rows, code):
 )
 def test_scale_draws_its_splits_from_the_official_ones(strength, minority, many):
     if strength == 0.6:  # 6 + 2 of 7 images
-        told(scale(strength=strength), many, "7 training images of male/blond", "takes 8")
+        told(scale(strength=strength), many, "need 8 images of male/blond", "has 7")
         return
     splits = scale(strength=strength).splits(many)
     spec = splits["train"].spec
@@ -255,4 +255,4 @@ def test_impossible_options_of_scale_are_refused(options):
 def test_an_empty_group_leaves_nothing_to_balance(tmp_path):
     rows = made.make_rows({0: (9, 16, 15, 7), 1: (5, 4, 3, 0), 2: (3, 3, 4, 2)})
     made.put(tmp_path / "celeba", {**made.faces(rows), **made.celeba_csv(rows)})
-    told(scale(), tmp_path, "a group of val is empty")
+    told(scale(), tmp_path, "val has an empty group")

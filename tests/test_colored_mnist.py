@@ -145,9 +145,9 @@ def test_the_split_is_drawn_by_its_seed_alone(root):
         ({"train_size": 0}, "train_size=0 must be at least 1"),
         ({"test_size": -8}, "test_size=-8 must be at least 1"),
         ({"val_size": 30}, "val_size=30 must be a multiple of 4"),
-        ({"val_size": 0}, "val_size=0 must be a multiple of 4, .* at least 4"),
+        ({"val_size": 0}, r"val_size=0 .*\b4\b"),
         ({"target_size": 6}, "target_size=6 must be a multiple of 4"),
-        ({"target_size": -4}, "target_size=-4 must be a multiple of 4, .* at least 0"),
+        ({"target_size": -4}, r"target_size=-4 .*\b0\b"),
     ],
 )
 def test_bad_options_are_refused(options, sentence):
@@ -158,11 +158,11 @@ def test_bad_options_are_refused(options, sentence):
 def test_too_few_images_are_told(root):
     """230 small and 255 large ones, 30 of each held out; 50 and 54 in the test set."""
     load(root, train_size=400)
-    with pytest.raises(UserError, match=r"train_size=402 needs 201 small digits.* has 200 left"):
+    with pytest.raises(UserError, match=r"train_size=402 .*\b201 small.*\b200\b"):
         load(root, train_size=402)
-    with pytest.raises(UserError, match=r"test_size=108 needs 54 small digits.* has 50 left"):
+    with pytest.raises(UserError, match=r"test_size=108 .*\b54 small.*\b50\b"):
         load(root, test_size=108)
-    with pytest.raises(UserError, match=r"val_size=480 needs 240 small digits.* has 230 left"):
+    with pytest.raises(UserError, match=r"val_size=480 .*\b240 small.*\b230\b"):
         load(root, val_size=480)
 
 
@@ -178,5 +178,5 @@ def test_real_numbers(data_root):
     # 29,404 large digits, 1,400 of them held out
     most = read("dataset=colored_mnist", "dataset.train_size=56008").dataset.build()
     assert most.load(data_root)["train"].group_counts.tolist() == [25204, 2800, 2800, 25204]
-    with pytest.raises(UserError, match=r"28006 large digits.* has 28004 left"):
+    with pytest.raises(UserError, match=r"\b28006 large.*\b28004\b"):
         read("dataset=colored_mnist", "dataset.train_size=56012").dataset.build().load(data_root)

@@ -721,7 +721,7 @@ def test_what_no_fit_can_come_of_is_refused_before():
         aligned = {split: [9, 0, 0, 9]}
         assert f"{split} split has no sample of a conflicting" in refusal(dfr, **aligned)
     labels = GroupSpec(("a", "b"), (), task="multilabel")
-    assert "works on groups" in refusal(dfr, labels)
+    assert "needs groups" in refusal(dfr, labels)
 
 
 def test_groups_that_nothing_tests_or_balances_may_be_absent():

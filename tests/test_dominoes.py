@@ -292,7 +292,7 @@ def test_missing_photographs_are_told_and_leave_nothing_behind(tmp_path):
 def test_a_missing_class_folder_is_told(own):
     folder = own / "cifar10" / "train" / "frog"
     folder.rename(own / "frog")
-    with pytest.raises(UserError, match=rf"{folder.parent} lacks the class folders frog$"):
+    with pytest.raises(UserError, match=rf"{folder.parent} lacks the class folders frog"):
         load(own)
     assert not list((own / "cifar10").glob(".train*"))
 
@@ -458,13 +458,13 @@ def test_digits_go_with_the_classes_in_their_order(shared):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"classes": ("coat", "truck")}, "classes=coat is no class of cifar10, which has airplane"),
-        ({"classes": ("truck",)}, r"digits=\[0, 1\] must be as many different ones as classes="),
-        ({"digits": (1, 1)}, r"digits=\[1, 1\] must be as many different ones"),
-        ({"digits": (1,), "classes": ("truck",)}, r"digits=\[1\] must be .* two or more"),
+        ({"classes": ("coat", "truck")}, "classes=coat .*cifar10; .* airplane"),
+        ({"classes": ("truck",)}, r"digits=\[0, 1\] and classes="),
+        ({"digits": (1, 1)}, r"digits=\[1, 1\] and classes="),
+        ({"digits": (1,), "classes": ("truck",)}, r"digits=\[1\] and classes="),
         ({"digits": (1, 10)}, "digits=10 must be between 0 and 9"),
-        ({"pool_size": 30}, "pool_size=30 must be a multiple of 4 below 10000"),
-        ({"pool_size": 10000}, "pool_size=10000 must be a multiple of 4 below 10000"),
+        ({"pool_size": 30}, "pool_size=30 must be a multiple of 4 .*10000"),
+        ({"pool_size": 10000}, "pool_size=10000 must be a multiple of 4 .*10000"),
     ],
 )
 def test_bad_classes_are_refused(options, sentence):

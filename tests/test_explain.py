@@ -71,18 +71,18 @@ def test_a_picture_is_drawn_beside_no_run(outputs, command_line):
 
 def test_what_cannot_be_shown_is_refused(outputs):
     run = opened(outputs)
-    with pytest.raises(UserError, match="group=small is no group; there are small/red"):
+    with pytest.raises(UserError, match=r"group=small .* small/red"):
         draw(run, config(outputs, group="small"))
     run.__dict__["mistakes"] = lambda split: torch.tensor([0])  # of one group
     first, other = (run.splits["test"].spec.names[i] for i in (int(run.splits["test"].g[0]), -1))
     assert first != other
-    with pytest.raises(UserError, match=f"group={other}: test has no mistake there"):
+    with pytest.raises(UserError, match=f"group={other}: test "):
         draw(run, config(outputs, group=(first, other), mistakes=True))
     with pytest.raises(UserError, match="this data set has no nothing split"):
         draw(run, config(outputs, split="nothing"))
-    with pytest.raises(UserError, match="layer=hidden has no positions"):
+    with pytest.raises(UserError, match="layer=hidden "):
         draw(run, config(outputs, layer="hidden"))
-    with pytest.raises(UserError, match=r"backbone=mlp: none of its layers .* has positions"):
+    with pytest.raises(UserError, match=r"backbone=mlp: .*layer_1"):
         draw(opened(outputs, "mlp"), config(outputs))
     with pytest.raises(ValueError, match="num_images=0 must be at least 1"):
         config(outputs, num_images=0)

@@ -39,7 +39,7 @@ def test_bad_isic_is_told(tmp_path):
     images = tmp_path / "isic" / "multi_groups"
     (images / "ISIC_0000003.jpg").unlink()
     (images / "ISIC_0000007.jpg").unlink()
-    told(isic(), tmp_path, "lacks 2 listed image files", "ISIC_0000003", "ISIC_0000007")
+    told(isic(), tmp_path, "lacks 2 of ", "ISIC_0000003", "ISIC_0000007")
     made.put(images, {"ISIC_0000004.png": b"", "ISIC_0000009.jpeg": b""})
     told(isic(), tmp_path, "names several files in 2 of 31 rows", "ISIC_0000009", "extension")
 
@@ -49,4 +49,4 @@ def test_a_lesion_with_and_without_extension_is_there_twice(tmp_path):
     table = tmp_path / "isic" / "raw_val_4groups.csv"
     name = table.read_text().splitlines()[1].split(",")[1]
     edit(table, lambda lines: lines.append(f"99,{name}.jpg,torso,0,0,0"))
-    told(isic(), tmp_path, "isic_id is there more than once in 2 of 32 rows", f"{name}.jpg")
+    told(isic(), tmp_path, "isic_id is listed more than once in 2 of 32 rows", f"{name}.jpg")

@@ -32,7 +32,7 @@ def test_a_run_is_opened_by_what_names_it(run, outputs):
     for reference in (run.directory, f"{run.directory.parent.name[:5]}/seed0"):
         assert open_run(reference, outputs).directory == run.directory
     assert repr(run) == f"<digits erm mlp seed 0: {run.directory}>"
-    with pytest.raises(UserError, match=r"no directory and no run .* begins with it"):
+    with pytest.raises(UserError, match=r"run=.*/runs "):
         open_run("r0000000", outputs)
 
 
@@ -51,9 +51,9 @@ def test_predictions_of_a_repair(run):
     ((name, part),) = run.result["dfr"].items()
     assert run.metrics("test", dfr="target").worst == pytest.approx(part["test"]["worst"])
     assert torch.equal(run.logits("test", dfr=name), run.logits("test", dfr="tar"))
-    with pytest.raises(UserError, match=rf"dfr=val is 0 repairs of this run; it has {name}"):
+    with pytest.raises(UserError, match=rf"dfr=val .* 0 repairs .*{name}"):
         run.logits("test", dfr="val")
-    with pytest.raises(UserError, match="train was not evaluated; there are opposite, test, val"):
+    with pytest.raises(UserError, match=r"split=train .* opposite, test, val"):
         run.logits("train")
 
 

@@ -134,7 +134,7 @@ def test_a_vision_transformer_shows_its_patches():
     assert gradients[:, 1:].abs().max() > 0
     heat = heat_maps(method, x, layer, "layer_cam")
     assert heat.shape == (2, 28, 56)
-    with pytest.raises(UserError, match=r"layer=block_11 has no positions .* block_10"):
+    with pytest.raises(UserError, match=r"layer=block_11 .* block_10"):
         backbone.spatial("block_11")
 
 
@@ -594,8 +594,8 @@ def test_the_best_weights_survive_a_crash_in_the_phase(step, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("backbone=mlp",), "backbone=mlp: none of its layers .* has positions"),
-        (("method.layer=hidden",), "layer=hidden has no positions .* block1, block2"),
+        (("backbone=mlp",), "backbone=mlp: .*layer_1"),
+        (("method.layer=hidden",), "layer=hidden .* block1, block2"),
         (("method.layer=block9",), "layer=block9 does not exist"),
         (("method.iterations=0",), "iterations=0 must be at least 1"),
         (("method.quantile=1",), "quantile=1.0 must be between 0 and 1"),

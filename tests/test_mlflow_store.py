@@ -201,7 +201,7 @@ def test_a_store_written_to_while_it_is_brought_up_to_date_is_left(tmp_path, mon
 
 def test_a_run_is_looked_for_in_no_store_that_would_have_to_be_made(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(UserError, match="run=mlflow:abc is no run of spurcor in the MLflow store"):
+    with pytest.raises(UserError, match=r"run=mlflow:abc .*MLflow"):
         find("mlflow:abc", tmp_path)
     assert not list(tmp_path.iterdir())
 

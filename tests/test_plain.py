@@ -84,7 +84,7 @@ def test_val_is_drawn_by_its_seed_alone(root, name):
 def test_bad_options_are_refused(root):
     with pytest.raises(ValueError, match="val_size=0 must be at least 1"):
         Plain(name="cifar10", val_size=0)
-    with pytest.raises(UserError, match=r"val_size=485 leaves nothing .* has 485 training images"):
+    with pytest.raises(UserError, match=r"val_size=485 .*\b485 training"):
         load(root, val_size=485)
     with pytest.raises(UserError, match=r"dataset.name=mnist .*one of cifar10, fashion_mnist"):
         read("dataset=cifar10", "dataset.name=mnist")
@@ -193,7 +193,7 @@ def test_damaged_files_are_told(tmp_path, case, compressed):
         path.write_bytes(gzip.compress(SPOILT[case](gzip.decompress(path.read_bytes()))))
     else:
         path.write_bytes(SPOILT[case](path.read_bytes()))
-    with pytest.raises(UserError, match=r"FashionMNIST under .*raw is damaged; put .* anew$"):
+    with pytest.raises(UserError, match=r"FashionMNIST in .*raw is damaged"):
         read_fashion_mnist(tmp_path, train=True)
 
 
@@ -202,7 +202,7 @@ def test_a_compressed_file_that_was_cut_off_is_told(tmp_path):
     path = tmp_path / "MNIST" / "raw" / "t10k-labels-idx1-ubyte.gz"
     for content in (path.read_bytes()[:-20], b"no gzip"):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"MNIST under .* is damaged"):
+        with pytest.raises(UserError, match=r"MNIST in .* is damaged"):
             read_mnist(tmp_path, train=False)
 
 

@@ -466,12 +466,12 @@ def test_nothing_is_fitted_or_selected_on_a_split_that_was_trained_on(command_li
     assert part["test"]["worst"] is not None
     here = [one for one in SMALL if not one.startswith("method=")]
     for command, message in (
-        (("train", *on_val, "dfr=val"), "dfr: it reads val, which the network is trained on"),
-        (("train", *on_val, "dfr=train"), "dfr: it reads val, which the network is trained on"),
-        (("retrain", f"run={run}", "dfr=val", *outputs), "dfr: it reads val, which the network"),
-        (("train", *on_val, "dfr=none", "analysis=selective"), "val, which then calibrates"),
-        (("train", *here, "method=prusc", f"method.init={run}", *outputs), "no figure of val"),
-        (("selective", f"runs=[{run},{run}]", outputs[0]), "lacks predictions of val"),
+        (("train", *on_val, "dfr=val"), "dfr reads val, "),
+        (("train", *on_val, "dfr=train"), "dfr reads val, "),
+        (("retrain", f"run={run}", "dfr=val", *outputs), "dfr reads val, "),
+        (("train", *on_val, "dfr=none", "analysis=selective"), "trained on val"),
+        (("train", *here, "method=prusc", f"method.init={run}", *outputs), f"method.init={run} "),
+        (("selective", f"runs=[{run},{run}]", outputs[0]), f"runs: {run} lacks predictions"),
     ):
         ended = command_line.run(*command)
         assert ended.code == 2, (command, ended.err)
@@ -619,7 +619,7 @@ def test_clusters_are_read_as_they_were_written_or_as_upstream_writes_them(tmp_p
         (lambda lines: [*lines, lines[2]], "repeats 1 of the indices"),
         (lambda lines: [*lines, "900,0,1"], "has beyond the end 1 of the indices"),
         (lambda lines: [*lines[:2], flipped(lines[2]), *lines[3:]], "other classes .* for 1"),
-        (lambda lines: [*lines[:5], f"{lines[5]}.5", *lines[6:]], "no whole number"),
+        (lambda lines: [*lines[:5], f"{lines[5]}.5", *lines[6:]], "not an integer"),
         (lambda lines: ["index,label", *lines[2:]], "cannot be read|lacks the columns"),
         (lambda lines: [lines[0], "index,label,cluster", *(one_class(li) for li in lines[2:])],
          "every one of the 2 clusters holds one class.*a file of fewer clusters"),

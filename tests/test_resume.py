@@ -97,7 +97,7 @@ def test_other_splits_are_refused_because_they_would_leak(command_line, tmp_path
     )
     assert ended.code == 2
     assert "target split is not the one" in ended.err
-    assert "trained on may now be tested on" in ended.err
+    assert "restore the original data" in ended.err
     assert not (run / "dfr").exists()
 
 

@@ -496,7 +496,7 @@ def test_erm_target_trains_on_the_target_alone(tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("dataset=biased_mnist",), "no target split; dataset.target_fraction takes one from val"),
+        (("dataset=biased_mnist",), "no target split; set dataset.target_fraction "),
         (("train.batch_size=301",), "train.batch_size=301 is more than the 300 samples of target"),
         (("backbone=linear",), "this one has no weights; choose another backbone"),
         (("method.gate=relux",), "did you mean relu?"),

@@ -130,7 +130,7 @@ def test_the_agreement_rule_by_loops(tmp_path):
     table = (tmp_path / "table.md").read_text()
     assert table.count("| product ") == 5
     assert "agreed on" in table
-    with pytest.raises(UserError, match="difficult=d is no class; there are a, b, c"):
+    with pytest.raises(UserError, match=r"difficult=d .* a, b, c"):
         Selective(difficult=("d",)).compare(networks, tmp_path)
 
 
@@ -246,7 +246,7 @@ def test_two_finished_runs_are_compared_from_their_files(tmp_path, command_line)
     for arguments, message in (
         (f"runs=[{one.identity},{other.identity}]", "the val split of"),
         (f"runs=[{one.identity}]", "must name two runs"),
-        (f"runs=[{one.identity},nothing]", "runs=nothing is no directory and no run under"),
+        (f"runs=[{one.identity},nothing]", "runs=nothing "),
     ):
         ended = command_line.run(*command, arguments)
         assert ended.code == 2
@@ -263,7 +263,7 @@ def test_two_finished_runs_are_compared_from_their_files(tmp_path, command_line)
     [
         (("analysis.selective.coverages=[0]",), r"coverages=\[0.0\] must be above 0 and at most 1"),
         (("analysis.selective.coverages=[]",), "must be above 0 and at most 1"),
-        (("analysis.selective.difficult=[nine]",), "difficult=nine is no class; there are small"),
+        (("analysis.selective.difficult=[nine]",), "difficult=nine .* small"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(options, message, tmp_path):

@@ -178,7 +178,7 @@ def test_a_manifest_with_a_foreign_line_is_named(tmp_path):
     folder = tmp_path / "sweeps" / "one"
     folder.mkdir(parents=True)
     (folder / "points.jsonl").write_text('{"overrides": []}\n')
-    with pytest.raises(UserError, match=r"points\.jsonl .*line 1; remove the line"):
+    with pytest.raises(UserError, match=r"points\.jsonl .*line 1"):
         manifest(tmp_path, "one")
 
 

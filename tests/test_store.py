@@ -317,7 +317,7 @@ def test_missing_photographs_are_all_named(root):
     names = write_photos(root, 4)
     (root / names[1]).unlink()
     (root / names[3]).unlink()
-    with pytest.raises(UserError, match=f"lacks 2 listed image files: {names[1]}, {names[3]}"):
+    with pytest.raises(UserError, match=f"lacks 2 of .*: {names[1]}, {names[3]}"):
         open_store(root, names, RESIZE)
 
 
@@ -350,7 +350,7 @@ def test_a_damaged_store_is_told(root, part):
     path = root.parent / ".spurcor" / root.name / folder / part
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"is damaged .*remove the folder .*, and it is made anew"):
+    with pytest.raises(UserError, match=r"is damaged .*remove "):
         open_store(root, names, RESIZE)
 
 

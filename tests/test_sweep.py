@@ -114,8 +114,8 @@ def test_all_options_of_a_group_are_swept(command_line, tmp_path):
 @pytest.mark.parametrize(
     ("typed", "word"),
     [
-        ("seed=glob(*)", "seed=glob(*) sweeps over nothing"),
-        ("seed=range(0)", "seed=range(0) sweeps over nothing"),
+        ("seed=glob(*)", "seed=glob(*) "),
+        ("seed=range(0)", "seed=range(0) "),
         ("seed=range(0,3,0)", "seed=range(0,3,0)"),
         ("seed=range(1000000000000)", "seed=range(1000000000000)"),
         ("optimizer.lr=range(0.0,inf)", "optimizer.lr=range(0.0,inf)"),
@@ -125,7 +125,7 @@ def test_all_options_of_a_group_are_swept(command_line, tmp_path):
         ("hydra.sweeper.params=5", "hydra.sweeper.params=5"),
         ("""hydra.sweeper.points=["seed='1"]""", "hydra.sweeper.points: seed='1 "),
         ("hydra.sweeper.points=[seed]", "seed has no value"),
-        ("hydra.sweeper.params={seed: 'range(0)'}", "seed=range(0) sweeps over nothing"),
+        ("hydra.sweeper.params={seed: 'range(0)'}", "seed=range(0) "),
         ("hydra.sweeper.points=[hydra.run.dir=x]", "hydra.run.dir=x"),
     ],
 )

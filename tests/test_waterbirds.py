@@ -91,20 +91,20 @@ def mirrors(monkeypatch):
 
 def test_no_waterbirds(tmp_path):
     root, page = tmp_path / "data", "http://127.0.0.1:9/birds.tar.gz"
-    told(waterbirds(), root, f"paths.data={root}", f"get {page} and put it there", "refused")
+    told(waterbirds(), root, f"paths.data={root}", page, "refused")
     assert not root.exists()
     made.put_tar(root / "blob", {"x/other.csv": b""})
-    told(waterbirds(), root, page, f"{root / 'blob'} is there, without a metadata.csv")
+    told(waterbirds(), root, page, f"{root / 'blob'} has no metadata.csv")
     made.put_tar(root / f"{COMPLETE}.tar.gz", {"x/other.csv": b""})
-    told(waterbirds(), root, page, f"{root / COMPLETE}.tar.gz holds no metadata.csv")
+    told(waterbirds(), root, page, f"{root / COMPLETE}.tar.gz has no metadata.csv")
 
 
 def test_what_is_there_is_told_before_a_download(tmp_path, caplog):
     made.put(tmp_path / COMPLETE, {"001.Black/x.jpg": b""})
     with caplog.at_level(logging.WARNING):
-        told(waterbirds(), tmp_path, f"{tmp_path / COMPLETE} is there, without a metadata.csv")
+        told(waterbirds(), tmp_path, f"{tmp_path / COMPLETE} has no metadata.csv")
     (record,) = caplog.records
-    assert f"{tmp_path / COMPLETE} is there" in record.getMessage()
+    assert f"{tmp_path / COMPLETE} " in record.getMessage()
     assert "trying to download" in record.getMessage()
 
 
@@ -216,7 +216,7 @@ def test_strength_1_leaves_the_minority_groups_out_of_train(birds):
 
 @pytest.mark.parametrize("strength", [0.9, 0.96, 0, 2])
 def test_another_strength_is_refused(strength):
-    sentence = f"strength={float(strength)} must be 0.95, as published, or 1, .* out of TRAIN"
+    sentence = f"strength={float(strength)} must be 0.95.* or 1,"
     with pytest.raises(UserError, match=sentence):
         read("dataset=waterbirds", f"dataset.strength={strength}").dataset.build()
 
@@ -343,7 +343,7 @@ def test_a_file_named_twice_is_told(birds):
 def test_an_empty_split_is_told(birds):
     table = birds / COMPLETE / "metadata.csv"
     edit(table, lambda lines: lines.__setitem__(slice(1, None), [lines[1]]))
-    told(waterbirds(), birds, f"{table} has no rows for", "(split ", "put the whole file there")
+    told(waterbirds(), birds, f"{table} has no rows for", "(split ", "test")
     edit(table, lambda lines: lines.__delitem__(1))
     told(waterbirds(), birds, "train (split 0), val (split 1), test (split 2)")
 
@@ -352,7 +352,7 @@ def test_files_that_are_not_there_are_told(birds):
     gone = sorted(path for path in (birds / COMPLETE).rglob("*.jpg"))[3:5]
     for path in gone:
         path.unlink()
-    told(waterbirds(), birds, "lacks 2 listed image files", gone[0].name, gone[1].name)
+    told(waterbirds(), birds, "lacks 2 of ", gone[0].name, gone[1].name)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00a", b"a,b\n1,2\n1,2,3,4\n"])

@@ -207,13 +207,11 @@ class Analyses:
             if folder in state:
                 self.series[folder].load_state_dict(state[folder])
             elif analysis.measures:
-                left = (
-                    f"at epoch {epoch} of {name}" for name, epoch in coming if analysis.due(epoch)
-                )
+                left = (f"epoch {epoch} of {name}" for name, epoch in coming if analysis.due(epoch))
                 log.warning(
-                    "analysis: %s was not asked for when the run began; what it measures begins %s",
+                    "analysis: %s was added after the run had started; first measurement: %s",
                     _name(folder),
-                    next(left, "never: none of its epochs is left"),
+                    next(left, "none, since all its epochs are over"),
                 )
 
 

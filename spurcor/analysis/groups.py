@@ -50,16 +50,16 @@ def pairs_of(spec: GroupSpec, named: Pairs | None, same_class: bool) -> dict[str
     if named is not None:
         for name in itertools.chain.from_iterable(named):
             if name not in names:
-                raise UserError(f"pairs: {name} is no group; there are {', '.join(names)}")
+                raise UserError(f"pairs: {name} is not a group; choose from {', '.join(names)}")
         chosen = [(names.index(one), names.index(other)) for one, other in named]
         for one, other in chosen if same_class else ():
             if one // len(spec.attributes) != other // len(spec.attributes):
                 raise UserError(
-                    f"pairs: {names[one]} and {names[other]} are of different classes; a pair is a"
-                    " minority and the majority of one class"
+                    f"pairs: {names[one]} and {names[other]} belong to different classes; pair"
+                    " groups of the same class"
                 )
     elif not spec.aligned:
-        raise UserError("pairs=null: this data set does not say which groups are usual; name pairs")
+        raise UserError("pairs=null: this data set does not define aligned groups; list the pairs")
     else:
         chosen = _usual_pairs(spec, same_class)
     return {f"{names[one]}-{names[other]}": (one, other) for one, other in chosen}
@@ -105,44 +105,44 @@ class GroupAnalysis(Analysis):
                 raise ValueError(f"{name}={value} must be at least 1")
         if self.epochs and min(self.epochs) < 0:
             raise ValueError(
-                f"epochs={list(self.epochs)} must not be negative; the first moment is 0, before"
-                " the first epoch"
+                f"epochs={list(self.epochs)} must not be negative; 0 is before the first epoch"
             )
         if not self.splits:
-            raise ValueError("splits=[] leaves nothing to analyse")
+            raise ValueError("splits=[] leaves nothing to analyse; list at least one")
 
     def check(self, method: Method, splits: Splits) -> None:
         """Groups, splits that exist, two classes where there must be; warns of what will be NaN."""
         what = type(self).__name__
         spec = method.spec
-        spec.require_groups(f"{what} (analysis=none leaves it out)")
+        spec.require_groups(f"{what} (analysis=none turns it off)")
         if self.scalar and spec.num_classes != 2:
             raise ValueError(
-                f"it is of the scalar f of two classes, and this data set has {spec.num_classes}"
+                f"it needs the scalar output of two classes, but this data set has"
+                f" {spec.num_classes} classes"
             )
         for name in self.splits:
             counts = splits[name].group_counts.tolist()
             if empty := [g for g, n in zip(spec.names, counts, strict=True) if not n]:
                 log.warning(
-                    "analysis: %s of %s has no sample; what %s says of it is NaN",
+                    "analysis: no samples of %s in %s; %s reports NaN for them",
                     ", ".join(empty),
                     name,
                     what,
                 )
         phases = method.phases()
         if not phases:
-            raise ValueError("it looks at what training does, and this method trains nothing")
+            raise ValueError("it analyses training, but this method trains nothing")
         for phase in phases:
             if taken := [name for name in self.splits if name in phase.consumed]:
                 log.warning(
-                    "analysis: %s trains on %s; what %s says of it then is NaN",
+                    "analysis: phase %s trains on %s; %s reports NaN for it in that phase",
                     phase.name,
                     ", ".join(taken),
                     what,
                 )
         end = max(phase.epochs for phase in phases)
         if late := [epoch for epoch in self.epochs or () if epoch > end]:
-            log.warning("%s: epochs=%s come after the last, which is %d", what, late, end)
+            log.warning("%s: epochs=%s are after the last epoch, %d", what, late, end)
         self.check_spec(spec)
 
     def check_spec(self, spec: GroupSpec) -> None:

@@ -135,7 +135,7 @@ class Stored:
         classes, attributes = self.spec.num_classes, len(self.spec.attributes)
         for split in (Split.VAL, Split.TEST, *self.y):
             if split not in self.y or not len(self.y[split]):
-                raise Damaged(path, f"holds no predictions of {split}")
+                raise Damaged(path, f"has no predictions for {split}")
             y = self.y[split]
             known = {"multilabel": (2, None), "multiclass": (classes, attributes)}[self.spec.task]
             within = all(
@@ -143,7 +143,7 @@ class Stored:
                 for of, count in zip((y, a[split]), known, strict=True)
             )
             if self.logits[split].shape[1] != classes or not within:
-                raise Damaged(path, f"is damaged ({split} has other classes than result.json)")
+                raise Damaged(path, f"is damaged (the classes of {split} differ from result.json)")
 
 
 # --- the analysis ---------------------------------------------------------------------------------
@@ -179,22 +179,22 @@ class Selective(Analysis):
             splits[name]
         phases = method.phases()
         if not phases:
-            raise ValueError("nothing is trained, so there are no predictions to accept")
+            raise ValueError("this method trains nothing, so there are no predictions to accept")
         if Split.VAL in method.consumed:
-            raise ValueError("the network is trained on val, which then calibrates nothing")
+            raise ValueError("the network is trained on val, so val cannot calibrate it")
         spec = splits.info.spec
         two = method.init is not None or any(phase.selection for phase in phases[:-1])
         if spec.task == "multilabel" and not two:
             raise ValueError(
-                "several labels are accepted where two networks agree, and this method keeps one;"
-                " compare two runs by python -m spurcor.selective runs=[<run>,<run>]"
+                "multi-label data needs two networks that can agree, but this method keeps one;"
+                " compare two runs with python -m spurcor.selective runs=[<run>,<run>]"
             )
         self._check_names(spec)
 
     def _check_names(self, spec: GroupSpec) -> None:
         if unknown := [name for name in self.difficult if name not in spec.classes]:
             raise UserError(
-                f"difficult={unknown[0]} is no class; there are {', '.join(spec.classes)}"
+                f"difficult={unknown[0]} is not a class; choose from {', '.join(spec.classes)}"
             )
 
     def finish(self, ended: Ended) -> Mapping[str, Any]:
@@ -207,8 +207,8 @@ class Selective(Analysis):
         init = ended.config.init
         if init is not None and not any("origin" in kept[name] for name in before):
             raise UserError(
-                f"{ended.directory} was made by a version that kept nothing of the run it started"
-                f" from; say python -m spurcor.selective runs=[{init},{ended.directory}]"
+                f"{ended.directory} was made by a version that did not keep the network it started"
+                f" from; use python -m spurcor.selective runs=[{init},{ended.directory}]"
             )
         networks = [Stored.load(name, spec, ended.directory / "phases" / name) for name in before]
         networks.append(Stored.load(ended.config.choices["method"], spec, ended.directory))
@@ -351,7 +351,7 @@ def _draw(path: Path, rules: Mapping[str, Mapping[str, Answers]], y: Mapping[str
         x, error = ((100 * values[shown]).tolist() for values in (coverage, risk))
         series.append(Series(rule, style, x, error))
     drawing = Drawing(
-        "risk_coverage", "", "test coverage (%)", "error of what is answered (%)",
+        "risk_coverage", "", "test coverage (%)", "error on answered samples (%)",
         [Panel("", series)],
     )  # fmt: skip
     write(path, drawing)

@@ -21,7 +21,9 @@ class LeNet(Backbone):
         super().__init__()
         channels, height, width = info.shape
         if latent < 1 or min(height, width) < 4:
-            raise ValueError(f"latent={latent} must be at least 1, and images at least 4 x 4")
+            raise ValueError(
+                f"latent={latent} must be at least 1, and images must be at least 4 x 4"
+            )
         self.dims = {"conv1": 32, "conv2": 64, "hidden": latent}
         self.kinds = {"conv1": "map", "conv2": "map", "hidden": "vector"}
         self.conv1 = nn.Sequential(nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU())

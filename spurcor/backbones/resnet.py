@@ -43,7 +43,7 @@ class ResNet(Backbone):
     ) -> None:
         super().__init__()
         if info.shape[0] != 3:
-            raise ValueError(f"a ResNet takes images of 3 channels, not {info.shape[0]}")
+            raise ValueError(f"ResNets need images with 3 channels, not {info.shape[0]}")
         from torchvision import models
 
         network = {18: models.resnet18, 50: models.resnet50}[depth](weights=None)

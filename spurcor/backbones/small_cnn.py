@@ -22,7 +22,9 @@ class SmallCnn(Backbone):
     def __init__(self, info: DataInfo, padding: int = 1, hidden_norm: bool = False) -> None:
         super().__init__()
         if min(info.shape[1:]) < (4 if padding else 16):
-            raise ValueError(f"padding={padding} leaves nothing of images of {info.shape[1:]}")
+            raise ValueError(
+                f"images of {tuple(info.shape[1:])} are too small for padding={padding}"
+            )
         self.dims = {"block1": 16, "block2": 32, "hidden": 256}
         self.kinds = {"block1": "map", "block2": "map", "hidden": "vector"}
         self.block1 = conv_block(info.shape[0], 16, padding)

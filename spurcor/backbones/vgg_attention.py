@@ -24,7 +24,9 @@ class VggAttention(Backbone):
         super().__init__()
         channels, height, width = info.shape
         if min(height, width) < 8 or not 0 <= dropout < 1:
-            raise ValueError(f"images must be at least 8 x 8, and dropout={dropout} below 1")
+            raise ValueError(
+                f"images must be at least 8 x 8, and dropout={dropout} at least 0 and below 1"
+            )
         self.dims = dict(zip(self.layers, (32, 64, 128, 512, 256), strict=True))
         self.kinds = {name: "vector" if "hidden" in name else "map" for name in self.layers}
         self.block1 = conv_block(channels, 32, 1)

@@ -61,7 +61,7 @@ class VisionTransformer(Backbone):
         patch = 16 if network == "vit_b_16" else 14
         if channels != 3 or height % patch or width % patch:
             raise ValueError(
-                f"{network} takes images of 3 channels and of whole patches of {patch} x {patch}"
+                f"{network} needs images with 3 channels and sides that are multiples of {patch}"
                 f" pixels, not {channels} x {height} x {width}"
             )
         model: Any = timm.create_model(

@@ -59,7 +59,7 @@ def composed(config: DictConfig) -> dict[str, Any]:
         raise UserError(f"plugins is no key of a file, which would bring code to run; {HOW}")
     for key in flat("", tree):
         if key.endswith("._revision_"):
-            raise UserError(f"{key[1:]} is written by spurcor and cannot be chosen; leave it out")
+            raise UserError(f"{key[1:]} is set by spurcor and cannot be changed; leave it out")
     return {str(key): value for key, value in tree.items()}
 
 
@@ -112,12 +112,12 @@ def _check_arguments(
         if key not in parameters:
             problems.append(unknown_key(f"{dot}{key}", list(parameters)))
         elif value == "???":
-            problems.append(f"{dot}{key} has no value; give one as {dot}{key}=...")
+            problems.append(f"{dot}{key} has no value; set {dot}{key}=...")
         else:
             coerced[key] = _coerce(f"{dot}{key}", value, hints.get(key, Any), problems)
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in values:
-            problems.append(f"{dot}{name} is missing; add it as +{dot}{name}=...")
+            problems.append(f"{dot}{name} is missing; add +{dot}{name}=...")
     return coerced
 
 
@@ -162,17 +162,17 @@ def _coerce(path: str, value: Any, hint: Any, problems: list[str]) -> Any:
 def _unsound(value: Any) -> str:
     """What is wrong with a plain value wherever it stands; nothing if it is sound."""
     if isinstance(value, float) and not math.isfinite(value):
-        return "is no finite number"
+        return "is not finite"
     if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
         return "is too large"
     if isinstance(value, str | Path):
         if "\0" in str(value):
-            return "holds a NUL character, which no file name may"
+            return "contains a NUL character"
         if not str(value).isascii() and str(value) != str(value).encode(errors="replace").decode():
-            return "is not written in UTF-8"
+            return "is not valid UTF-8"
     if isinstance(value, Mapping):
         if "_target_" in value:
-            return "names a class, where only plain values are taken"
+            return "names a class, but only plain values are allowed here"
         return next(filter(None, map(_unsound, [*value, *value.values()])), "")
     if isinstance(value, list | tuple):
         return next(filter(None, map(_unsound, value)), "")
@@ -220,10 +220,12 @@ def _check_nested(path: str, value: Mapping[str, Any], kind: Any, problems: list
 
 def _check_node(path: str, value: Any, problems: list[str]) -> Node | None:
     if not isinstance(value, Mapping) or not isinstance(value.get("_target_"), str):
-        problems.append(f"{path} names no _target_; choose one of the files in conf/{path}")
+        problems.append(f"{path} has no _target_; choose one of the files in conf/{path}")
         return None
     if foreign := {"_args_", "_convert_", "_partial_", "_recursive_"} & set(value):
-        problems.append(f"{path}.{sorted(foreign)[0]} is refused; only _target_ and plain values")
+        problems.append(
+            f"{path}.{sorted(foreign)[0]} is not allowed; use only _target_ and plain values"
+        )
         return None
     try:
         owner = locate(value["_target_"])
@@ -236,11 +238,11 @@ def _check_node(path: str, value: Any, problems: list[str]) -> Node | None:
     contract = inspect.isabstract(owner) or getattr(owner, "_is_protocol", False)
     if role not in bases or contract:
         name = path.rpartition(".")[2] if path in ROLES else group
-        problems.append(f"{path}._target_={value['_target_']} is no {name}")
+        problems.append(f"{path}._target_={value['_target_']} is not a valid {name}")
         return None
     revision = value.get("_revision_", getattr(owner, "revision", 1))
     if not isinstance(revision, int):
-        problems.append(f"{path}._revision_={revision} is not a whole number")
+        problems.append(f"{path}._revision_={revision} is not an integer")
         return None
     runtime = RUNTIME.get(group, set())
     arguments = {k: item for k, item in value.items() if k not in ("_target_", "_revision_")}
@@ -267,7 +269,7 @@ def _literals(hint: Any) -> Iterator[Any]:
 
 
 def _describe(hint: Any) -> str:
-    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+    names = {float: "a number", int: "an integer", bool: "true or false", str: "a string"}
     if literals := list(_literals(hint)):
         return "one of " + ", ".join(map(str, literals))
     known = [names[m] for m in (float, int, bool, str) if m in _members(hint)]
@@ -289,7 +291,7 @@ def _element(hint: Any) -> Any:
 
 
 def _several(hint: Any) -> str:
-    names = {float: "numbers", int: "whole numbers", bool: "true or false", str: "texts"}
+    names = {float: "numbers", int: "integers", bool: "true or false", str: "strings"}
     inner = _element(hint)
     return names.get(inner) or f"lists of {_several(inner)}"
 
@@ -301,10 +303,10 @@ def nearest(word: str, names: Iterable[str]) -> str | None:
 
 
 def unknown_key(path: str, names: list[str]) -> str:
-    """The sentence for a key that nothing takes."""
+    """The message for an unknown key."""
     parent, _, key = path.rpartition(".")
     dot = f"{parent}." if parent else ""
     if near := nearest(key, names):
-        return f"{path} is no key; did you mean {dot}{near}?"
-    taken = f"; {parent or 'the top level'} takes {', '.join(sorted(names))}" if names else ""
-    return f"{path} is no key{taken}"
+        return f"unknown key {path}; did you mean {dot}{near}?"
+    taken = f"; {parent or 'the top level'} has {', '.join(sorted(names))}" if names else ""
+    return f"unknown key {path}{taken}"

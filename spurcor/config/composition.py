@@ -75,8 +75,8 @@ class CheckedLoader(ConfigLoaderImpl):
         for override in sweep_overrides:
             if override.lstrip("+~ ").startswith(("hydra.", "hydra/", "hydra=", "hydra@")):
                 raise UserError(
-                    f"{override}: a point of a sweep changes its run, not Hydra; leave it out of"
-                    " hydra.sweeper and type it for the whole sweep"
+                    f"{override} sets an option of Hydra, which a single point of a sweep cannot"
+                    " change; remove it from hydra.sweeper and pass it for the whole sweep"
                 )
             if override.lstrip("+~ ").startswith(WORD):
                 raise UserError(f"{override}: a point of a sweep brings no code; {HOW}")
@@ -92,7 +92,7 @@ class CheckedLoader(ConfigLoaderImpl):
         for _, place in _entries("", asked):
             if isinstance(place, str) and "://" in place and not place.startswith("file://"):
                 raise UserError(
-                    f"hydra.searchpath={place} would import Python code; name a folder, or say"
+                    f"hydra.searchpath={place} would import Python code; use a folder, or pass"
                     " --config-dir <folder>"
                 )
         super()._process_config_searchpath(config_name, parsed_overrides, repo)
@@ -109,8 +109,8 @@ class CheckedLoader(ConfigLoaderImpl):
                 trusted = any(value == file.get(key) for file in files)
                 if value and not trusted and not any(one.startswith(names) for one in typed):
                     raise UserError(
-                        f"{group}.{key}={value} runs in a shell; write it in conf/site/<name>.yaml"
-                        f" or type it, as in {group}.{key}=..."
+                        f"{group}.{key}={value} would run in a shell; set it in"
+                        f" conf/site/<name>.yaml or on the command line with {group}.{key}=..."
                     )
 
     def _chosen(self, cfg: DictConfig, group: str) -> Mapping[str, Any]:
@@ -125,7 +125,7 @@ def refuse_foreign(cfg: DictConfig) -> None:
     """Whatever Hydra would build or set, unless it is ours or Hydra's own; `cfg` is its part."""
     if OmegaConf.select(cfg, "callbacks"):
         raise UserError(
-            f"hydra.callbacks={list(cfg.callbacks)} would run code of their own; leave them out"
+            f"hydra.callbacks={list(cfg.callbacks)} would run arbitrary code; remove them"
         )
     for role, allowed in PLUGINS.items():
         _refuse_other_plugin(f"hydra.{role}", _plain(cfg, role), allowed)
@@ -154,10 +154,10 @@ def _refuse_other_plugin(path: str, value: Any, allowed: Sequence[str]) -> None:
     if target not in allowed:
         said = f"{path}={value}" if target is None else f"{path}._target_={target}"
         group = path.replace(".", "/")
-        raise UserError(f"{said} is none of spurcor's or Hydra's; choose one by {group}=...")
+        raise UserError(f"{said} is neither spurcor's nor Hydra's; choose one with {group}=...")
     for key, _ in _entries("", arguments):
         if key.rpartition(".")[2] in INSTRUCTIONS:
-            raise UserError(f"{path}.{key} is refused; {path} takes plain values only")
+            raise UserError(f"{path}.{key} is not allowed; {path} takes only plain values")
 
 
 def _refuse_factories(path: str, value: Any) -> None:
@@ -169,8 +169,9 @@ def _refuse_factories(path: str, value: Any) -> None:
         refused |= isinstance(item, str) and "://" in item and item not in STREAMS
         if refused:
             raise UserError(
-                f"{path}.{key}={item} is refused: logging may use {', '.join(LOGGING_CLASSES)} on"
-                f" {' or '.join(STREAMS)}; hydra/{path.partition('.')[2]}=none switches it off"
+                f"{path}.{key}={item} is not allowed: logging may use {', '.join(LOGGING_CLASSES)}"
+                f" on {' or '.join(STREAMS)}; pass hydra/{path.partition('.')[2]}=none to turn it"
+                " off"
             )
 
 
@@ -211,11 +212,11 @@ def refuse_impossible_sweep(overrides: Sequence[Override]) -> None:
         except (ValueError, TypeError) as error:
             raise UserError(f"{override.input_line}: {error}") from error
         if number == 0:
-            raise UserError(f"{override.input_line} sweeps over nothing; name some values")
+            raise UserError(f"{override.input_line} sweeps over no values; list at least one")
         total *= number
         if not total <= MOST_POINTS:  # nor where that is not a number
             raise UserError(
-                f"{override.input_line} makes more than {MOST_POINTS} points; say fewer"
+                f"{override.input_line} makes more than {MOST_POINTS} points; use fewer values"
             )
 
 
@@ -225,7 +226,7 @@ def _number_of_values(override: Override) -> float:
     if isinstance(sweep, RangeSweep):
         start, stop, step = (float(v or 0) for v in (sweep.start, sweep.stop, sweep.step))
         if not step:
-            raise ValueError("a step of 0 has no end")
+            raise ValueError("a step of 0 never ends")
         length = (stop - start) / step
         return max(0, math.ceil(length)) if math.isfinite(length) else math.inf
     return float(sum(1 for _ in override.sweep_iterator()))

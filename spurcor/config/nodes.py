@@ -127,7 +127,7 @@ def locate(target: str) -> type:
         found = getattr(importlib.import_module(module_name), name)
     except Exception as error:  # a module may raise anything while it is imported
         raise UserError(f"_target_={target} does not exist ({error})") from error
-    refusal = UserError(f"_target_={target} is not a class that a configuration may build")
+    refusal = UserError(f"_target_={target} is not a class that a configuration may use")
     if not isinstance(found, type):
         raise refusal
     home = found.__module__.partition(".")[0]

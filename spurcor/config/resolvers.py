@@ -56,7 +56,7 @@ def register() -> None:
     """Make spurcor's resolvers known to OmegaConf, and files of plug-ins to Hydra."""
     if not CONF.is_dir():
         raise UserError(
-            f"there is no conf folder beside {REPO / 'spurcor'}; install spurcor from a clone"
+            f"there is no conf folder next to {REPO / 'spurcor'}; install spurcor from a clone"
             " with 'pip install -e .'"
         )
     conf_folders()  # refuses plug-ins that cannot be

@@ -30,13 +30,13 @@ Loss = Literal["cross_entropy", "logistic", "mse"]
 
 
 def check_criterion(key: str, criterion: str) -> None:
-    """Only metrics of the validation split select."""
+    """Only validation metrics may select an epoch."""
     split, _, name = criterion.partition("/")
     if split == "val" and (name in METRICS or name.startswith("group/")):
         return
     near = nearest(name, METRICS) if split == "val" else None
-    fix = f"did you mean val/{near}?" if near else f"only val/... selects: {', '.join(METRICS)}"
-    raise ValueError(f"{key}={criterion} is no metric of the validation split; {fix}")
+    fix = f"did you mean val/{near}?" if near else f"use val/ and one of {', '.join(METRICS)}"
+    raise ValueError(f"{key}={criterion} is not a validation metric; {fix}")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class EarlyStopping:
 
     def __post_init__(self) -> None:
         if self.patience < 1:
-            raise ValueError("patience must be at least 1")
+            raise ValueError(f"patience={self.patience} must be at least 1")
         check_criterion("metric", self.metric)
 
 
@@ -77,9 +77,10 @@ class TrainOptions:
         if (self.num_threads or 1) > MOST_THREADS:
             raise ValueError(f"num_threads={self.num_threads} must be at most {MOST_THREADS}")
         if self.keep_epochs and min(self.keep_epochs) < 1:
-            raise ValueError(f"keep_epochs={list(self.keep_epochs)}: epochs are counted from 1")
+            raise ValueError(f"keep_epochs={list(self.keep_epochs)} must be at least 1")
         if self.checkpoint_seconds < 0:
-            raise ValueError("checkpoint_seconds must not be negative")
+            seconds = self.checkpoint_seconds
+            raise ValueError(f"checkpoint_seconds={seconds} must not be negative")
         check_criterion("selection", self.selection)
 
 
@@ -256,5 +257,5 @@ def check_sweep_name(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         hint = ""
         if (REPO / "sweeps" / f"{name}.yaml").exists():
-            hint = f"; to run the sweep file, say +sweeps={name}"
-        raise ValueError(f"sweep={name} is no name of letters, digits, '_', '-' and '.'{hint}")
+            hint = f"; to run the sweep file, pass +sweeps={name}"
+        raise ValueError(f"sweep={name} may have only letters, digits, '_', '-' and '.'{hint}")

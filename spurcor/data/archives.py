@@ -70,7 +70,7 @@ def extracted(
     try:
         if not folder.exists():
             _extract_once(archive, folder, max_bytes, max_members)
-        fix = f"remove {folder}, and it is extracted anew"
+        fix = f"remove {folder} to extract it again"
         size = read_json(folder / MARK, Extracted, fix)["bytes"]
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
@@ -78,12 +78,12 @@ def extracted(
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"{archive} cannot be extracted to {folder} ({reason}); remove that folder if it"
-            " exists, and see that its place can be written to"
+            f" exists, and make sure that {folder.parent} is writable"
         ) from error
     if size != archive.stat().st_size:
         raise UserError(
-            f"{folder} was extracted from another archive than the {archive.name} that is now"
-            " beside it; remove the folder, and it is made anew"
+            f"{folder} was not extracted from the {archive.name} that is next to it now; remove"
+            " the folder to extract it again"
         )
     return folder
 
@@ -101,8 +101,8 @@ def _extract_once(archive: Path, folder: Path, max_bytes: int, max_members: int)
             if size > free:
                 raise UserError(
                     f"extracting {archive} takes {size / 1e9:.2f} GB in {folder.parent}, which has"
-                    f" {free / 1e9:.2f} GB free; make room, or move it to a larger disk and set"
-                    " paths.data"
+                    f" {free / 1e9:.2f} GB free; free some space, or move it to a larger disk and"
+                    " set paths.data"
                 )
             with replacing_folder(folder) as beside:
                 _write_all(archive, beside, count, max_bytes)
@@ -112,7 +112,7 @@ def _extract_once(archive: Path, folder: Path, max_bytes: int, max_members: int)
                 raise  # the disk's, not the archive's
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
-                f"{archive} is damaged or cut off ({reason}); download it again"
+                f"{archive} is damaged or truncated ({reason}); download it again"
             ) from error
 
 
@@ -210,7 +210,7 @@ class Bounded(io.BufferedIOBase):
     def read(self, size: int | None = -1) -> bytes:
         """At most MAX_READ bytes."""
         if size is None or not 0 <= size <= MAX_READ:
-            raise tarfile.ReadError("a header of impossible size")
+            raise tarfile.ReadError("a header has an impossible size")
         return self.file.read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
@@ -239,8 +239,7 @@ def _opened(archive: Path) -> Iterator[Reader]:
             page = start.lstrip().lower().startswith((b"<!doctype", b"<html"))
             what = "a web page" if page else "neither a zip nor a tar archive"
             raise UserError(
-                f"{archive} is {what}, perhaps the answer to a download that failed; download it"
-                " again"
+                f"{archive} is {what}, perhaps from a failed download; download it again"
             ) from error
         with opened_tar:
             yield TarReader(opened_tar)
@@ -260,13 +259,13 @@ def _inspect(archive: Path, max_bytes: int, max_members: int) -> tuple[int, int]
                 raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
             if member.leads_out:
                 points = f", a link to {member.target}," if member.target else ""
-                raise _refusal(archive, f"{member.name}{points} leads out of its folder")
+                raise _refusal(archive, f"{member.name}{points} points outside the folder")
             if member.kind == "special":
                 raise _refusal(archive, f"{member.name} is neither a file nor a folder")
             if count > max_members:
                 raise _refusal(archive, f"it has more than {max_members:,} members")
             if size > max_bytes:
-                raise _refusal(archive, f"it holds more than {max_bytes / 1e9:,.1f} GB")
+                raise _refusal(archive, f"it contains more than {max_bytes / 1e9:,.1f} GB")
     if not count:
         raise _refusal(archive, "it is empty")
     return size, count
@@ -274,7 +273,7 @@ def _inspect(archive: Path, max_bytes: int, max_members: int) -> tuple[int, int]
 
 def _refusal(archive: Path, reason: str) -> UserError:
     return UserError(
-        f"{archive} is not extracted: {reason}; if you trust it, extract it yourself to"
+        f"{archive} was not extracted: {reason}; if you trust it, extract it yourself to"
         f" {archive.parent}"
     )
 
@@ -306,7 +305,7 @@ def _copy(contents: IO[bytes], path: Path, member: Member, archive: Path, left: 
         while block := contents.read(BLOCK):
             written += len(block)
             if written > min(left, member.size):
-                raise _refusal(archive, "it holds more than its headers say")
+                raise _refusal(archive, "it contains more than its headers say")
             file.write(block)
     if written != member.size:
         raise tarfile.ReadError(f"{member.name} has {written:,} bytes instead of {member.size:,}")

@@ -41,14 +41,14 @@ UPRIGHT = {  # from its values to Pillow's names
 }
 BITS, INTERPRETATION, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
 
-DAMAGED = "cannot be read as images, perhaps cut off in a copy; put them anew"
+DAMAGED = "cannot be read as images, perhaps truncated while copying; copy them again"
 TOO_DEEP = (
-    "have values of 32 bits or with a sign, whose range is unknown; save them with 8 or 16 bits"
+    "have 32-bit or signed values, whose range is unknown; save them with 8 or 16 unsigned bits"
 )
-ODD_COLOURS = "have colours that cannot be converted; save them as RGB"
-TRANSPARENT = "have transparent parts, where the colours that the file hides are used"
-FRAMES = "hold several frames or pages, of which the first is used"
-PRINTED = "have the four colours of print, which are converted without a colour profile"
+ODD_COLOURS = "have a colour mode that cannot be converted; save them as RGB"
+TRANSPARENT = "have transparent parts; the colours stored underneath are used"
+FRAMES = "have several frames or pages; only the first is used"
+PRINTED = "are CMYK; they are converted without a colour profile"
 
 
 @dataclass(frozen=True)

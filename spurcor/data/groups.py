@@ -47,11 +47,9 @@ class GroupSpec:
         """Names are keys of results: two that coincide would share a figure."""
         for what, names in (("class", self.classes), ("attribute value", self.attributes)):
             if unfit := [name for name in names if not name.strip() or not name.isprintable()]:
-                raise UserError(
-                    f"one {what} is called {unfit[0]!r}; give it a name that can be read"
-                )
+                raise UserError(f"the {what} {unfit[0]!r} is empty or not printable; rename it")
             if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-                raise UserError(f"the {what} '{twice[0]}' is named twice; rename one")
+                raise UserError(f"the {what} '{twice[0]}' is listed twice; rename one")
         if self.task == "multilabel":
             return
         known: dict[str, str] = {}
@@ -59,8 +57,8 @@ class GroupSpec:
             described = f"class '{c}' with attribute value '{a}'"
             if (other := known.setdefault(f"{c}/{a}", described)) != described:
                 raise UserError(
-                    f"two groups are called '{c}/{a}': {other}, and {described}; rename one of"
-                    " them, without '/'"
+                    f"two groups are called '{c}/{a}': {other}, and {described}; rename one so"
+                    " that its name has no '/'"
                 )
 
     @property
@@ -90,8 +88,8 @@ class GroupSpec:
         """Refuse what makes no sense for a task without groups."""
         if self.task == "multilabel":
             raise UserError(
-                f"{what} works on groups, and this data set has {self.num_classes} labels and none;"
-                " choose a data set with one class and one attribute per image"
+                f"{what} needs groups, but this data set has {self.num_classes} labels and no"
+                " groups; choose a data set with one class and one attribute per image"
             )
 
     def is_aligned(self) -> Tensor:

@@ -99,7 +99,7 @@ class RaggedImages(Images):
     def take(self, rows: Tensor) -> Tensor:
         """Images of several sizes make no batch."""
         raise UserError(
-            "the images are of different sizes; choose a dataset/transform that resizes them"
+            "the images have different sizes; choose a dataset/transform that resizes them"
         )
 
     def to(self, device: torch.device) -> "RaggedImages":

@@ -23,7 +23,9 @@ def located(root: Path, names: Sequence[str]) -> list[str]:
     for written, name in zip(names, found, strict=True):
         place = os.path.normpath(os.path.join(root, name))
         if (other := places.setdefault(place, written)) != written:
-            raise UserError(f"{root}: {other} and {written} are one file, listed twice; keep one")
+            raise UserError(
+                f"{root}: {other} and {written} are the same file, listed twice; keep one"
+            )
     return found
 
 

@@ -110,9 +110,9 @@ def _warn_of_enlarging(images: Images, transform: Transform) -> None:
     if after > ENLARGED**2 * before:
         height, width = stored.shape[2:]
         log.warning(
-            "dataset.transform enlarges stored images of %d x %d pixels, which adds nothing to see"
-            " and makes every step about %.1f times as long; say dataset.transform.size=%d, or"
-            " leave more of the images by resize and crop",
+            "dataset.transform enlarges stored images of %d x %d pixels, which adds no detail and"
+            " makes every step about %.1f times as long; set dataset.transform.size=%d, or larger"
+            " values of resize and crop",
             height,
             width,
             after / before,

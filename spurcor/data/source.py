@@ -46,7 +46,9 @@ class DataSource(ABC):
 
     def __post_init__(self) -> None:
         if not 0 <= self.target_fraction < 1:
-            raise ValueError(f"target_fraction={self.target_fraction} must be at least 0, below 1")
+            raise ValueError(
+                f"target_fraction={self.target_fraction} must be at least 0 and below 1"
+            )
         for name in ("subset_size", "num_train", "num_val", "num_test", "num_target"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -87,9 +89,9 @@ class DataSource(ABC):
         if self.target_fraction:
             if Split.TARGET in groups and self.target_from == "val":
                 raise UserError(
-                    f"dataset.target_fraction={self.target_fraction}: this data set has a TARGET of"
-                    " its own; say dataset.target_fraction=0, or dataset.target_from=train to have"
-                    " a share of TRAIN in its place"
+                    f"dataset.target_fraction={self.target_fraction}: this data set has its own"
+                    " TARGET; set dataset.target_fraction=0, or dataset.target_from=train to take"
+                    " a share of TRAIN instead"
                 )
             origin[Split.TARGET] = self.target_from
             remaining = kept[self.target_from]
@@ -113,12 +115,13 @@ class DataSource(ABC):
         names = spec.names
         if unknown := [name for name in self.drop_groups if name not in names]:
             raise UserError(
-                f"dataset.drop_groups={unknown[0]} is no group; there are {', '.join(names)}"
+                f"dataset.drop_groups={unknown[0]} is not a group; choose from {', '.join(names)}"
             )
         dropped = torch.tensor([names.index(name) for name in self.drop_groups], dtype=torch.int64)
         kept = (~torch.isin(g, dropped)).nonzero().squeeze(1)
         if not len(kept):
-            raise UserError(f"dataset.drop_groups={list(self.drop_groups)} leaves nothing to train")
+            dropped_all = list(self.drop_groups)
+            raise UserError(f"dataset.drop_groups={dropped_all} leaves nothing to train on")
         return kept
 
     def _take_target(self, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,7 +133,7 @@ class DataSource(ABC):
         if not taken.any() or taken.all():
             raise UserError(
                 f"dataset.target_fraction={self.target_fraction} of {len(g)} {self.target_from}"
-                f" samples leaves target or {self.target_from} empty"
+                f" samples leaves target or {self.target_from} empty; choose another fraction"
             )
         return (~taken).nonzero().squeeze(1), taken.nonzero().squeeze(1)
 
@@ -139,7 +142,10 @@ class DataSource(ABC):
         groups = members_by(g, torch.randperm(len(g), generator=self._generator(f"subset/{name}")))
         if size < len(groups):
             key = key if getattr(self, key) else "subset_size"
-            raise UserError(f"dataset.{key}={size} is too small: {name} has {len(groups)} groups")
+            raise UserError(
+                f"dataset.{key}={size} is too small: {name} has {len(groups)} groups; use at least"
+                f" {len(groups)}"
+            )
         quotas = apportion(torch.tensor([len(members) for members in groups]), size).tolist()
         kept = [members[:quota] for members, quota in zip(groups, quotas, strict=True)]
         return torch.cat(kept).sort()[0]

@@ -41,7 +41,7 @@ class Splits:
 
     def __getitem__(self, name: str) -> GroupedDataset:
         if name not in self.data:
-            hint = "; dataset.target_fraction takes one from val" if name == Split.TARGET else ""
+            hint = "; set dataset.target_fraction to create it" if name == Split.TARGET else ""
             have = ", ".join(self.data)
             raise UserError(f"this data set has no {name} split{hint}; it has {have}")
         return self.data[name]
@@ -88,7 +88,7 @@ def _place(arrays: Mapping[int, Images], store: str, device: torch.device) -> di
         free = torch.cuda.mem_get_info(device)[0]
         if needed > DEVICE_SHARE * free:
             log.warning(
-                "dataset.store=device: the images take %.1f GB and %s has %.1f GB free; they stay"
+                "dataset.store=device: the images take %.1f GB but %s has %.1f GB free; they stay"
                 " in memory",
                 needed / 1e9,
                 device,

@@ -89,13 +89,13 @@ def _look_at(root: Path, names: Sequence[str]) -> Facts:
         facts[i] = found.st_size, found.st_mtime_ns
     if missing:
         raise UserError(
-            f"{root} lacks {len(missing):,} listed image files: {_some(missing, root)}; put them"
-            f" there, or correct the list, which has {len(names):,}"
+            f"{root} lacks {len(missing):,} of {len(names):,} listed image files:"
+            f" {_some(missing, root)}; add them or correct the list"
         )
     if odd:  # a pipe would be waited for, for ever
         raise UserError(
             f"{root} has {len(odd):,} listed images that are folders, pipes or devices:"
-            f" {_some(odd)}; put files there"
+            f" {_some(odd)}; replace them with image files"
         )
     return facts
 
@@ -140,7 +140,7 @@ def _build(
                 raise UserError(
                     f"decoding {len(names):,} images takes {_gigabytes(needed)} in {folder.parent},"
                     f" which has {_gigabytes(free)} free; set SPURCOR_STORE to a folder on another"
-                    " disk, or dataset.subset_size to fewer images"
+                    " disk, or lower dataset.subset_size"
                 )
             log.info("decoding %d images into %s", len(names), folder)
             with replacing_folder(folder) as beside:
@@ -149,7 +149,7 @@ def _build(
     except OSError as error:
         raise UserError(
             f"decoded images cannot be written to {folder.parent} ({error.strerror or error}); set"
-            " SPURCOR_STORE to a folder that has room"
+            " SPURCOR_STORE to a folder with enough space"
         ) from error
 
 
@@ -285,7 +285,7 @@ def _remove_outdated(folder: Path) -> None:
 
 
 def _open(folder: Path) -> Images:
-    with decoding(folder, f"remove the folder {folder}, and it is made anew"):
+    with decoding(folder, f"remove {folder}, and it will be rebuilt"):
         sizes = torch.from_numpy(np.load(folder / "sizes.npy", allow_pickle=False).astype(np.int64))
         signature = torch.from_numpy(np.load(folder / "signature.npy", allow_pickle=False))
         state = json.loads((folder / "store.json").read_text())
@@ -293,7 +293,7 @@ def _open(folder: Path) -> Images:
         pixels = _map(folder / "pixels.bin")
         whole = len(sizes) == len(signature) == count
         if not whole or len(pixels) != 3 * int(sizes.prod(1).sum()):
-            raise ValueError("its parts do not belong together")
+            raise ValueError("its parts do not match")
     if not bool((sizes == sizes[0]).all()):
         return RaggedImages(pixels, sizes, signature, interleaved, mapped=True)
     height, width = sizes[0].tolist()

@@ -64,7 +64,7 @@ class Table:
     def names(self, column: str) -> list[str]:
         """File names (M,), none empty and none twice."""
         values = self.filled(column)
-        self.refuse(values.duplicated(keep=False), column, "is there more than once", "keep one")
+        self.refuse(values.duplicated(keep=False), column, "is listed more than once", "keep one")
         names: list[str] = values.tolist()
         return names
 
@@ -85,7 +85,7 @@ class Table:
         """Whole numbers (M,) int64, none negative."""
         numbers = self._numbers(column)
         wrong = ~((numbers >= 0) & (numbers % 1 == 0))
-        self.refuse(wrong, column, "is no whole number from 0 on", "correct it")
+        self.refuse(wrong, column, "is not an integer of at least 0", "correct it")
         return torch.from_numpy(numbers.to_numpy("int64", copy=True))
 
     def _numbers(self, column: str) -> "Series[Any]":
@@ -104,7 +104,7 @@ class Table:
         if empty := [name for name, rows in members.items() if not len(rows)]:
             numbers = {str(split): code for code, split in SPLIT_CODES.items()}
             told = ", ".join(f"{name} ({column} {numbers[name]})" for name in empty)
-            raise UserError(f"{self.path} has no rows for {told}; put the whole file there")
+            raise UserError(f"{self.path} has no rows for {told}; use the complete file")
         return members
 
     def refuse(self, wrong: "Series[bool]", column: str, what: str, fix: str) -> None:
@@ -156,7 +156,7 @@ SEPARATORS = ",;\t"
 def _read(path: Path) -> tuple[bytes, str]:
     """What is in a file, and its encoding: Unicode, or what older programs on Windows write."""
     if not path.is_file():
-        raise UserError(f"{path} is no file; put the table there")
+        raise UserError(f"{path} is not a file; put the table there")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -210,4 +210,4 @@ def _read_csv(path: Path, content: bytes, **options: Any) -> "DataFrame":
             )
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read as a table ({reason}); put it anew") from error
+        raise UserError(f"{path} cannot be read as a table ({reason}); copy it again") from error

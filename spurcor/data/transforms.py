@@ -115,7 +115,9 @@ class Normalize(Transform):
         unit_length: bool = False,
     ) -> None:
         if not std or min(std) <= 0 or len(mean) != len(std):
-            raise ValueError(f"std={list(std)} must be positive and as many as mean={list(mean)}")
+            raise ValueError(
+                f"std={list(std)} must be positive and have as many values as mean={list(mean)}"
+            )
         self.mean, self.std, self.unit_length = mean, std, unit_length
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
@@ -176,8 +178,9 @@ class CropFlip(Moved):
         """(N, 3) int64: shift down, shift right, flip."""
         if int(sizes.min()) <= self.padding:
             raise UserError(
-                f"dataset.transform.padding={self.padding} reflects more than there is of images"
-                f" of {int(sizes[:, 0].min())} x {int(sizes[:, 1].min())} pixels"
+                f"dataset.transform.padding={self.padding} is too large to reflect images of"
+                f" {int(sizes[:, 0].min())} x {int(sizes[:, 1].min())} pixels; use at most"
+                f" {int(sizes.min()) - 1}"
             )
         reach = 2 * self.padding + 1
         shifts = torch.randint(reach, (len(sizes), 2), generator=generator) - self.padding
@@ -215,7 +218,8 @@ class AffineFlip(Moved):
     ) -> None:
         if not 0 <= degrees <= 180 or not 0 <= translate <= 1:
             raise ValueError(
-                f"degrees={degrees} must be between 0 and 180, translate={translate} 0 and 1"
+                f"degrees={degrees} must be between 0 and 180, and translate={translate} between 0"
+                " and 1"
             )
         self.normalize, self.degrees, self.translate = Normalize(mean, std), degrees, translate
 
@@ -296,22 +300,25 @@ class Photo(Transform):
         resize_short: int | None = None,
     ) -> None:
         if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
-            raise ValueError(f"scale={list(scale)} and ratio={list(ratio)} must be rising ranges")
+            raise ValueError(
+                f"scale={list(scale)} and ratio={list(ratio)} must be increasing ranges"
+            )
         sides = {"resize": resize, "resize_short": resize_short, "crop": crop}
         for name, value in (sides | {"size": size, "short": short}).items():
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         left = resize if crop is None else crop
         if left is None:
-            raise ValueError("resize and crop are both null: photographs would differ in size")
+            raise ValueError("resize=null and crop=null leave images of different sizes; set one")
         if resize is not None and resize_short is not None:
             raise ValueError(
-                f"resize={resize} is of both sides, resize_short={resize_short} of one; give one"
+                f"resize={resize} (both sides) and resize_short={resize_short} (the shorter side)"
+                " exclude each other; set only one"
             )
         for name, side in (("resize", resize), ("resize_short", resize_short)):
             if side is not None and left > side:
                 raise ValueError(
-                    f"crop={crop} is larger than {name}={side}: the rest would be black; say"
+                    f"crop={crop} is larger than {name}={side} and would be padded with black; set"
                     f" crop={side} or less, or null"
                 )
         self.size, self.augment = left if size is None else size, augment
@@ -342,9 +349,9 @@ class Photo(Transform):
         cut = resize is None and shorter is None  # out of the photograph as it came
         if cut and short is not None and int(sizes.min(1).values.max()) >= short:
             raise UserError(
-                f"dataset.transform crops the central {crop} pixels of photographs that are stored"
-                f" for training with {short} on the shorter side, so where that is on them is not"
-                f" known; say dataset.transform.resize, or a larger dataset.transform.short"
+                f"dataset.transform.crop={crop} cannot be located on photographs that are stored"
+                f" for training with a shorter side of {short}; set dataset.transform.resize, or a"
+                " larger dataset.transform.short"
             )
         seen = sizes if resize is None else torch.tensor(resize).expand_as(sizes)
         if shorter is not None:

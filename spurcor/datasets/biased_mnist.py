@@ -46,8 +46,8 @@ class BiasedMnist(DataSource):
         grey, y = _read(root, train=True)
         if len(y) <= self.val_size:
             raise UserError(
-                f"dataset.val_size={self.val_size} leaves nothing to train on: MNIST under {root}"
-                f" has {len(y)} training images"
+                f"dataset.val_size={self.val_size} leaves nothing to train on: MNIST in {root}"
+                f" has only {len(y)} training images"
             )
         order = torch.randperm(len(y), generator=generator)
         val, train = order[: self.val_size].sort()[0], order[self.val_size :].sort()[0]

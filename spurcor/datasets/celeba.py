@@ -79,15 +79,17 @@ class CelebAScale(DataSource):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.strength <= 1:
-            raise ValueError(f"strength={self.strength} must be above 0, at most 1")
+            raise ValueError(f"strength={self.strength} must be above 0 and at most 1")
         if self.target_size < 4 or self.target_size % 4:
-            raise ValueError(f"target_size={self.target_size} must be a multiple of 4, at least 4")
+            raise ValueError(
+                f"target_size={self.target_size} must be a multiple of 4 and at least 4"
+            )
         if self.majority_size < 1:
             raise ValueError(f"majority_size={self.majority_size} must be at least 1")
         if self.target_fraction and self.target_from == "val":
             raise ValueError(
-                f"target_fraction={self.target_fraction} must be 0: target_size takes TARGET from"
-                " the official TRAIN; target_from=train takes it from what is trained on"
+                f"target_fraction={self.target_fraction} must be 0: TARGET already consists of"
+                " target_size images; target_from=train replaces it with a share of TRAIN"
             )
 
     def load(self, root: Path) -> Photographs:
@@ -107,10 +109,10 @@ class CelebAScale(DataSource):
         for name, rows, size in zip(spec.names, groups[Split.TRAIN], sizes, strict=True):
             if num_target + size > len(rows):
                 raise UserError(
-                    f"{official.root} has {len(rows):,} training images of {name}, and"
-                    f" dataset.target_size={self.target_size} with strength={self.strength} and"
-                    f" majority_size={self.majority_size} takes {num_target + size:,}; make them"
-                    " smaller, or strength larger"
+                    f"dataset.target_size={self.target_size}, strength={self.strength} and"
+                    f" majority_size={self.majority_size} need {num_target + size:,} images of"
+                    f" {name}, but {official.root} has {len(rows):,}; use smaller sizes or a"
+                    " larger strength"
                 )
         trained = zip(groups[Split.TRAIN], sizes, strict=True)
         members = {
@@ -120,7 +122,9 @@ class CelebAScale(DataSource):
         for name in map(str, (Split.VAL, Split.TEST)):
             smallest = min(len(rows) for rows in groups[name])
             if not smallest:
-                raise UserError(f"{official.root}: a group of {name} is empty, so none can be kept")
+                raise UserError(
+                    f"{official.root}: {name} has an empty group; use the complete data set"
+                )
             members[name] = [rows[:smallest] for rows in groups[name]]
         drawn = {name: torch.cat(parts).sort()[0] for name, parts in members.items()}
         return replace(official, spec=spec, y=y, a=a, members=drawn)
@@ -184,7 +188,7 @@ def find(root: Path, alternatives: Iterable[Sequence[str]]) -> list[Path]:
     told = [" with ".join(Path(name).name for name in names) for names in alternatives]
     wanted = ", nor ".join(dict.fromkeys(told))
     raise UserError(
-        f"{root / 'celeba'} has no {wanted}; get archive.zip from {URL} and put it there as it is"
+        f"{root / 'celeba'} has no {wanted}; download archive.zip from {URL} and put it there"
     )
 
 
@@ -243,7 +247,7 @@ def _check_count(path: Path, count: int) -> None:
     """The first line of the authors' file says how many images there are."""
     said = first_lines(path, 1)[0].strip()
     if said != str(count):
-        raise UserError(f"{path} says it has {said[:20]} rows and has {count:,}; put it anew")
+        raise UserError(f"{path} announces {said[:20]} rows but has {count:,}; download it again")
 
 
 def _in_order(split: Table, table: Table) -> Table:
@@ -252,7 +256,7 @@ def _in_order(split: Table, table: Table) -> Table:
     if names.equals(others):
         return split
     split.names("image_id")
-    fix = "take both files from one source"
+    fix = "get both files from the same source"
     table.refuse(~names.isin(others), "image_id", f"is not in {split.path}", fix)
     split.refuse(~others.isin(names), "image_id", f"is not in {table.path}", fix)
     return Table(split.path, split.frame.set_index("image_id").loc[names].reset_index())

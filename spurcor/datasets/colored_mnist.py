@@ -108,7 +108,7 @@ class ColoredMnist(DataSource):
             if needed > len(indices):
                 raise UserError(
                     f"dataset.{name}_size={getattr(self, f'{name}_size')} needs {needed}"
-                    f" {self.spec.classes[label]} digits, and MNIST has {len(indices)} left"
+                    f" {self.spec.classes[label]} digits, but MNIST has only {len(indices)} left"
                 )
             groups += torch.split(indices[:needed], counts[2 * label : 2 * label + 2])
             left.append(indices[needed:])

@@ -55,22 +55,23 @@ class Dominoes(DataSource):
         names = BELOW[self.below][0]
         if unknown := [name for name in self.classes if name not in names]:
             raise ValueError(
-                f"classes={unknown[0]} is no class of {self.below}, which has {', '.join(names)}"
+                f"classes={unknown[0]} is not a class of {self.below}; choose from"
+                f" {', '.join(names)}"
             )
         if unfit := [digit for digit in self.digits if not 0 <= digit <= 9]:
             raise ValueError(f"digits={unfit[0]} must be between 0 and 9")
         sizes = len(self.digits), len(self.classes), len({*self.digits}), len({*self.classes})
         if len(set(sizes)) > 1 or sizes[0] < 2:
             raise ValueError(
-                f"digits={list(self.digits)} must be as many different ones as"
-                f" classes={list(self.classes)}, two or more"
+                f"digits={list(self.digits)} and classes={list(self.classes)} must be equally many,"
+                " at least two, without repeats"
             )
         if not 0 <= self.strength <= 1:
             raise ValueError(f"strength={self.strength} must be between 0 and 1")
         step, limit = 2 * sizes[0], sizes[0] * PER_CLASS
         if self.pool_size % step or not 0 < self.pool_size < limit:
             raise ValueError(
-                f"pool_size={self.pool_size} must be a multiple of {step} below {limit}"
+                f"pool_size={self.pool_size} must be a multiple of {step} and below {limit}"
             )
 
     @property

@@ -45,12 +45,14 @@ class Folder(DataSource):
         path = root / Path(self.csv).expanduser()
         if not path.is_file():
             raise UserError(
-                f"dataset.csv={self.csv}: there is no {path}; put a table there, with the columns"
-                f" {', '.join(COLUMNS)}, or name another"
+                f"dataset.csv={self.csv}: {path} does not exist; give the path of a table with the"
+                f" columns {', '.join(COLUMNS)}"
             )
         images = path.parent if self.images is None else root / Path(self.images).expanduser()
         if not images.is_dir():
-            raise UserError(f"dataset.images={self.images}: there is no folder {images}; name one")
+            raise UserError(
+                f"dataset.images={self.images}: {images} does not exist; give the folder of images"
+            )
         table = Table.read(path, COLUMNS)
         classes, y = _labels(table, "y")
         attributes, a = _labels(table, "a")
@@ -72,7 +74,7 @@ class Folder(DataSource):
         }
         if unknown := [name for name in self.aligned if name not in by_class]:
             raise UserError(
-                f"dataset.aligned={unknown[0]} is no group of {path}; there are"
+                f"dataset.aligned={unknown[0]} is not a group of {path}; choose from"
                 f" {', '.join(by_class)}"
             )
         chosen = sorted(by_class[name] for name in self.aligned)
@@ -93,8 +95,8 @@ def _labels(table: Table, column: str) -> tuple[tuple[str, ...], Tensor]:
         number = float(name) if re.fullmatch(r"[+-]?\d+\.?\d*", name) else None
         if number is not None and (other := spellings.setdefault(number, name)) != name:
             raise UserError(
-                f"{table.path}: {column} has {other} and {name}, which are one number; write it in"
-                " one way"
+                f"{table.path}: {column} has both {other} and {name}, which are the same number;"
+                " write it in one way"
             )
     if all(re.fullmatch(r"[+-]?\d+", name) for name in found):
         found.sort(key=lambda name: (int(name), name))
@@ -113,13 +115,13 @@ def _members(table: Table) -> dict[str, Tensor]:
     table.refuse(
         ~names.isin(known) & _no_name(names),
         "split",
-        "is no split",
-        f"write {', '.join(known)}, or 0, 1, 2 for train, val, test, or the name of a test set of"
-        " your own (letters first, then also digits, '_', '-' and '.')",
+        "is not a split",
+        f"use {', '.join(known)}, or 0, 1, 2 for train, val, test, or a name for your own test set"
+        " (a letter, then letters, digits, '_', '-' and '.')",
     )
     present = set(names)
     if empty := [str(s) for s in (Split.TRAIN, Split.VAL, Split.TEST) if s not in present]:
-        raise UserError(f"{table.path} has no rows whose split is {' or '.join(empty)}; add some")
+        raise UserError(f"{table.path} has no rows with split {' or '.join(empty)}; add some")
     others = sorted(present.difference(known))
     rows = {name: (names == name).to_numpy(copy=True) for name in [*known, *others]}
     return {

@@ -52,7 +52,7 @@ class MnistCues(DataSource):
         num_classes = len(self.digits)
         if len(self.probability) not in (1, num_classes):
             raise ValueError(
-                f"probability={list(self.probability)} must be one number, or one for each of the"
+                f"probability={list(self.probability)} must be one number or one for each of the"
                 f" {num_classes} digits"
             )
         if unfit := [p for p in self.probability if not 0 <= p <= 1]:
@@ -73,7 +73,7 @@ class MnistCues(DataSource):
         if unfit := [digit for digit in self.digits if not 0 <= digit <= 9]:
             raise ValueError(f"digits={unfit[0]} must be between 0 and 9")
         if len({*self.digits}) < max(2, len(self.digits)):
-            raise ValueError(f"digits={list(self.digits)} must be two or more different ones")
+            raise ValueError(f"digits={list(self.digits)} must be at least two different digits")
 
     def _check_cues(self) -> None:
         num_classes = len(self.digits)
@@ -109,7 +109,7 @@ class MnistCues(DataSource):
                 raise UserError(
                     f"dataset.target_per_class={num_target} and"
                     f" dataset.val_per_class={self.val_per_class} leave nothing to train on: MNIST"
-                    f" under {root} has {len(indices)} training images of the digit {digit}"
+                    f" in {root} has only {len(indices)} training images of the digit {digit}"
                 )
         train = [indices[num_held:] for indices in members]
         splits: dict[str, GroupedDataset] = {

@@ -50,8 +50,8 @@ class Plain(DataSource):
         whole, test = self._read(root, train=True), self._read(root, train=False)
         if len(whole) <= self.val_size:
             raise UserError(
-                f"dataset.val_size={self.val_size} leaves nothing to train on: {self.name} under"
-                f" {root} has {len(whole)} training images"
+                f"dataset.val_size={self.val_size} leaves nothing to train on: {self.name} in"
+                f" {root} has only {len(whole)} training images"
             )
         order = torch.randperm(len(whole), generator=self._generator(self.name))
         val, train = order[: self.val_size].sort()[0], order[self.val_size :].sort()[0]

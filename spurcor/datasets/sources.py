@@ -42,7 +42,7 @@ def read_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
     from torchvision.datasets import MNIST
 
     folder = root / "MNIST" / "raw"
-    what = f"the MNIST files in {folder} (train-images-idx3-ubyte and its three companions)"
+    what = f"the four MNIST files (train-images-idx3-ubyte etc.) in {folder}"
     return _read_idx_set(MNIST, [folder, folder.parent], root, train, what)
 
 
@@ -55,8 +55,8 @@ def read_fashion_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
 
     folder = root / "FashionMNIST" / "raw"
     what = (
-        f"the Fashion-MNIST files in {folder} (train-images-idx3-ubyte and its three companions),"
-        " or install Debian's package dataset-fashion-mnist"
+        f"the four Fashion-MNIST files (train-images-idx3-ubyte etc.) in {folder}, or install"
+        " Debian's package dataset-fashion-mnist"
     )
     return _read_idx_set(FashionMNIST, [folder, folder.parent, DEBIAN_FASHION], root, train, what)
 
@@ -73,7 +73,7 @@ def read_cifar10(root: Path, train: bool) -> tuple[Tensor, Tensor]:
     for folder in (top, *folders_in(top)):
         if (folder / part).is_dir():
             return _read_folders(folder / part)
-    what = f"class folders in {top / part}, or torchvision's batches in {root}/cifar-10-batches-py"
+    what = f"class folders in {top / part} or torchvision's batches in {root}/cifar-10-batches-py"
     try:
         dataset = CIFAR10(root, train=train)
     except RuntimeError:  # torchvision's "Dataset not found or corrupted"
@@ -100,7 +100,7 @@ def _read_idx_set(
     try:
         images, labels = (_read_idx(_find(place, name) or place / name) for name in names)
         if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
-            raise ValueError(f"images {tuple(images.shape)} with labels {tuple(labels.shape)}")
+            raise ValueError(f"images {tuple(images.shape)} and labels {tuple(labels.shape)}")
     except DAMAGE as error:
         raise _damaged(place, kind.__name__, what) from error
     return images, labels.long()
@@ -118,11 +118,11 @@ def _read_idx(path: Path) -> Tensor:
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         start = file.read(4)
         if len(start) < 4 or start[:3] != b"\0\0\x08":
-            raise ValueError(f"{path} is no file of bytes in MNIST's format")
+            raise ValueError(f"{path} is not a file in MNIST's format")
         sizes = np.frombuffer(file.read(4 * start[3]), ">i4", count=start[3]).tolist()
         size = math.prod(sizes)
         if min(sizes, default=0) < 0 or size > MAX_IDX:
-            raise ValueError(f"{path} has the sizes {sizes}")
+            raise ValueError(f"{path} has impossible sizes {sizes}")
         content = file.read(size + 1)  # no more: a small file may hold a great many zeros
     return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(sizes).copy())
 
@@ -134,7 +134,7 @@ def _read_folders(folder: Path) -> tuple[Tensor, Tensor]:
     """Class folders of images, decoded once."""
     missing = [name for name in CIFAR10_CLASSES if not (folder / name).is_dir()]
     if missing:
-        raise UserError(f"{folder} lacks the class folders {', '.join(missing)}")
+        raise UserError(f"{folder} lacks the class folders {', '.join(missing)}; add them")
     files = [
         sorted(path.name for path in (folder / name).iterdir() if not is_clutter(path.name))
         for name in CIFAR10_CLASSES
@@ -160,7 +160,7 @@ def _download(kind: Any, root: Path, train: bool, what: str, places: Sequence[Pa
     existed = root.exists()
     found = "; ".join(f"{place} has {_contents(place)}" for place in places if place.is_dir())
     if found:
-        log.warning("%s: not all of %s; trying to download it", found, kind.__name__)
+        log.warning("%s: %s is incomplete; trying to download it", found, kind.__name__)
     try:
         return kind(root, train=train, download=True)
     except (OSError, RuntimeError) as error:
@@ -181,7 +181,7 @@ def _contents(folder: Path) -> str:
 
 
 def _damaged(place: Path, name: str, what: str) -> UserError:
-    return UserError(f"{name} under {place} is damaged; put {what} anew")
+    return UserError(f"{name} in {place} is damaged; replace {what}")
 
 
 def _remove_empty(*folders: Path) -> None:

@@ -50,8 +50,8 @@ class Waterbirds(DataSource):
         super().__post_init__()
         if self.strength not in (0.95, 1):
             raise ValueError(
-                f"strength={self.strength} must be 0.95, as published, or 1, which leaves"
-                " landbird/water and waterbird/land out of TRAIN"
+                f"strength={self.strength} must be 0.95, as published, or 1, which removes"
+                " landbird/water and waterbird/land from TRAIN"
             )
 
     def load(self, root: Path) -> Photographs:
@@ -78,15 +78,15 @@ def find(root: Path) -> Path:
     """The folder with metadata.csv under `root`: there, out of an archive, or downloaded."""
     folder, useless = _look(root)
     archive = root / f"{NAME}.tar.gz"
-    missing = f"paths.data={root} has no Waterbirds; get {MIRRORS[0]} and put it there as it is"
+    missing = f"paths.data={root} has no Waterbirds; download {MIRRORS[0]} and put it there"
     if folder is None and archive not in useless:
-        found = "; ".join(f"{path} is there, without a metadata.csv" for path in useless)
+        found = "; ".join(f"{path} has no metadata.csv" for path in useless)
         if found:
             log.warning("%s; trying to download %s", found, archive.name)
         download(MIRRORS, archive, "; ".join(part for part in (missing, found) if part))
         folder, useless = _look(root)
     if folder is None:
-        raise UserError(f"{missing}; {archive} holds no metadata.csv")
+        raise UserError(f"{missing}; {archive} has no metadata.csv")
     return folder
 
 

@@ -64,7 +64,7 @@ class Backbone(nn.Module, ABC):
             return name
         elif name == "last_hidden":
             return self.layers[-1]
-        raise UserError(f"layer={name} does not exist; {self.name} has {', '.join(self.layers)}")
+        raise UserError(f"layer={name} does not exist; choose one of {', '.join(self.layers)}")
 
     def size(self, layer: str | int, pooling: str | None = None) -> int:
         """Length of a layer's vector of features, without running the network."""
@@ -122,14 +122,13 @@ class Backbone(nn.Module, ABC):
         ]
         if not have:
             raise UserError(
-                f"{self.name}: none of its layers ({', '.join(self.layers)}) has positions that a"
-                " map could show; choose a convolutional backbone or a vision transformer"
+                f"{self.name}: no layer ({', '.join(self.layers)}) has spatial positions to map;"
+                " choose a convolutional backbone or a vision transformer"
             )
         name = have[-1] if layer is None else self.layer(layer)
         if name not in have:
             raise UserError(
-                f"layer={layer} has no positions that a map could show; choose one of"
-                f" {', '.join(have)}"
+                f"layer={layer} has no spatial positions to map; choose one of {', '.join(have)}"
             )
         return name
 
@@ -165,7 +164,7 @@ class Backbone(nn.Module, ABC):
         found = re.fullmatch(r"grid([1-9]\d*)", pooling)
         if found and "grid<k>" in known:
             return int(found[1])
-        have = f"it has {', '.join(known)}" if known else "its output is a vector, which has none"
+        have = f"use one of {', '.join(known)}" if known else "its output is a vector; use null"
         raise UserError(f"pooling={pooling} does not fit layer={layer}; {have}")
 
 

@@ -104,10 +104,10 @@ def _key(parts: Mapping[str, Any]) -> str:
 
 def _read(path: Path, count: int) -> Tensor:
     """Features (N, D) that were kept, all of them."""
-    with decoding(path, "remove it, and it is made anew"):
+    with decoding(path, "remove it, and it will be rebuilt"):
         features = torch.from_numpy(np.load(path, allow_pickle=False))
         if features.dim() != 2 or len(features) != count:
-            raise ValueError(f"{tuple(features.shape)} is not {count} samples")
+            raise ValueError(f"its shape is {tuple(features.shape)}, not that of {count} samples")
         return features
 
 
@@ -146,11 +146,13 @@ def _extract(
             features = torch.cat(parts)
             if not bool(features.isfinite().all()):
                 bad = int((~features.isfinite()).any(1).sum())
-                raise RunError(f"{title}: {bad} of {len(split)} samples have features with NaN")
+                raise RunError(
+                    f"{title}: {bad} of {len(split)} samples have features that are not finite"
+                )
             with replacing(path) as beside, beside.open("wb") as file:
                 np.save(file, features.numpy())
     except OSError as error:
         raise UserError(
             f"features cannot be written to {path.parent} ({error.strerror or error}); set"
-            " SPURCOR_STORE to a folder that can be written"
+            " SPURCOR_STORE to a writable folder"
         ) from error

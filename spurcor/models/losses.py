@@ -16,8 +16,8 @@ def make_head(backbone: Backbone, info: DataInfo) -> nn.Module:
     if spec.task == "multilabel" or spec.num_classes != 2:
         kind = "labels" if spec.task == "multilabel" else "classes"
         raise UserError(
-            f"train.loss={info.loss} is for two classes, and this data set has {spec.num_classes}"
-            f" {kind}; say train.loss=cross_entropy"
+            f"train.loss={info.loss} needs two classes, but this data set has {spec.num_classes}"
+            f" {kind}; set train.loss=cross_entropy"
         )
     return ScalarHead(backbone.head(1))
 

@@ -56,7 +56,7 @@ def fill(network: nn.Module, state: Mapping[str, Tensor], pretrained: str, what:
     if problems:
         more = ", ..." if len(problems) > SHOWN else ""
         raise UserError(
-            f"backbone.pretrained={pretrained} does not hold the weights of {what}:"
+            f"backbone.pretrained={pretrained} does not contain the weights of {what}:"
             f" {', '.join(problems[:SHOWN])}{more}"
         )
     network.load_state_dict(state, strict=False)
@@ -70,8 +70,8 @@ def _read(pretrained: str, name: str, url: str) -> dict[str, Tensor]:
     path = Path(pretrained).expanduser()
     if not path.is_file():
         raise UserError(
-            f"backbone.pretrained={pretrained} is no file; say {name}, none, or where the file of"
-            f" {url} is"
+            f"backbone.pretrained={pretrained} is not a file; use {name}, none, or the path of a"
+            f" copy of {url}"
         )
     try:
         with decoding(path):
@@ -96,8 +96,8 @@ def _published(pretrained: str, url: str) -> dict[str, Tensor]:
     except Exception as error:  # whatever the network, the cache or the decoder stumbles over
         folder = _cache()
         raise UserError(
-            f"backbone.pretrained={pretrained} needs {url.rpartition('/')[2]}, which is neither in"
-            f" {folder} nor can be downloaded here; get it from {url} and put it there, or name the"
-            " file in backbone.pretrained (none starts from random weights)"
+            f"backbone.pretrained={pretrained} needs {url.rpartition('/')[2]}, which is not in"
+            f" {folder} and cannot be downloaded here; get it from {url} and put it there, or set"
+            " backbone.pretrained to its path (none starts from random weights)"
         ) from error
     return state

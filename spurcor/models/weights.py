@@ -45,7 +45,7 @@ def load_under(module: nn.Module, path: Path) -> None:
     place = {plain_name(name): name for name in own}
     _load(module, {**kept, **{place.get(n, n): v for n, v in state.items()}}, path)
     if any(not torch.equal(value, state[name]) for name, value in snapshot(module).items()):
-        raise UserError(f"{path} was written under other masks than those that are in force now")
+        raise UserError(f"{path} was written under different masks than the current ones")
 
 
 def _fill(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -58,7 +58,7 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         module.load_state_dict(state)
     except RuntimeError as error:
         said = str(error).splitlines()[0]
-        raise Damaged(path, f"does not hold the weights of this run ({said})") from error
+        raise Damaged(path, f"does not contain the weights of this run ({said})") from error
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:

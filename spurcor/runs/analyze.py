@@ -36,7 +36,7 @@ def analyze_stored(run: Prepared) -> None:
         if not (analyses := _missing(run)):
             return
         if not (directory / "done").exists():
-            raise UserError(f"run={directory} has been set aside meanwhile")
+            raise UserError(f"run={directory} was set aside; repeat this once it is trained again")
         parts = _measured(run, analyses)
         with FileLock(run.guard):
             results.write_result(directory, analysis=parts)

@@ -36,7 +36,7 @@ def device(options: str) -> torch.device:
             chosen = torch.device(options)
             torch.zeros(1, device=chosen).item()  # meta has no values
     except (RuntimeError, AssertionError, ImportError, ValueError, TypeError) as error:
-        raise UserError(f"train.device={options} cannot be used here; say cpu or auto") from error
+        raise UserError(f"train.device={options} is not available here; use cpu or auto") from error
     return chosen
 
 
@@ -98,8 +98,8 @@ def start_from(directory: Path, splits: Splits, method: Method) -> Method:
     refuse_leak(result["run"]["splits"], splits)
     if result["val"] is None:
         raise UserError(
-            f"method.init={directory} has no figure of val: it was trained on val, which could"
-            " then select nothing, or on nothing; start from another run"
+            f"method.init={directory} has no validation metrics: it was trained on val, or not at"
+            " all; start from another run"
         )
     last = directory / "last.safetensors"
     checkpoint.load_trained(method, last)

@@ -76,7 +76,7 @@ def retrain(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome
     trackers = Trackers.build(config.tracker, config.paths.outputs)
     needed = [path for path in asked.needs if path.startswith("dfr/")]
     if has_all(directory, needed):
-        return _report(config, directory, terminal, trackers, "was repaired like this before")
+        return _report(config, directory, terminal, trackers, "this repair was done before")
     run = prepare_finished(asked, directory, trackers)
     assert run.repair is not None
     try:
@@ -90,12 +90,14 @@ def retrain(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome
 def analyze(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome:
     """Analyse a finished run, rebuilt from its own configuration, by the weights that it kept."""
     if not config.analysis:
-        raise UserError("analysis=none asks for nothing; name one, as in analysis=[gradient_basis]")
+        raise UserError(
+            "analysis=none requests nothing; choose one, as in analysis=[gradient_basis]"
+        )
     asked = dataclasses.replace(config, dfr=None)
     trackers = Trackers.build(config.tracker, config.paths.outputs)
     needed = [path for path in asked.needs if path.startswith("analysis/")]
     if has_all(directory, needed):
-        return _report(config, directory, terminal, trackers, "was analysed like this before")
+        return _report(config, directory, terminal, trackers, "this analysis was done before")
     run = prepare_finished(asked, directory, trackers)
     try:
         with _told(run):
@@ -137,8 +139,8 @@ def _refuse_other_data(config: TrainConfig, directory: Path) -> None:
     found = build(config)[0].fingerprints
     if found != read_result(directory)["run"]["splits"]:
         raise UserError(
-            f"{directory} was trained on other data than paths.data={config.paths.data} holds now;"
-            " name another paths.outputs, or say rerun=true to set that run aside"
+            f"{directory} was trained on data that differs from paths.data={config.paths.data};"
+            " use another paths.outputs, or pass rerun=true to set that run aside"
         )
 
 
@@ -252,7 +254,7 @@ def _held(directory: Path, held: Held, terminal: Terminal) -> Outcome:
 
 def _failed(directory: Path, error: Exception, terminal: Terminal) -> Outcome:
     if not directory.exists():
-        message = "the run's directory was removed meanwhile; run the same command to start over"
+        message = "the run's folder was removed during the run; run the same command to start over"
         return Outcome("failed", directory, message, exit_code=1)
     with suppress(OSError):  # the disk may be what failed
         write_text(directory / "failed", traceback.format_exc())

@@ -32,7 +32,7 @@ def find(reference: str, outputs: Path, key: str = "run") -> Path:
         directory = Path(reference).absolute()
     elif Path(reference).is_file():
         raise UserError(
-            f"{key}={reference} is a file; name the run's directory, which holds its config.yaml"
+            f"{key}={reference} is a file; give the run's folder, which contains config.yaml"
         )
     else:
         identity, _, seed = reference.partition("/")
@@ -43,11 +43,11 @@ def find(reference: str, outputs: Path, key: str = "run") -> Path:
         ]
         if not found:
             raise UserError(
-                f"{key}={reference} is no directory and no run under {outputs}/runs begins with it"
+                f"{key}={reference} is not a folder, and no run in {outputs}/runs starts with it"
             )
         if len(found) > 1:
             names = ", ".join(f"{path.parent.name}/{path.name}" for path in found[:6])
-            raise UserError(f"{key}={reference} fits {len(found)} runs ({names}); name one")
+            raise UserError(f"{key}={reference} matches {len(found)} runs ({names}); choose one")
         directory = found[0]
     if not (directory / "config.yaml").exists():
         raise UserError(f"{key}={reference} is not a run: {directory} has no config.yaml")
@@ -68,7 +68,7 @@ def _from_mlflow(reference: str, outputs: Path, key: str) -> Path:
         return Path(run.data.tags["spurcor.directory"])
     except (MlflowException, KeyError) as error:
         raise UserError(
-            f"{key}={reference} is no run of spurcor in the MLflow store {masked(uri)}"
+            f"{key}={reference} is not a spurcor run in the MLflow store {masked(uri)}"
         ) from error
 
 
@@ -76,7 +76,7 @@ def find_done(reference: str, outputs: Path, key: str = "run") -> Path:
     """Such a run, which must be finished."""
     directory = find(reference, outputs, key)
     if not (directory / "done").exists():
-        raise UserError(f"{key}={directory} is not finished; the command that began it goes on")
+        raise UserError(f"{key}={directory} is not finished; run its command again to continue")
     return directory
 
 
@@ -101,7 +101,7 @@ def read_frozen(path: Path, fix: str | None = None) -> TrainConfig:
     with decoding(path, fix):
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(tree, dict):
-        raise Damaged(path, "does not hold the configuration of a run", fix)
+        raise Damaged(path, "does not contain the configuration of a run", fix)
     refuse_absent(path, tree.get("plugins"))
     try:
         config = check_saved(tree, TrainConfig)

@@ -67,7 +67,7 @@ def prepare(config: TrainConfig, trackers: Trackers) -> Prepared:
         refuse_blind_selection(config.train, run.splits)
         refuse_blind_stopping(config.train, run.phases)
     elif config.dfr is None:
-        raise UserError("this method trains nothing and dfr=none fits nothing; choose a dfr")
+        raise UserError("this method trains nothing and dfr=none repairs nothing; choose a dfr")
     _refuse_impossible(run)
     return dataclasses.replace(run, origin=origin)
 

@@ -21,13 +21,13 @@ GROUPED = ("worst", "balanced", "group/", "aligned", "conflicting")  # criteria 
 def refuse_impossible(dfr: Dfr, splits: Splits, method: Method) -> None:
     """What a repair would fail on after hours of training."""
     spec = splits.info.spec
-    spec.require_groups("Deep Feature Reweighting (dfr=none leaves it out)")
+    spec.require_groups("Deep Feature Reweighting (dfr=none turns it off)")
     for name in dfr.reads:
         splits[name]
         if name in method.consumed:
             raise UserError(
-                f"dfr: it reads {name}, which the network is trained on; choose a dfr that reads"
-                " other splits, or dfr=none"
+                f"dfr reads {name}, on which the network is trained; choose a dfr that reads other"
+                " splits, or dfr=none"
             )
     dfr.check({name: split.group_counts.cpu() for name, split in splits.data.items()}, spec)
     method.backbone.layer(dfr.layer)
@@ -47,11 +47,11 @@ def refuse_unknown_criterion(options: TrainOptions, splits: Splits) -> None:
         name = criterion.partition("/")[2]
         if name.startswith("group/") and name.removeprefix("group/") not in there:
             near = nearest(name.removeprefix("group/"), there)
-            hint = f"did you mean val/group/{near}?" if near else f"there is {', '.join(there)}"
+            hint = f"did you mean val/group/{near}?" if near else f"choose from {', '.join(there)}"
             raise UserError(f"{key}={criterion}: val has no such group; {hint}")
         if name in ("aligned", "conflicting") and not val.spec.aligned:
             raise UserError(
-                f"{key}={criterion}: no attribute of this data set is usual for a class; say"
+                f"{key}={criterion}: this data set does not define aligned groups; set"
                 f" {key}=val/average"
             )
 
@@ -69,9 +69,9 @@ def refuse_blind_selection(options: TrainOptions, splits: Splits) -> None:
         if bool(in_val) != bool(in_test):
             lacks, has = ("val", "test") if in_test else ("test", "val")
             raise UserError(
-                f"{key}=val/worst: group {name} has no sample in {lacks} and"
-                f" {max(in_val, in_test)} in {has}, so its accuracy would not count; give {lacks}"
-                f" more samples, or say {key}=val/average"
+                f"{key}=val/worst: group {name} has no samples in {lacks} but"
+                f" {max(in_val, in_test)} in {has}; add samples to {lacks}, or set"
+                f" {key}=val/average"
             )
 
 
@@ -86,8 +86,8 @@ def warn_of_few(options: TrainOptions, splits: Splits) -> None:
     few = [f"{n} of {name}" for name, n in counts if 0 < n < FEW and of in (None, name)]
     if few:
         log.warning(
-            "train.selection=%s: val has %s; fewer than %d samples of a group are noise, and so is"
-            " what they select",
+            "train.selection=%s: val has only %s; with fewer than %d samples per group the"
+            " selected epoch is mostly noise",
             options.selection,
             ", ".join(few),
             FEW,
@@ -99,8 +99,8 @@ def refuse_blind_stopping(options: TrainOptions, phases: Sequence[Phase]) -> Non
     for phase in phases:
         if options.early_stopping is not None and Split.VAL in phase.consumed:
             raise UserError(
-                f"train.early_stopping.metric={options.early_stopping.metric}: {phase.name} trains"
-                " on val, which then says nothing; say train.early_stopping=null"
+                f"train.early_stopping.metric={options.early_stopping.metric}: phase {phase.name}"
+                " trains on val, so val cannot stop it; set train.early_stopping=null"
             )
 
 
@@ -115,7 +115,7 @@ def refuse_changed_defaults(config: TrainConfig, before: TrainConfig) -> None:
             if then[key] != now[key] and files[0] != files[1]:
                 raise UserError(
                     f"{key}={now[key]} was {then[key]} by default when"
-                    f" {config.directory} was made; say {key}={then[key]}, or rerun=true to"
+                    f" {config.directory} was made; set {key}={then[key]}, or rerun=true to"
                     " set that run aside"
                 )
 
@@ -131,6 +131,6 @@ def refuse_leak(trained: Mapping[str, str], splits: Splits) -> None:
     changed = [name for name, print_ in splits.fingerprints.items() if trained.get(name) != print_]
     if changed:
         raise UserError(
-            f"the {', '.join(changed)} split is not the one this run was trained with: samples it"
-            " was trained on may now be tested on; restore the data it was made from"
+            f"the {', '.join(changed)} split is not the one this run was trained with, so"
+            " training samples may now be tested on; restore the original data"
         )

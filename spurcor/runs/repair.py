@@ -54,7 +54,7 @@ def repair(run: Prepared, asked: Repair) -> Path:
         if (folder / "result.json").exists():
             return folder
         if not (directory / "done").exists():
-            raise UserError(f"run={directory} has been set aside meanwhile")
+            raise UserError(f"run={directory} was set aside; repeat this once it is trained again")
         part = _make(folder, trained["seed"], asked, run)
         with FileLock(run.guard):
             for path in directory.glob(".result.json.*.tmp"):  # of a process killed just here

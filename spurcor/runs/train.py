@@ -59,8 +59,8 @@ def _write_down(run: Prepared) -> None:
         write_text(directory / "config.yaml", masked(yaml.safe_dump(tree, sort_keys=False)))
     elif other := provenance.changed(provenance.begun_by(directory), config):
         log.warning(
-            "%s was begun by another version of the code of %s, and is continued by this one;"
-            " rerun=true sets it aside and starts over",
+            "%s was started with other code for %s and continues with the current code; pass"
+            " rerun=true to set it aside and start over",
             directory,
             ", ".join(other),
         )

@@ -43,8 +43,8 @@ def warn_of_other_code(points: Sequence[Point]) -> None:
     found = [parts for config in done.values() if not config.rerun and (parts := outdated(config))]
     if found:
         log.warning(
-            "%s was finished by another version of the code of %s, and is shown as it is;"
-            " rerun=true sets it aside and trains it again",
+            "%s was finished with other code for %s and is shown as it is; pass rerun=true to set"
+            " it aside and train it again",
             f"{len(found)} of {len(done)} runs" if len(points) > 1 else next(iter(done)),
             ", ".join(dict.fromkeys(part for parts in found for part in parts)),
         )

@@ -37,7 +37,7 @@ def write_point(point: Point) -> Path:
 def read_point(path: Path) -> TrainConfig:
     """The configuration of a frozen point."""
     try:
-        return read_frozen(path, "start the sweep again: it writes its points anew")
+        return read_frozen(path, "start the sweep again to rewrite its points")
     except UserError as error:  # which begins with the path
         raise UserError(f"point={error}") from error
 

@@ -58,7 +58,7 @@ def manifest(outputs: Path, name: str) -> list[dict[str, Any]]:
     if not path.exists():
         found = sorted(p.parent.name for p in (outputs / "sweeps").glob("*/points.jsonl"))
         raise UserError(
-            f"sweep={name} does not exist in {outputs}; there is {', '.join(found) or 'none yet'}"
+            f"sweep={name} does not exist in {outputs}, which has {', '.join(found) or 'none'}"
         )
     return [
         {
@@ -90,7 +90,7 @@ def write_manifest(points: Sequence[Point]) -> None:
 
 def _entries(path: Path) -> dict[tuple[str, ...], dict[str, Any]]:
     """The lines of a manifest, the last of each point."""
-    lines = read_lines(path, Entry, "remove the line, and run the sweep again")
+    lines = read_lines(path, Entry, "remove that line and run the sweep again")
     return {key_of(entry): entry for entry in lines}
 
 

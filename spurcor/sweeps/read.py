@@ -19,7 +19,7 @@ def read(cfg: DictConfig, choices: Mapping[str, Any]) -> TrainConfig:
     """Check a composed configuration; the names chosen for the groups become part of it."""
     tree = composed(cfg)
     if "choices" in tree:
-        raise UserError("choices is no key; say dataset=..., method=... and so on")
+        raise UserError("unknown key choices; use dataset=..., method=... and so on")
     tree["choices"] = {group: str(choices[group]) for group in GROUPS if choices.get(group)}
     tree["plugins"] = used(tree)
     for group in ("dfr", "features", "analysis", "tracker"):
@@ -42,8 +42,7 @@ def _with_origin(config: TrainConfig, init: str) -> TrainConfig:
     run = read_result(directory)["run"]
     if directory.parts[-2:] != (run["identity"], f"seed{run['seed']}"):
         raise UserError(
-            f"method.init={init} is no longer at its place, which is"
-            f" {run['identity']}/seed{run['seed']}; move it back"
+            f"method.init={init} was moved from {run['identity']}/seed{run['seed']}; move it back"
         )
     arguments = {**config.method.arguments, "init": str(directory)}
     return dataclasses.replace(

@@ -170,7 +170,7 @@ def submit(
         with executor.batch():
             jobs = [executor.submit(task) for task in tasks]
     except submitit.core.utils.FailedJobError as error:
-        raise UserError(f"SLURM does not take the jobs: {_words(str(error))}") from error
+        raise UserError(f"SLURM rejected the jobs: {_words(str(error))}") from error
     return [Submitted(job.job_id, job.paths.stdout) for job in jobs]
 
 
@@ -188,7 +188,7 @@ def refuse_impossible(options: Mapping[str, Any]) -> None:
     command = ["sbatch", "--test-only", *flags, "--wrap=true"]
     answer = subprocess.run(command, capture_output=True, text=True)
     if answer.returncode != 0:
-        raise UserError(f"SLURM does not take the jobs: {_words(answer.stderr)}")
+        raise UserError(f"SLURM rejected the jobs: {_words(answer.stderr)}")
 
 
 def _words(output: str) -> str:

@@ -121,7 +121,7 @@ def decoding(path: Path, fix: str | None = None) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Damaged(Path(error.filename or path), "is missing", fix) from error
     except IsADirectoryError as error:
-        raise Damaged(path, "is a folder and should be a file", fix) from error
+        raise Damaged(path, "is a folder, not a file", fix) from error
     except OSError as error:
         if error.errno not in (None, errno.EINVAL):  # EINVAL: a seek to where nothing can be
             raise
@@ -147,7 +147,7 @@ def checked(path: Path, value: Any, shape: Any, fix: str | None = None) -> dict[
     from pydantic import ValidationError
 
     if not isinstance(value, dict):
-        raise Damaged(path, "does not hold a JSON object", fix)
+        raise Damaged(path, "does not contain a JSON object", fix)
     try:
         _validator(shape).validate_python(value, strict=True)
     except ValidationError as error:
@@ -171,7 +171,7 @@ def read_lines(path: Path, shape: Any = JsonObject, fix: str | None = None) -> l
     except FileNotFoundError:
         return []
     except (IsADirectoryError, NotADirectoryError) as error:
-        raise Damaged(path, "is a folder and should be a file", fix) from error
+        raise Damaged(path, "is a folder, not a file", fix) from error
     if not _whole(lines[-1]):
         lines.pop()
     return [_line(path, number, line, shape, fix) for number, line in enumerate(lines, 1) if line]
@@ -183,7 +183,7 @@ def _line(path: Path, number: int, line: bytes, shape: Any, fix: str | None) -> 
     except Damaged as error:
         raise Damaged(path, f"{error.reason}, line {number}", fix) from error
     except ValueError as error:
-        raise Damaged(path, f"cannot be read in line {number} ({error})", fix) from error
+        raise Damaged(path, f"cannot be read at line {number} ({error})", fix) from error
 
 
 def _whole(line: bytes) -> bool:
@@ -261,4 +261,4 @@ def cannot_write(outputs: Path, error: OSError) -> UserError | RunError:
     told = of_system(error)
     if isinstance(told, RunError):
         return told
-    return UserError(f"paths.outputs={outputs} cannot be written ({told})")
+    return UserError(f"paths.outputs={outputs} is not writable ({told})")

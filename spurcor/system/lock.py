@@ -130,7 +130,7 @@ def _give_way(path: Path, owner: dict[str, Any]) -> None:
 
     Nothing may be saved any more, since both write the same files.
     """
-    log.error("%s was taken over by %s; this process ends", path, Held(path, owner))
+    log.error("%s was taken over by %s; this process is stopping", path, Held(path, owner))
     os._exit(1)
 
 

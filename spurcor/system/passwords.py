@@ -50,8 +50,8 @@ def whole(address: str, key: str) -> str:
             if masked(known) == address:
                 return known
     raise UserError(
-        f"{key}={address} lacks its password, which is written to no file; set MLFLOW_TRACKING_URI"
-        " to the whole address"
+        f"{key}={address} needs a password, and passwords are never saved; set MLFLOW_TRACKING_URI"
+        " to the full address"
     )
 
 
