@@ -1,1 +1,1 @@
-"""Configuration: what a run is made from, checked before anything is built."""
+"""Configuration, checked before anything is built."""

@@ -1,4 +1,4 @@
-"""Types and coerces a composed configuration, or tells all of its problems at once."""
+"""Checks and converts a composed configuration, or reports all of its problems at once."""
 
 import dataclasses
 import difflib
@@ -45,13 +45,13 @@ T = TypeVar("T")
 
 
 def arguments_of(target: str, path: str) -> list[str]:
-    """What the user may give to the constructor of the node at `path`."""
+    """Constructor arguments of the node at `path` that the user may set."""
     runtime = RUNTIME.get(path.partition(".")[0], set())
     return [name for name in inspect.signature(locate(target)).parameters if name not in runtime]
 
 
 def composed(config: DictConfig) -> dict[str, Any]:
-    """What Hydra composed, resolved, without Hydra's own part."""
+    """The composed configuration, resolved, without the `hydra` part."""
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     tree = OmegaConf.to_container(own, resolve=True)
     assert isinstance(tree, dict)
@@ -64,12 +64,12 @@ def composed(config: DictConfig) -> dict[str, Any]:
 
 
 def check_saved(tree: Mapping[str, Any], schema: type[T]) -> T:
-    """`check` a configuration that a run was saved with, which keeps the revisions of its time."""
+    """`check` a saved configuration, which keeps the revisions of the time it was saved."""
     return check(_with_revisions(tree), schema)
 
 
 def _with_revisions(value: Any) -> Any:
-    """Revisions above 1 are written down; nodes without one are of the first."""
+    """Saved nodes without a revision have revision 1; only higher ones are saved."""
     if isinstance(value, list):
         return [_with_revisions(item) for item in value]
     if not isinstance(value, Mapping):
@@ -130,7 +130,7 @@ def _hints(owner: type) -> dict[str, Any]:
 
 
 def _coerce(path: str, value: Any, hint: Any, problems: list[str]) -> Any:
-    """One value as its type hint wants it."""
+    """Convert one value to the type of its hint."""
     from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
     members = _members(hint)
@@ -160,7 +160,7 @@ def _coerce(path: str, value: Any, hint: Any, problems: list[str]) -> Any:
 
 
 def _unsound(value: Any) -> str:
-    """What is wrong with a plain value wherever it stands; nothing if it is sound."""
+    """What is wrong with a plain value anywhere in a configuration; empty if nothing is."""
     if isinstance(value, float) and not math.isfinite(value):
         return "is not finite"
     if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
@@ -297,7 +297,7 @@ def _several(hint: Any) -> str:
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The name that was most likely meant, which is never the word itself."""
+    """The most similar name, never the word itself."""
     near = difflib.get_close_matches(word, [name for name in names if name != word], 1)
     return near[0] if near else None
 

@@ -1,7 +1,7 @@
-"""What Hydra composes, checked before Hydra acts on it.
+"""Checks what Hydra composes before Hydra acts on it.
 
 Callbacks, launcher, sweeper, logging, search path and environment of a configuration make Hydra
-build classes, import modules and set variables. A sweep file of somebody else must run nothing.
+build classes, import modules and set variables. Someone else's sweep file must not run code.
 """
 
 import math

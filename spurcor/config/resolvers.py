@@ -1,4 +1,4 @@
-"""Resolvers of spurcor in configuration files."""
+"""OmegaConf resolvers for spurcor's configuration files."""
 
 import functools
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ class PluginFiles(SearchPathPlugin):
 
 
 def register() -> None:
-    """Make spurcor's resolvers known to OmegaConf, and files of plug-ins to Hydra."""
+    """Register spurcor's resolvers with OmegaConf, and plug-ins' files with Hydra."""
     if not CONF.is_dir():
         raise UserError(
             f"there is no conf folder next to {REPO / 'spurcor'}; install spurcor from a clone"

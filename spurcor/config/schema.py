@@ -1,4 +1,4 @@
-"""The schema: what the loop and the programs around it read, and what names a run."""
+"""The schema: the options of training and of the commands, and the identity of a run."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ METRICS = (
     "conflicting",
     "loss",
 )
-MOST_THREADS = 1024  # torch crashes when it is asked for more than the system gives
+MOST_THREADS = 1024  # torch crashes if the system cannot create that many
 Loss = Literal["cross_entropy", "logistic", "mse"]
 
 
@@ -54,7 +54,7 @@ class EarlyStopping:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What the training loop reads."""
+    """Options of the training loop."""
 
     batch_size: int | None = 64
     loss: Loss = "cross_entropy"
@@ -86,7 +86,7 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class Site:
-    """What a SLURM cluster wants to be told; written once, in conf/site/<name>.yaml."""
+    """Settings of a SLURM cluster, written once in conf/site/<name>.yaml."""
 
     partition: str | None = None
     account: str | None = None
@@ -105,7 +105,7 @@ class Site:
 
 @dataclass(frozen=True)
 class OutputPaths:
-    """Where results are."""
+    """Where the results are."""
 
     outputs: Path
 
@@ -120,7 +120,7 @@ class Paths:
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Where runs are, and where their data is now if not where they read it."""
+    """Where the runs are, and where their data is now if it was moved."""
 
     outputs: Path
     data: Path | None = None
@@ -137,7 +137,7 @@ class FeatureOptions:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     def hashed(self) -> dict[str, Any]:
-        """What moves the features; defaults are left out."""
+        """The options that affect the features; defaults are left out."""
         values = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}
         defaults = {option.name: option.default for option in dataclasses.fields(self)}
         changed = {key: value for key, value in values.items() if value != defaults[key]}
@@ -146,7 +146,7 @@ class FeatureOptions:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A checked configuration of `spurcor.train`: all that a run is made from."""
+    """A checked configuration of `spurcor.train`: everything that defines a run."""
 
     dataset: Node
     backbone: Node
@@ -174,7 +174,7 @@ class TrainConfig:
 
     @functools.cached_property
     def identity(self) -> str:
-        """Hash of all that moves the weights, but for the seed, which is a folder."""
+        """Hash of everything that affects the weights except the seed, which is a folder."""
         dataset = self.dataset.hashed(self.paths.data)
         for key in ("store", "workers"):
             dataset.pop(key, None)
@@ -202,7 +202,7 @@ class TrainConfig:
 
     @property
     def origin(self) -> str | None:
-        """That run as an identity holds it: by its own, and by its seed where that is another."""
+        """Identity of that run as it enters this one's, with its seed if that differs."""
         if self.init is None:
             return None
         identity, seed = self.init.parts[-2:]
@@ -210,7 +210,7 @@ class TrainConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What moves the weights, flat: chosen names and `group.argument` values."""
+        """The settings that affect the weights, flat: chosen names and `group.argument` values."""
         nodes = ("dataset", "features", "backbone", "method", "optimizer", "schedule")
         values: dict[str, Any] = {name: self.choices.get(name, "none") for name in nodes}
         for name in nodes:
@@ -224,21 +224,21 @@ class TrainConfig:
 
     @property
     def needs(self) -> list[str]:
-        """Files of the run directory that are there once everything asked for is done."""
+        """Files in the run's folder that exist once everything requested is done."""
         repair = [] if self.dfr is None else [f"dfr/{dfr_name(self.dfr)}"]
         analyses = [f"analysis/{analysis_name(*item)}" for item in self.analysis.items()]
         return ["done", *(f"{folder}/result.json" for folder in (*repair, *analyses))]
 
     @property
     def directory(self) -> Path:
-        """The run's place on disk."""
+        """The run's folder."""
         choices = self.choices
         parent = self.paths.outputs / "runs" / choices["dataset"] / choices["method"]
         return parent / self.identity / f"seed{self.seed}"
 
 
 def dfr_name(node: Node) -> str:
-    """Folder of a DFR: what it fits on, with a hash of its options."""
+    """Folder of a repair: the split it is fitted on, with a hash of its options."""
     return _folder(node.arguments.get("split", "val"), node)
 
 

@@ -1,1 +1,1 @@
-"""Images, labels, groups and splits, whatever data set they are of."""
+"""Images, labels, groups and splits of any data set."""

@@ -1,8 +1,8 @@
-"""Archives of data sets, extracted once and safely: zip, and tar as it is or compressed.
+"""Archives of data sets, extracted once and safely: zip, and plain or compressed tar.
 
-A stranger's archive may try to write elsewhere or fill the disk. Here its members have names and
-link targets without `..` that start at no root, so nothing in it can lead out of the folder, and
-their bytes are counted before and while they are written. It is there whole or not at all.
+An untrusted archive may try to write elsewhere or fill the disk. Names and link targets of its
+members must be relative and without `..`, so nothing can point outside the folder, and their bytes
+are counted before and during extraction. Extraction is atomic.
 """
 
 import bz2
@@ -37,17 +37,17 @@ COMPRESSIONS: Mapping[bytes, Callable[..., Any]] = {
     b"\xfd7zXZ\x00": lzma.open,
 }
 MARK = ".archive.json"  # in an extracted folder: the size of what it was made of
-# What the readers of the standard library raise on bytes that are no whole archive.
+# What the standard library raises on bytes that are not a complete archive.
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, UnicodeError)
 
 
 def folder_of(archive: Path) -> Path:
-    """Where an archive is extracted to, beside it."""
+    """The folder next to an archive to which it is extracted."""
     return archive.with_name(f"{archive.name}.extracted")
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """What one more level of folders may have been put into; not what was extracted from others."""
+    """Subfolders that may contain the data one level deeper, except extracted archives."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -60,9 +60,9 @@ def folders_in(folder: Path) -> list[Path]:
 def extracted(
     archive: Path, max_bytes: int = MAX_BYTES, max_members: int = MAX_MEMBERS
 ) -> Path | None:
-    """The folder that holds what is in `archive`, extracted now if nobody has yet.
+    """The folder with the contents of `archive`, which is extracted now if it was not yet.
 
-    None where there is no such archive; one that was removed after its extraction still counts.
+    None if there is no such archive; one that was removed after its extraction still counts.
     """
     folder = folder_of(archive)
     if not archive.is_file():
@@ -121,7 +121,7 @@ def _extract_once(archive: Path, folder: Path, max_bytes: int, max_members: int)
 
 @dataclass(frozen=True)
 class Member:
-    """What an archive says of one of its members."""
+    """A member as the archive describes it."""
 
     name: str
     kind: Literal["file", "folder", "link", "hard link", "special"]
@@ -146,7 +146,7 @@ class Reader(Protocol):
 
 
 class ZipReader:
-    """A zip archive; members that are no files and no folders count as special."""
+    """A zip archive; members that are neither files nor folders count as special."""
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self.archive = archive
@@ -187,7 +187,7 @@ class TarReader:
             yield self._member(info)
 
     def contents(self) -> Iterator[tuple[Member, IO[bytes] | None]]:
-        """The bytes are those of the stream: there is no going back in a compressed archive."""
+        """The bytes come from the stream: a compressed archive cannot be rewound."""
         for info in self.archive:
             yield self._member(info), self.archive.extractfile(info) if info.isreg() else None
 
@@ -202,7 +202,7 @@ class TarReader:
 
 
 class Bounded(io.BufferedIOBase):
-    """Decompressed bytes; refuses to hold many at once, as a forged header would have it."""
+    """Decompressed bytes; refuses the huge reads that a forged header would cause."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -224,7 +224,7 @@ class Bounded(io.BufferedIOBase):
 
 @contextlib.contextmanager
 def _opened(archive: Path) -> Iterator[Reader]:
-    """A reader for what the file is, whatever its name says."""
+    """A reader for the file's actual format, whatever its name."""
     with archive.open("rb") as file:
         start = file.read(512)
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
@@ -299,7 +299,7 @@ def _write_all(archive: Path, folder: Path, count: int, max_bytes: int) -> None:
 
 
 def _copy(contents: IO[bytes], path: Path, member: Member, archive: Path, left: int) -> int:
-    """Write one file; returns its size, which is what its header says or an error."""
+    """Write one file and return its size, which must match its header."""
     written = 0
     with path.open("wb") as file:
         while block := contents.read(BLOCK):

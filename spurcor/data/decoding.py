@@ -1,7 +1,7 @@
-"""An image file as three channels of eight bits, or the reason why it cannot be had.
+"""An image file as three channels of eight bits, or the reason why it cannot be read.
 
-The picture is turned upright as its camera says. Of greys of 16 bits the upper eight are kept,
-which is what Pillow does with colours of 16 bits.
+The image is turned upright by its EXIF orientation. Of 16-bit greys the upper eight bits are kept,
+which is what Pillow does with 16-bit colours.
 """
 
 import functools
@@ -23,7 +23,7 @@ Pixels = NDArray[np.uint8]  # (H, W, 3)
 
 # Others are left out: some of them, like EPS, are programs that Pillow hands to an interpreter.
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
-# What Pillow raises on what is no whole image; DecompressionBombError derives from none of these.
+# What Pillow raises on damaged images; DecompressionBombError derives from none of these.
 UNREADABLE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError),
     *(AssertionError, struct.error, zlib.error),

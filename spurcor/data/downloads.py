@@ -16,9 +16,9 @@ TIMEOUT = 30.0  # seconds without a byte
 
 
 def download(addresses: Sequence[str], target: Path, otherwise: str) -> None:
-    """Fetch `target`, whole or not at all; where nobody has it, `otherwise` says what to do.
+    """Download `target` atomically; if no address has it, the error is `otherwise`.
 
-    What is in the file is for the caller to verify.
+    The caller verifies the contents.
     """
     from torch.hub import download_url_to_file
 

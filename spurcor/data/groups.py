@@ -44,7 +44,7 @@ class GroupSpec:
     task: Literal["multiclass", "multilabel"] = "multiclass"
 
     def __post_init__(self) -> None:
-        """Names are keys of results: two that coincide would share a figure."""
+        """Names are keys of results: equal ones would share a value."""
         for what, names in (("class", self.classes), ("attribute value", self.attributes)):
             if unfit := [name for name in names if not name.strip() or not name.isprintable()]:
                 raise UserError(f"the {what} {unfit[0]!r} is empty or not printable; rename it")

@@ -36,9 +36,9 @@ def _slashed(root: Path, name: str) -> str:
 
 
 def nearest(root: Path, name: str) -> str | None:
-    """The file that a name which is none may mean.
+    """The file that a name without a file may refer to.
 
-    It differs in case, ending, blanks or the spelling of accents, or has fewer folders before it.
+    It differs in case, extension, blanks or the encoding of accents, or has fewer parent folders.
     """
     parts = PurePosixPath(name.replace("\\", "/")).parts
     for first in range(1, len(parts)):

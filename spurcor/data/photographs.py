@@ -89,20 +89,20 @@ class Photographs:
 
 
 def _is_news(folder: Path, sentence: str) -> bool:
-    """Whether a sentence about a data set is told for the first time: a file in `folder` says."""
+    """Whether a warning about a data set is new; a file in `folder` records those shown."""
     told = folder / f".told-{hashlib.sha256(sentence.encode()).hexdigest()[:8]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         told.touch(exist_ok=False)
     except FileExistsError:
         return False
-    except OSError:  # nothing can be kept there: it is told again
+    except OSError:  # not writable: the warning is repeated
         return True
     return True
 
 
 def _warn_of_enlarging(images: Images, transform: Transform) -> None:
-    """Pixels that are made up cost as much as real ones."""
+    """Interpolated pixels cost as much as real ones."""
     if isinstance(images, RaggedImages):
         return
     stored = images.take(torch.zeros(1, dtype=torch.int64))

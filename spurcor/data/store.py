@@ -1,7 +1,7 @@
 """Photographs decoded once: an array of bytes on disk, memory-mapped by every run that reads it.
 
 One store per set of files and deterministic prefix of a transform, in `.spurcor` beside the folder
-of the files, or under $SPURCOR_STORE where that is set. It is there whole or not at all.
+of the files, or under $SPURCOR_STORE if that is set. It is written atomically.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ log = logging.getLogger(__name__)
 DECODER = "2"  # changed when the same files would be stored as other bytes
 FORMER = "1"  # deep greys were clipped, and photographs lay on their side
 CHUNK = 32  # photographs decoded by a thread at a time
-SAMPLED = 100  # photographs whose size is looked at to say how large a store will be
+SAMPLED = 100  # photographs sampled to estimate the size of a store
 MAX_NAMED = 3  # files that a sentence lists
 
 
 def open_store(root: Path, names: Sequence[str], prefix: Prefix) -> Images:
-    """The images of files `names` under `root`, in their order; decoded now if nobody has yet."""
+    """The images of files `names` under `root`, in that order; decoded now if they were not yet."""
     facts = _look_at(root, names)
     listed = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
     folder, former = (
@@ -60,7 +60,7 @@ def _state(facts: Facts, decoder: str) -> str:
 
 
 def place_of(root: Path) -> Path:
-    """Where what is made of a folder is: beside it, since others take what is in it for classes."""
+    """Where data derived from a folder is kept: next to it, since subfolders may be classes."""
     elsewhere = os.environ.get("SPURCOR_STORE")
     if elsewhere is None:
         return root.parent / ".spurcor" / root.name
@@ -74,7 +74,7 @@ def _pillow() -> str:
 
 
 def _look_at(root: Path, names: Sequence[str]) -> Facts:
-    """Size and time (M, 2) of every file: what tells that a source has changed."""
+    """Size and time (M, 2) of every file, which reveal that a source has changed."""
     missing: list[str] = []
     odd: list[str] = []
     facts = np.zeros((len(names), 2), np.int64)
@@ -221,7 +221,7 @@ class Findings:
             self.remarks.setdefault(remark, []).append(result.name)
 
     def tell(self) -> None:
-        """Refuse what cannot be stored; say once what was lost of the rest."""
+        """Refuse images that cannot be stored; warn once about what was lost in the others."""
         if self.problems:
             raise UserError("; ".join(self._sentences(self.problems)))
         for sentence in self._sentences(self.remarks):
@@ -263,13 +263,13 @@ def _remove_leftovers(folder: Path) -> None:
     """What builds that were killed have left, here and of other stores; the caller has the lock."""
     for leftover in folder.parent.glob(".*"):
         name = leftover.name[1:].rpartition(".")[0]
-        if not name or not leftover.is_dir():  # somebody else's
+        if not name or not leftover.is_dir():  # another user's
             continue
         lock = FileLock(folder.parent / f"{name}.lock", timeout=0)
         try:
             with contextlib.nullcontext() if name == folder.name else lock:
                 shutil.rmtree(leftover)
-        except Timeout:  # somebody is at it
+        except Timeout:  # in use
             continue
 
 

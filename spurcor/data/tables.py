@@ -41,7 +41,7 @@ class Table:
         numbers: Sequence[str] = (),
         comment: str | None = None,
     ) -> "Table":
-        """Named columns of a CSV file with a header; those in `text` are left as they stand.
+        """Named columns of a CSV file with a header; those in `text` are not converted.
 
         Commas, semicolons or tabs separate them. Lines that begin with `comment` are left out.
         """
@@ -89,7 +89,7 @@ class Table:
         return torch.from_numpy(numbers.to_numpy("int64", copy=True))
 
     def _numbers(self, column: str) -> "Series[Any]":
-        """Values (M,) as numbers, NaN where they are none; 1,0 is one of them, as in Germany."""
+        """Values (M,) as numbers, NaN if they are not; a decimal comma is accepted."""
         import pandas as pd
 
         values = self.frame[column]
@@ -108,7 +108,7 @@ class Table:
         return members
 
     def refuse(self, wrong: "Series[bool]", column: str, what: str, fix: str) -> None:
-        """Tell the rows that are wrong, if there are any."""
+        """Raise a `UserError` that lists the wrong rows, if there are any."""
         if not wrong.any():
             return
         values = self.frame[column][wrong]
@@ -154,7 +154,7 @@ SEPARATORS = ",;\t"
 
 
 def _read(path: Path) -> tuple[bytes, str]:
-    """What is in a file, and its encoding: Unicode, or what older programs on Windows write."""
+    """The bytes of a file and their encoding: Unicode, or that of older Windows programs."""
     if not path.is_file():
         raise UserError(f"{path} is not a file; put the table there")
     try:
@@ -171,7 +171,7 @@ def _read(path: Path) -> tuple[bytes, str]:
 
 
 def _header(content: bytes, encoding: str, comment: str | None = None) -> str:
-    """The first line that says something."""
+    """The first line that is neither blank nor a comment."""
     lines = io.TextIOWrapper(io.BytesIO(content), encoding, errors="replace")
     told = (line for line in lines if line.strip() and not (comment and line.startswith(comment)))
     return next(told, "").rstrip("\n")
@@ -185,7 +185,7 @@ def _fields(header: str, separator: str) -> list[str]:
 
 
 def _separator(header: str, wanted: Sequence[str]) -> str:
-    """The one that gives most of the columns that are wanted."""
+    """The separator that yields most of the wanted columns."""
 
     def found(separator: str) -> int:
         return len(set(wanted).intersection(_fields(header, separator)))
@@ -194,7 +194,7 @@ def _separator(header: str, wanted: Sequence[str]) -> str:
 
 
 def _read_csv(path: Path, content: bytes, **options: Any) -> "DataFrame":
-    """Only what is empty is missing: NA and None are names like others."""
+    """Only empty fields are missing values: NA and None are ordinary names."""
     import pandas as pd
 
     try:

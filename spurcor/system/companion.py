@@ -1,4 +1,4 @@
-"""Processes beside a command, which import for seconds what it needs last, while it works."""
+"""Helper processes that import slow libraries while the command is still working."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from spurcor.system.places import REPO
 
 
 class Companion:
-    """A module of spurcor as a process, told what to do by lines of JSON on its stdin.
+    """A module of spurcor run as a process that reads orders as JSON lines from stdin.
 
-    Leaving the context ends it, done or not.
+    Leaving the context kills it, finished or not.
     """
 
     def __init__(self, module: str, **environment: str) -> None:
@@ -32,7 +32,7 @@ class Companion:
         return self
 
     def tell(self, order: Mapping[str, Any]) -> None:
-        """Hand over an order; if the process has ended, `wait` says why."""
+        """Send an order; if the process has died, `wait` reports why."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(order) + "\n")
@@ -41,7 +41,7 @@ class Companion:
             pass
 
     def wait(self) -> tuple[int, str]:
-        """Give no further order and wait for the end; returns exit code and what stderr said."""
+        """Close stdin and wait for the process to end; returns its exit code and stderr."""
         _, said = self._process.communicate()
         return self._process.returncode, said
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and what is said of those that are neither."""
+"""Atomic writes, and one-sentence errors for files that are damaged."""
 
 import contextlib
 import errno
@@ -27,7 +27,7 @@ CLUTTER = ("thumbs.db", "desktop.ini", "__macosx", "icon\r")
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """What a write to a full disk raises does not say where."""
+    """Add the path to an OSError; a failed write to a full disk does not name its file."""
     try:
         yield
     except OSError as error:
@@ -37,15 +37,15 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def is_clutter(name: str) -> bool:
-    """Whether a file or a folder is what desktops leave wherever they have been."""
+    """Whether a file or folder is one that desktop systems create on their own."""
     return name.startswith(".") or name.lower() in CLUTTER
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes the place of `path` once it is on disk.
+    """Yield a temporary path to write to; it replaces `path` once it is on disk.
 
-    What processes of this machine that were killed in here have left of the same file is removed.
+    Temporary files of the same target left by killed processes of this machine are removed.
     """
     prefix = f".{path.name}.{_machine()}-"
     for left in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
@@ -65,23 +65,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @functools.cache
 def _machine() -> str:
-    """Tells where the number of a process means something: this boot and, of containers, which."""
+    """Identifies where a process id is valid: this boot, and the container if there is one."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
         return hashlib.sha256(f"{boot}{os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:8]
     except OSError:
-        return uuid.uuid4().hex[:8]  # of this process alone: nothing is then taken for a leftover
+        return uuid.uuid4().hex[:8]  # unique to this process, so nothing counts as a leftover
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes killed inside `replacing` left; the caller holds the folder's lock."""
+    """Remove temporary files of killed `replacing` calls; the caller holds the folder's lock."""
     for path in folder.rglob(".*.tmp"):
         path.unlink()
 
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder; if another process was first, theirs stays."""
+    """The same for a folder; if another process finished first, its folder is kept."""
     path.parent.mkdir(parents=True, exist_ok=True)
     around = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     beside = around / path.name  # not `around` itself, which nobody else may read
@@ -98,21 +98,21 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file as a whole."""
+    """Write a text file atomically."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file as a whole; NaN is refused, since other readers choke on it."""
+    """Write a JSON file atomically; NaN is refused, since other readers cannot parse it."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
 def decoding(path: Path, fix: str | None = None) -> Iterator[None]:
-    """Whatever a decoder says of bytes that are not what was written is told in one sentence.
+    """Turn whatever a decoder raises on damaged bytes into one sentence.
 
-    A file that may not be read, or cannot be for now, is not damaged: that error is left as it is.
+    A file without read permission, or unavailable for now, is not damaged: its error passes.
     """
     try:
         yield
@@ -137,13 +137,13 @@ def reason(error: BaseException) -> str:
 
 
 def read_json(path: Path, shape: Any = JsonObject, fix: str | None = None) -> dict[str, Any]:
-    """Read what `write_json` wrote; what has another shape is damaged."""
+    """Read what `write_json` wrote; a file of another shape is damaged."""
     with decoding(path, fix):
         return checked(path, json.loads(path.read_text(encoding="utf-8")), shape, fix)
 
 
 def checked(path: Path, value: Any, shape: Any, fix: str | None = None) -> dict[str, Any]:
-    """A value read from a file, which must have the types that its readers count on."""
+    """Check that a value read from a file has the types that its readers rely on."""
     from pydantic import ValidationError
 
     if not isinstance(value, dict):
@@ -165,7 +165,7 @@ def _validator(shape: Any) -> Any:
 
 
 def read_lines(path: Path, shape: Any = JsonObject, fix: str | None = None) -> list[dict[str, Any]]:
-    """Read a JSON-lines file; a last line that was cut off in the writing is left out."""
+    """Read a JSON-lines file; an incomplete last line is ignored."""
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -187,7 +187,7 @@ def _line(path: Path, number: int, line: bytes, shape: Any, fix: str | None) -> 
 
 
 def _whole(line: bytes) -> bool:
-    """Whether a last line lacks nothing but its end, as where a person has edited the file."""
+    """Whether a last line lacks only its line end, for example after editing by hand."""
     try:
         return isinstance(json.loads(line), dict)
     except ValueError:
@@ -195,14 +195,14 @@ def _whole(line: bytes) -> bool:
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Add a line to a JSON-lines file; it is on its way to the disk when this returns."""
+    """Append a line to a JSON-lines file; the system has it when this returns."""
     append_lines(path, [value])
 
 
 def append_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
-    """Add lines to a JSON-lines file, one process at a time.
+    """Append lines to a JSON-lines file, one process at a time.
 
-    What a process killed in its writing has left of a line is cut off: it would join with the next.
+    An incomplete line left by a killed process is removed first: it would merge with the next.
     """
     text = "".join(json.dumps(value, allow_nan=False) + "\n" for value in values)
     with _named(path), path.open("a+b", buffering=0) as file:
@@ -228,14 +228,14 @@ def _end_last_line(file: FileIO) -> None:
 
 
 def sync(path: Path) -> None:
-    """Put what was appended on the disk."""
+    """Flush appended lines to the disk."""
     if path.exists():
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
 
 def keep_lines(path: Path, count: int) -> None:
-    """Cut a JSON-lines file back to its first `count` lines."""
+    """Truncate a JSON-lines file to its first `count` lines."""
     if not path.exists():
         return
     size = 0
@@ -247,7 +247,7 @@ def keep_lines(path: Path, count: int) -> None:
 
 
 def tail(path: Path, size: int = 1 << 16) -> str:
-    """The end of a text file, whole lines; what is no text is replaced."""
+    """The last lines of a text file; undecodable bytes are replaced."""
     with path.open("rb") as file:
         file.seek(0, os.SEEK_END)
         begin = max(0, file.tell() - size)
@@ -257,7 +257,7 @@ def tail(path: Path, size: int = 1 << 16) -> str:
 
 
 def cannot_write(outputs: Path, error: OSError) -> UserError | RunError:
-    """The outputs folder is not there to be written to, or has no room now."""
+    """The error for an outputs folder that is not writable, or on a full disk."""
     told = of_system(error)
     if isinstance(told, RunError):
         return told

@@ -35,7 +35,7 @@ class Held(Exception):  # noqa: N818 - not an error: somebody else does the work
 
 
 def lock_of(directory: Path) -> Path:
-    """The lock of a run directory stands beside it, so that it can be taken before that exists."""
+    """The lock file is next to the run's folder, so it can be taken before that exists."""
     return directory.with_name(directory.name + ".lock")
 
 
@@ -47,7 +47,7 @@ def holder(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
-        return None  # never written by us: locks appear whole
+        return None  # not written by spurcor: locks appear atomically
     me = _identity()
     if (alive := _alive(owner, me)) is not None:
         return owner if alive else None

@@ -42,7 +42,7 @@ def kept(address: str) -> str:
 
 
 def whole(address: str, key: str) -> str:
-    """An address with its password, which `kept` was told, or the user's environment tells."""
+    """The full address, from what `kept` has stored or from the user's environment."""
     if MASK not in address:
         return address
     for variable in VARIABLES:
@@ -71,7 +71,7 @@ def _values(override: str) -> Iterator[str]:
 
     try:
         (parsed,) = OverridesParser.create().parse_overrides([override])
-    except HydraException:  # it is told later, of the masked one
+    except HydraException:  # reported later, for the masked override
         return
     if parsed.is_sweep_override():
         for value in parsed.sweep_string_iterator():

@@ -1,4 +1,4 @@
-"""Where the clone is: its configuration lies beside the package."""
+"""Paths in the clone: conf/ is next to the package."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What readers of a run's JSON files count on: keys and their types. Others may be there too."""
+"""The keys and types in a run's JSON files that readers rely on. Other keys may be present."""
 
 from typing import Any, NotRequired
 
@@ -36,33 +36,33 @@ class Figures(TypedDict):
 
 
 class Phase(Figures):
-    """What a phase has left for later ones, or for readers."""
+    """Results of a phase, kept for later phases or for readers."""
 
     test: Report  # type: ignore[misc]  # it was trained
 
 
 class Repair(Figures):
-    """What a repair has found; without figures where nothing could be fitted."""
+    """Results of a repair; without metrics if it could not be fitted."""
 
     options: dict[str, Any]
     note: NotRequired[str | None]
 
 
 class Found(TypedDict):
-    """What an analysis has found."""
+    """Results of an analysis."""
 
     metrics: NotRequired[dict[str, Figure]]
 
 
 class Settings(TypedDict):
-    """What moved the weights."""
+    """The settings that affect the weights."""
 
     dataset: str
     method: str
 
 
 class Facts(TypedDict):
-    """What a run was."""
+    """Facts about a run."""
 
     identity: str
     seed: int
@@ -94,7 +94,7 @@ class Result(Figures):
 
 
 class Extracted(TypedDict):
-    """What stands beside the files of an archive."""
+    """The marker file in an extracted archive."""
 
     bytes: int
 

@@ -1,4 +1,4 @@
-"""Signals that ask a command to stop: it ends with a sentence, and what it was writing is whole."""
+"""Stop signals: the command ends with one sentence, and its files stay intact."""
 
 import os
 import signal
@@ -10,9 +10,9 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signa
 
 
 class Interrupted(BaseException):
-    """The scheduler or the user asked the command to stop; what it had finished is on disk.
+    """The scheduler or the user asked the command to stop; finished work is on disk.
 
-    Like KeyboardInterrupt no `Exception`: whoever survives any error must not survive this.
+    Like KeyboardInterrupt not an `Exception`: code that catches every error must not catch this.
     """
 
     def __init__(self, number: int) -> None:
@@ -22,7 +22,7 @@ class Interrupted(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """As a shell tells of a process that a signal ended."""
+        """The exit code that a shell reports for a process ended by a signal."""
         return 128 + self.number
 
 
@@ -30,7 +30,7 @@ class Interrupted(BaseException):
 def handled(handle: Callable[[int], None]) -> Iterator[None]:
     """Call `handle` with the signals of this process while the block runs, in the main thread.
 
-    Forked children are none of its business. `nohup` stays in force.
+    Forked children are not affected. `nohup` stays in force.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -56,10 +56,10 @@ def handled(handle: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Raise `Interrupted` at once, wherever the block is.
+    """Raise `Interrupted` immediately, wherever the block is.
 
-    What follows it is cleaning up, which only a second Ctrl-C ends. Errors of code that it left in
-    the middle are no errors: it is raised in their place.
+    The clean-up that follows is stopped only by a second Ctrl-C. Errors caused by the interruption
+    are replaced by `Interrupted`.
     """
     told: Interrupted | None = None
 

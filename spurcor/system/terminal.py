@@ -1,4 +1,4 @@
-"""What a person sees: lines, progress bars, logs; plain when piped."""
+"""Terminal output: lines, progress bars, logs; plain text when piped."""
 
 import functools
 import logging
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 @functools.cache
 def log_to_terminal() -> None:
-    """Warnings go to stderr; the rest is in the run's train.log."""
+    """Send warnings to stderr; everything is also in the run's train.log."""
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
     handler.setFormatter(logging.Formatter("spurcor: %(message)s"))
@@ -29,16 +29,16 @@ T = TypeVar("T")
 
 
 class PatientConsole(Console):
-    """A console whose reader may leave (`| head`) without ending the training.
+    """A console whose reader may go away (`| head`) without stopping the training.
 
-    Text is shown as it is: a class may be called `cat [/indoor]`, or `:dog:`.
+    Text is shown verbatim: a class may be called `cat [/indoor]`, or `:dog:`.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def on_broken_pipe(self) -> None:
-        """Write on into nothing."""
+        """Discard further output."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -76,7 +76,7 @@ def tracked(items: Iterable[T], title: str, total: int) -> Iterator[T]:
 
 
 class RunLog(logging.FileHandler):
-    """train.log; what a full disk does not take is lost without another word."""
+    """train.log; lines that do not fit on a full disk are dropped silently."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Called by logging."""
@@ -89,7 +89,7 @@ class RunLog(logging.FileHandler):
 
 @contextmanager
 def logged(path: Path) -> Iterator[None]:
-    """Write spurcor's log to a file for the while."""
+    """Also write spurcor's log to a file inside the block."""
     handler = RunLog(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("spurcor")

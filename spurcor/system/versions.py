@@ -1,4 +1,4 @@
-"""Which code and which libraries run."""
+"""Versions of the code and of the libraries."""
 
 import functools
 import importlib.metadata
@@ -11,15 +11,15 @@ VERSIONS = ("spurcor", "torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 
 def versions() -> dict[str, str]:
-    """The versions that move numbers."""
+    """The versions that can affect results."""
     found = {name: importlib.metadata.version(name) for name in VERSIONS}
     return {"python": platform.python_version(), **found}
 
 
 @functools.cache
 def commit() -> str:
-    """The commit of the code that runs, with a + where files differ from it."""
-    copied = REPO / "commit"  # a sweep's copy of the code says what it was copied from
+    """The commit of the running code, with a + if files have been changed since."""
+    copied = REPO / "commit"  # written next to a sweep's copy of the code
     if copied.exists():
         return copied.read_text().strip()
     git = ["git", "-C", str(REPO)]
