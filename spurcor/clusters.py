@@ -71,7 +71,7 @@ def main(cfg: DictConfig) -> int:
 
 
 def _table(found: Mapping[str, Any]) -> "Table":
-    """What the clusters say of class and attribute."""
+    """How well the clusters predict class and attribute."""
     from rich.table import Table
 
     table = Table("of", "purity (%)", "mutual information (nats)", "normalised")

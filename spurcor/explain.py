@@ -72,7 +72,7 @@ def draw(run: "FinishedRun", config: ExplainConfig) -> Path:
 
 
 def _chosen(run: "FinishedRun", config: ExplainConfig) -> "dict[str, Tensor]":
-    """Positions in the split by group, those that are asked for and have any."""
+    """Positions in the split for each requested group that has any."""
     import torch
 
     from spurcor.data.groups import members_by

@@ -35,7 +35,7 @@ from spurcor.training.predictions import read_predictions
 
 
 class FinishedRun:
-    """A finished run: its results from its files, its data and network rebuilt when asked for."""
+    """A finished run: results are read from files, data and network are rebuilt on demand."""
 
     def __init__(self, directory: Path, config: TrainConfig) -> None:
         self.directory, self.config = directory, config
@@ -51,7 +51,7 @@ class FinishedRun:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What is in result.json."""
+        """The contents of result.json."""
         return read_result(self.directory)
 
     @property
@@ -83,7 +83,7 @@ class FinishedRun:
         return self.method
 
     def logits(self, split: str = "test", dfr: str | None = None) -> Tensor:
-        """(N, K) of the selected epoch, or of a repair by the beginning of its name."""
+        """Logits (N, K) of the selected epoch, or of the repair whose name starts with `dfr`."""
         folder = self.directory if dfr is None else self._repair(dfr)
         if not (folder / "predictions.npz").exists():
             raise UserError(f"{folder} has no predictions: nothing was trained")
@@ -100,7 +100,7 @@ class FinishedRun:
         return group_metrics(self.logits(split, dfr), data.y.cpu(), data.g.cpu(), data.spec)
 
     def mistakes(self, split: str = "test", dfr: str | None = None) -> Tensor:
-        """Positions in a split of what is predicted wrong, the surest mistake first."""
+        """Positions in a split of misclassified samples, the most confident first."""
         self.splits[split].spec.require_groups("mistakes")
         logits, y = self.logits(split, dfr), self.splits[split].y.cpu()
         confidence, predicted = logits.softmax(dim=1).max(dim=1)
@@ -139,10 +139,10 @@ def open_run(reference: str | Path, outputs: Path | str = REPO / "outputs") -> F
 
 
 def fit(*overrides: str) -> FinishedRun:
-    """Train and repair as `python -m spurcor.train <overrides>` does, or find that it was done.
+    """Train and repair as `python -m spurcor.train <overrides>` does, or open the finished run.
 
-    With another `dfr=...` a finished run gets that repair as well. Warnings, bars and the table at
-    the end are shown as on a terminal.
+    With another `dfr=...` a finished run gets that repair as well. Warnings, progress bars and the
+    final table are shown as on a terminal.
     """
     terminal.log_to_terminal()
     resolvers.register()

@@ -55,9 +55,9 @@ def main(cfg: DictConfig) -> int:
 
 
 def groups_table(splits: Mapping[str, "GroupedDataset"]) -> "Table":
-    """Number and share of every group in every split, and how y and a go together.
+    """Number and share of every group in every split, and the association of y and a.
 
-    The last row is Cramér's V, 0 for independent and 1 for one that tells the other; for two
+    The last row is Cramér's V: 0 if independent, 1 if one determines the other; for two
     classes and two attributes the absolute correlation.
     """
     from rich.table import Column, Table

@@ -68,7 +68,7 @@ def _messenger(config: ReportConfig) -> "contextlib.AbstractContextManager[Messe
 
 
 def show(report: Report) -> None:
-    """The methods, the pivot if one was asked for, what is missing, and where the files are."""
+    """The methods, the pivot table if requested, what is missing, and where the files are."""
     from spurcor.system.terminal import Terminal
 
     terminal = Terminal()

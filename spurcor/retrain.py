@@ -13,7 +13,7 @@ from spurcor.config.schema import RunPaths
 
 @dataclass(frozen=True)
 class RetrainConfig:
-    """What a repair is made from; the rest is the run's own configuration."""
+    """The run to repair and the repair; the rest is the run's own configuration."""
 
     run: str
     dfr: Node

@@ -60,7 +60,7 @@ def main(cfg: DictConfig) -> int:
 
 
 def _refuse_other_splits(results: Sequence[Mapping[str, Any]]) -> None:
-    """Thresholds found on one's VAL say nothing of another's, and nor does agreement."""
+    """Refuse runs on different data: neither thresholds nor agreement would be valid."""
     first, second = (result["run"]["splits"] for result in results)
     for name in ("val", "test", *results[1]["tests"]):
         if first.get(name) != second.get(name):

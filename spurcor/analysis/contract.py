@@ -69,7 +69,7 @@ class Ended:
 
 
 class Analysis(ABC):
-    """What a file in conf/analysis builds. It leaves no trace on training.
+    """What a file in conf/analysis builds. It does not affect training.
 
     One that looks at a run's end, say at its stored predictions, needs `finish` and perhaps
     `check`; one that looks at the weights during training, `due`, `requests` and `measure` too.
@@ -88,7 +88,7 @@ class Analysis(ABC):
         return False
 
     def requests(self) -> Iterable[Request]:
-        """Statistics that `measure` wants, computed once for all analyses that are due."""
+        """Statistics that `measure` needs, computed once for all analyses that are due."""
         return ()
 
     def measure(
@@ -195,13 +195,13 @@ class Analyses:
         return parts
 
     def state_dict(self) -> dict[str, Any]:
-        """What was measured, which is in no other file while the run goes on."""
+        """The measurements, which are in no other file while the run continues."""
         return {folder: series.state_dict() for folder, series in self.series.items()}
 
     def load_state_dict(self, state: Mapping[str, Any], coming: Sequence[tuple[str, int]]) -> None:
-        """Continue from `state_dict`; an analysis that is new since then begins now, and says so.
+        """Continue from `state_dict`; an analysis added since then starts now, with a warning.
 
-        `coming`: the phase and the finished epochs of the moments that are left.
+        `coming`: phase and finished epochs of the remaining moments.
         """
         for folder, analysis in self._analyses.items():
             if folder in state:

@@ -150,7 +150,7 @@ class GroupAnalysis(Analysis):
 
     @property
     def measures(self) -> bool:
-        """Whether any epoch is asked for."""
+        """Whether any epoch is requested."""
         return self.epochs != ()
 
     def due(self, epoch: int) -> bool:

@@ -45,7 +45,7 @@ class CifarResNet(Backbone):
 
 
 class Subsample(nn.Module):
-    """Every stride-th pixel, with as many more channels of zeros as the stride says."""
+    """Every stride-th pixel, with zero channels added to `stride` times as many."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()

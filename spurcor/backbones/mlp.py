@@ -82,7 +82,7 @@ class Mlp(Backbone):
         return Scaled(num_in, width, width**-0.5, width**0.5 if index == 0 else 1.0)
 
     def head(self, num_outputs: int) -> nn.Module:
-        """A fresh last layer, as the parametrisation has it."""
+        """A new last layer in the chosen parametrisation."""
         if self.parametrization == "standard":
             last = super().head(num_outputs)
         else:

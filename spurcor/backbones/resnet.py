@@ -10,7 +10,7 @@ from spurcor.data.groups import DataInfo
 from spurcor.models.backbone import Backbone, follow
 from spurcor.models.pretrained import fill, state_of
 
-WIDTHS = (64, 128, 256, 512)  # of the stages; a fourth of what ResNet-50 puts out
+WIDTHS = (64, 128, 256, 512)  # of the stages; ResNet-50 has four times as many channels
 
 
 class Gate(nn.Module):

@@ -55,7 +55,7 @@ class CelebA(DataSource):
             raise ValueError(f"num_labels={self.num_labels} must be between 1 and 40")
 
     def load(self, root: Path) -> Photographs:
-        """Images and labels from whatever form of the data set is there."""
+        """Images and labels, in whichever form the data set is present."""
         if self.num_labels is None:
             return read_blond(root)
         return read_labels(root, self.num_labels)
@@ -168,9 +168,9 @@ def read_labels(root: Path, num_labels: int) -> Photographs:
 
 
 def find(root: Path, alternatives: Iterable[Sequence[str]]) -> list[Path]:
-    """The first of some alternatives, each of names of files or folders, all of which exist.
+    """The first alternative whose files and folders all exist.
 
-    Archives are extracted only if folders do not have it.
+    Archives are extracted only if no folder has them.
     """
     alternatives = list(alternatives)
     places = [root / folder for folder in FOLDERS]
@@ -244,7 +244,7 @@ def _read(
 
 
 def _check_count(path: Path, count: int) -> None:
-    """The first line of the authors' file says how many images there are."""
+    """The first line of the authors' file is the number of images."""
     said = first_lines(path, 1)[0].strip()
     if said != str(count):
         raise UserError(f"{path} announces {said[:20]} rows but has {count:,}; download it again")

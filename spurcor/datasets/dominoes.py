@@ -103,7 +103,7 @@ class Dominoes(DataSource):
         moved = moved[: int((1 - self.strength) * len(photo_train) + 1e-9)]
         photo_train[moved] = photo_train[moved[torch.randperm(len(moved), generator=generator)]]
 
-        # The pool and TEST: both halves in orders of their own.
+        # The pool and TEST: each half in its own order.
         digit_pool, photo_pool = (_shuffle(half, generator) for half in (digit_pool, photo_pool))
         half = self.pool_size // 2
         test_digits, test_photos = self._read(root, train=False)

@@ -1,4 +1,4 @@
-"""Skin lesions of the ISIC archive: coloured patches beside a lesion speak for a benign one."""
+"""Skin lesions of the ISIC archive: coloured patches next to a lesion indicate a benign one."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -55,7 +55,7 @@ def _find(root: Path) -> Path:
 
 
 def _file_names(table: Table, images: Path) -> list[str]:
-    """The files of identifiers that stand in the table with or without their extension."""
+    """The files of the table's identifiers, written with or without an extension."""
     files = [path.name for path in images.iterdir() if not is_clutter(path.name)]
     stems = [name.rpartition(".")[0] for name in files]
     written = table.filled("isic_id")
@@ -64,6 +64,6 @@ def _file_names(table: Table, images: Path) -> list[str]:
     fix = "write it with its extension"
     table.refuse(bare & written.isin(twice), "isic_id", "names several files", fix)
     found = written.map(dict(zip(stems, files, strict=True)))
-    # What is missing keeps its name, and is told together with all the others.
+    # Missing files keep their names and are reported together.
     table.frame["isic_id"] = written.where(~bare | found.isna(), found)
     return table.names("isic_id")

@@ -1,4 +1,4 @@
-"""Readers of MNIST, Fashion-MNIST and CIFAR-10, which several data sets are made of.
+"""Readers of MNIST, Fashion-MNIST and CIFAR-10, which several data sets use.
 
 Each returns images (N, ...) uint8 and labels (N,) int64 in the order of the files, and downloads
 what is missing where a network exists.
@@ -107,7 +107,7 @@ def _read_idx_set(
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    """The file, as it is called by its authors or on Kaggle, or its compressed copy."""
+    """The file under its authors' or Kaggle's name, or its compressed copy."""
     dotted = name.replace("-idx", ".idx")
     names = (name, f"{name}.gz", dotted, f"{dotted}.gz", f"{name}/{name}", f"{dotted}/{dotted}")
     return next((folder / n for n in names if (folder / n).is_file()), None)
@@ -156,7 +156,7 @@ def _read_folders(folder: Path) -> tuple[Tensor, Tensor]:
 
 
 def _download(kind: Any, root: Path, train: bool, what: str, places: Sequence[Path]) -> Any:
-    """A torchvision data set, fetched into `root`; what is in its `places` was of no use."""
+    """A torchvision data set, downloaded into `root`; the files in `places` were not usable."""
     existed = root.exists()
     found = "; ".join(f"{place} has {_contents(place)}" for place in places if place.is_dir())
     if found:
@@ -185,7 +185,7 @@ def _damaged(place: Path, name: str, what: str) -> UserError:
 
 
 def _remove_empty(*folders: Path) -> None:
-    """Take back the folders that a failed download has made."""
+    """Remove the empty folders that a failed download has created."""
     for folder in folders:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

@@ -16,7 +16,7 @@ from spurcor.errors import UserError
 
 log = logging.getLogger(__name__)
 NAME = "waterbird_complete95_forest2water2"
-MIRRORS = (  # nobody publishes a checksum: the group counts are compared instead
+MIRRORS = (  # no checksum is published: the group counts are compared instead
     f"https://nlp.stanford.edu/data/dro/{NAME}.tar.gz",
     f"https://downloads.cs.stanford.edu/nlp/data/dro/{NAME}.tar.gz",
     "https://worksheets.codalab.org/rest/bundles/0x505056d5cdea4e4eaa0e242cbfe2daa4/contents/blob/",
@@ -75,7 +75,7 @@ class Waterbirds(DataSource):
 
 
 def find(root: Path) -> Path:
-    """The folder with metadata.csv under `root`: there, out of an archive, or downloaded."""
+    """The folder with metadata.csv under `root`: present, extracted, or downloaded."""
     folder, useless = _look(root)
     archive = root / f"{NAME}.tar.gz"
     missing = f"paths.data={root} has no Waterbirds; download {MIRRORS[0]} and put it there"
@@ -91,7 +91,7 @@ def find(root: Path) -> Path:
 
 
 def _look(root: Path) -> tuple[Path | None, list[Path]]:
-    """The folder with metadata.csv, and folders and archives that hold none."""
+    """The folder with metadata.csv, and the folders and archives without one."""
     folders = [root / f"{place}{name}" for place in PLACES for name in FOLDERS]
     folders = [folder for folder in dict.fromkeys(folders) if folder != root and folder.is_dir()]
     if found := _with_table(folders):

@@ -171,7 +171,7 @@ class Backbone(nn.Module, ABC):
 def follow(
     z: Tensor, stages: Iterable[tuple[str, Callable[[Tensor], Tensor]]], layers: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Outputs by name of stages applied one after the other, no further than the last asked for."""
+    """Outputs by name of stages applied in sequence, up to the last one requested."""
     outputs: dict[str, Tensor] = {}
     wanted = set(layers)
     for name, stage in stages:

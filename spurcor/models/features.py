@@ -48,9 +48,9 @@ class Fixed(Transform):
 
 
 def fixed_network(options: FeatureOptions, info: DataInfo, seed: int) -> tuple[Backbone, DataInfo]:
-    """The network whose features replace the images, and the facts of what it makes of them.
+    """The network whose features replace the images, and the facts about these features.
 
-    Weights that are drawn at random are drawn by `seed`.
+    Random weights are drawn from `seed`.
     """
     torch.manual_seed(derive_seed("features", seed))
     backbone: Backbone = options.backbone.build(info=info)
@@ -103,7 +103,7 @@ def _key(parts: Mapping[str, Any]) -> str:
 
 
 def _read(path: Path, count: int) -> Tensor:
-    """Features (N, D) that were kept, all of them."""
+    """Stored features (N, D); all samples must be present."""
     with decoding(path, "remove it, and it will be rebuilt"):
         features = torch.from_numpy(np.load(path, allow_pickle=False))
         if features.dim() != 2 or len(features) != count:
@@ -129,7 +129,7 @@ def _extract(
     splits: Splits,
     split: GroupedDataset,
 ) -> None:
-    """Features (N, D) float32 of a split, written as a whole by one process while others wait."""
+    """Features (N, D) float32 of a split, written atomically by one process while others wait."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):

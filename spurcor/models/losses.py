@@ -1,4 +1,4 @@
-"""The head that each loss is of."""
+"""The head that each loss needs."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from spurcor.models.backbone import Backbone
 
 
 def make_head(backbone: Backbone, info: DataInfo) -> nn.Module:
-    """The last layer that a loss is of: K outputs for `cross_entropy`, one for the others."""
+    """The last layer that a loss needs: K outputs for `cross_entropy`, one for the others."""
     spec = info.spec
     if info.loss == "cross_entropy":
         return backbone.head(spec.num_classes)

@@ -1,4 +1,4 @@
-"""Published weights: from a file of the user's, from torch's cache, or from their authors."""
+"""Published weights: from the user's file, from torch's cache, or downloaded."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,21 +12,21 @@ from spurcor.data.groups import DataInfo
 from spurcor.errors import Damaged, UserError
 from spurcor.system.files import decoding
 
-SHOWN = 3  # mismatches that a refusal names
+SHOWN = 3  # mismatches listed in a message
 
 
 def state_of(pretrained: str, name: str, url: str) -> dict[str, Tensor]:
-    """The state dict that `backbone.pretrained` means, never anything else.
+    """The state dict that `backbone.pretrained` refers to, never a substitute.
 
-    `name` stands for the weights published at `url`; anything but it is a file.
+    `name` stands for the weights published at `url`; any other value is a file.
     """
     return _published(pretrained, url) if pretrained == name else _read(pretrained, name, url)
 
 
 def refuse_missing(node: Node, info: DataInfo) -> None:
-    """Refuse weights that cannot be had, or do not fit their backbone, before images are decoded.
+    """Refuse unavailable weights, or those of another backbone, before images are decoded.
 
-    `info` is of images as they will be. What is in torch's cache has been verified.
+    `info` describes the images as they will be. Files in torch's cache have been verified.
     """
     pretrained = node.arguments.get("pretrained", "none")
     found = locate(node.target).published(**node.arguments)  # type: ignore[attr-defined]
@@ -44,7 +44,7 @@ def _cache() -> Path:
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], pretrained: str, what: str) -> None:
-    """Load a state dict that fits name by name and shape by shape, or say where it does not."""
+    """Load a state dict whose names and shapes all match, or report the mismatches."""
     own = network.state_dict()
     problems = []
     for name, value in own.items():
@@ -93,7 +93,7 @@ def _published(pretrained: str, url: str) -> dict[str, Tensor]:
         state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
             url, map_location="cpu", check_hash=True, weights_only=True
         )
-    except Exception as error:  # whatever the network, the cache or the decoder stumbles over
+    except Exception as error:  # anything that the network, the cache or the decoder raises
         folder = _cache()
         raise UserError(
             f"backbone.pretrained={pretrained} needs {url.rpartition('/')[2]}, which is not in"

@@ -1,4 +1,4 @@
-"""Weights in files: those of a network, whatever was parametrized when they were written."""
+"""Weight files of networks, independent of parametrizations at the time of writing."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ def load_weights(module: nn.Module, path: Path) -> None:
 def load_under(module: nn.Module, path: Path) -> None:
     """Load what `save_weights` wrote, below the parametrizations that the module has and keeps.
 
-    They must leave alone what they made: a fixed mask does, one that changed since does not.
+    They must not change these weights: an unchanged mask does not, one that changed since does.
     """
     state, own = load_state(path), module.state_dict()
     kept = {n: v for n, v in own.items() if plain_name(n) != n and not n.endswith(".original")}

@@ -1,1 +1,1 @@
-"""A run on disk: opened, built, carried out, repaired, analysed."""
+"""A run on disk: opening, building, training, repairing and analysing it."""

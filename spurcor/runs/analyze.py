@@ -1,4 +1,4 @@
-"""Analyses of a finished run, by the weights that it kept."""
+"""Analyses of a finished run, on its stored weights."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +22,9 @@ from spurcor.training.moments import Moment
 
 
 def analyze_stored(run: Prepared) -> None:
-    """Make those analyses of a finished run that are missing, from its predictions and weights.
+    """Compute the missing analyses of a finished run from its stored predictions and weights.
 
-    Raises `Held` where another process analyses the same run.
+    Raises `Held` if another process is analysing the same run.
     """
     directory, splits = run.directory, run.splits
     place = directory / "analysis"

@@ -1,4 +1,4 @@
-"""The objects that a configuration stands for."""
+"""Builds the objects that a configuration describes."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ DEFAULT_THREADS = torch.get_num_threads()  # before any run has set its own
 
 
 def device(options: str) -> torch.device:
-    """The device named, or the GPU where there is one."""
+    """The named device; `auto` is the GPU if there is one."""
     if options == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -60,7 +60,7 @@ def build(config: TrainConfig) -> tuple[Splits, Method]:
 
 
 def _refuse_missing_weights(config: TrainConfig, source: DataSource) -> None:
-    """Decoding photographs may take hours, and what comes after it needs these."""
+    """Check pretrained weights first, since decoding photographs may take hours."""
     size = getattr(source.transform, "size", None)
     if size is None:  # no photographs
         return
@@ -110,7 +110,7 @@ def start_from(directory: Path, splits: Splits, method: Method) -> Method:
 
 
 def validate(config: TrainConfig) -> None:
-    """Build what is cheap to build, so that a sweep learns of bad values before it starts."""
+    """Build whatever is cheap, so that bad values are found before a sweep starts."""
     config.dataset.build()
     if config.dfr is not None:
         config.dfr.build()
@@ -120,7 +120,7 @@ def validate(config: TrainConfig) -> None:
 
 
 def context_of(config: TrainConfig, splits: Splits, directory: Path) -> RunContext:
-    """What the phases of a run get; optimiser and schedule are tried on the way."""
+    """The context for the phases of a run; also tries out optimiser and schedule."""
     optimizer, schedule = _optimizers(config)
     batch_size, untrained = config.train.batch_size, functools.partial(_untrained, config, splits)
     return RunContext(splits, config.seed, batch_size, directory, optimizer, schedule, untrained)
@@ -134,7 +134,7 @@ def _untrained(config: TrainConfig, splits: Splits, draw: int) -> Method:
 
 
 def _optimizers(config: TrainConfig) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Factories of optimisers and schedules, tried once on a parameter of their own."""
+    """Factories of optimisers and schedules, tried once on a dummy parameter."""
 
     def optimizer(parameters: Any) -> Any:
         return config.optimizer.build(params=list(parameters))

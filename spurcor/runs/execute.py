@@ -1,4 +1,4 @@
-"""How a run is carried out: trained, repaired, analysed, told."""
+"""Carries out a run: trains, repairs and analyses it, and reports the result."""
 
 import dataclasses
 import logging
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command on a run ended."""
+    """The outcome of a command on a run."""
 
     status: Literal["done", "failed", "held", "interrupted"]
     directory: Path
@@ -47,10 +47,10 @@ class Outcome:
 def execute(
     config: TrainConfig, terminal: Terminal, on_start: Callable[[], None] = lambda: None
 ) -> Outcome:
-    """Train what is not trained, repair what is not repaired, say what is there.
+    """Train and repair what is missing, then show the results.
 
-    Everything that the user may have got wrong is found before `on_start`, which writes the
-    manifest, and the first file of the run.
+    User mistakes are found before `on_start`, which writes the manifest, and before the run's
+    first file is written.
     """
     trackers = Trackers.build(config.tracker, config.paths.outputs)
     if _finished_before(config):
@@ -70,7 +70,7 @@ def execute(
 def retrain(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome:
     """Repair a finished run, rebuilt from its own configuration.
 
-    The run itself is not locked, so that several repairs of it go on at once; each is.
+    The run itself is not locked, so several repairs can run at the same time; each repair is.
     """
     asked = dataclasses.replace(config, analysis={})
     trackers = Trackers.build(config.tracker, config.paths.outputs)
@@ -120,7 +120,7 @@ def set_aside(directory: Path) -> None:
 
 
 def _finished_before(config: TrainConfig) -> bool:
-    """Whether the run, and the repairs and analyses asked for, are on disk, and of this data."""
+    """Whether the run and the requested repairs and analyses are on disk, from the same data."""
     directory = config.directory
     if config.rerun:
         return False

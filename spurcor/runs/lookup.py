@@ -1,4 +1,4 @@
-"""Finished and unfinished runs on disk, and the configuration that they were made with."""
+"""Finds finished and unfinished runs on disk, and reads their configuration."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -16,14 +16,14 @@ from spurcor.system.passwords import masked
 
 
 def read_config(directory: Path) -> TrainConfig:
-    """The configuration a run was made with."""
+    """The configuration of a run."""
     return read_frozen(directory / "config.yaml")
 
 
 def find(reference: str, outputs: Path, key: str = "run") -> Path:
-    """A run from its directory, the first digits of its identity [/seed<k>], or mlflow:<run id>.
+    """A run from its folder, the first digits of its identity [/seed<k>], or mlflow:<run id>.
 
-    `key` is what the user named it by.
+    `key` is the option with which the user named it.
     """
     reference = reference.rstrip("/")
     if reference.startswith("mlflow:"):
@@ -63,7 +63,7 @@ def _from_mlflow(reference: str, outputs: Path, key: str) -> Path:
     uri = store_uri(outputs)
     try:
         if (database := database_of(uri)) is not None and not database.exists():
-            raise KeyError(reference)  # it would be made
+            raise KeyError(reference)  # it would be created
         run = open_store(uri, outputs).get_run(reference.removeprefix("mlflow:"))
         return Path(run.data.tags["spurcor.directory"])
     except (MlflowException, KeyError) as error:
@@ -73,7 +73,7 @@ def _from_mlflow(reference: str, outputs: Path, key: str) -> Path:
 
 
 def find_done(reference: str, outputs: Path, key: str = "run") -> Path:
-    """Such a run, which must be finished."""
+    """The same, for a run that must be finished."""
     directory = find(reference, outputs, key)
     if not (directory / "done").exists():
         raise UserError(f"{key}={directory} is not finished; run its command again to continue")
@@ -86,7 +86,7 @@ def has_all(directory: Path, needs: Iterable[str]) -> bool:
 
 
 def reopen(reference: str, paths: RunPaths, **asked: Any) -> tuple[Path, TrainConfig]:
-    """A finished run with its own configuration, and what is asked of it now (dfr, analysis)."""
+    """A finished run with its own configuration and what is requested now (dfr, analysis)."""
     directory = find_done(reference, paths.outputs)
     config = read_config(directory)
     here = Paths(data=paths.data or config.paths.data, outputs=paths.outputs)
@@ -97,7 +97,7 @@ CHOSEN = ("dataset", "backbone", "method")  # every run has one of each
 
 
 def read_frozen(path: Path, fix: str | None = None) -> TrainConfig:
-    """A configuration kept on disk. It is data: nothing in it is resolved or imported."""
+    """A configuration stored on disk. It is data: nothing in it is resolved or imported."""
     with decoding(path, fix):
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(tree, dict):

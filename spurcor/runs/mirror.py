@@ -11,11 +11,11 @@ from spurcor.training import checkpoint
 
 
 def mirror(directory: Path, config: TrainConfig, trackers: Trackers) -> None:
-    """Send everything that is on disk of a run that nobody works on."""
+    """Send everything on disk of a run that no process is using."""
     record = Record.of_run(directory, config)
     rows = read_lines(directory / "metrics.jsonl", Row)
     done = (directory / "done").exists()
-    if not done:  # later rows will be made again, with another time
+    if not done:  # later rows will be written again, with another time
         saved = directory / "checkpoint.pt"
         rows = rows[: checkpoint.count_rows(saved) if saved.exists() else 0]
     trackers.start(record)

@@ -24,7 +24,7 @@ from spurcor.training.method import Method, Phase, RunContext
 
 @dataclass(frozen=True)
 class Repair:
-    """A repair that is asked for: its options, and what fits it."""
+    """A requested repair: its options, and the object that fits it."""
 
     node: Node
     dfr: Dfr
@@ -37,7 +37,7 @@ class Repair:
 
 @dataclass
 class Prepared:
-    """A run that can begin: what a configuration stands for, checked against its data."""
+    """A run that is ready to start: its configuration, built and checked against its data."""
 
     config: TrainConfig
     directory: Path
@@ -52,7 +52,7 @@ class Prepared:
 
     @property
     def guard(self) -> Path:
-        """What is locked while result.json is put together."""
+        """The lock held while result.json is written."""
         return self.config.paths.outputs / ".guard"
 
 

@@ -1,8 +1,8 @@
-"""Which code a run's numbers come from: whether the same command would give them again.
+"""Which code a run's results come from, and whether it would still give the same results.
 
-The classes that a configuration names, with all that they use of spurcor and of the plug-ins that
-they come from, are compared as syntax trees. Comments, docstrings, annotations, messages and the
-modules that things stand in move no number, so moving, reformatting and rewording do not count.
+The classes that a configuration names, with all that they use of spurcor and of their plug-ins, are
+compared as syntax trees. Comments, docstrings, annotations, messages and module names do not
+affect results, so moving, reformatting and rewording code does not count as a change.
 """
 
 import ast
@@ -22,7 +22,7 @@ from spurcor.system.shapes import Row
 from spurcor.training import selection
 
 NODES = ("dataset", "features", "backbone", "method", "optimizer", "schedule")
-# What these say moves no number: closures end at them.
+# These modules do not affect results: dependencies are not followed into them.
 SILENT = {
     *("archives", "config", "console", "downloads", "errors", "files", "lock", "logging"),
     *("pictures", "tracking"),
@@ -46,20 +46,20 @@ def code_of(config: TrainConfig) -> dict[str, str]:
 
 
 def changed(recorded: Mapping[str, str], config: TrainConfig) -> list[str]:
-    """The parts, as they are typed, whose code is not what was recorded of them."""
+    """The parts, as typed on the command line, whose code differs from the recorded one."""
     now = code_of(config)
     parts = [key for key, value in recorded.items() if now.get(key, value) != value]
     return [f"{key}={config.choices.get(key, '')}" for key in parts]
 
 
 def begun_by(directory: Path) -> dict[str, str]:
-    """Fingerprints of the code that a run was begun by; earlier versions kept none."""
+    """Fingerprints of the code that a run was started with; earlier versions kept none."""
     path = directory / "code.json"
     return read_json(path) if path.exists() else {}
 
 
 def outdated(config: TrainConfig) -> list[str]:
-    """What the numbers of a finished run come from that is different now, as it is typed."""
+    """What a finished run's results depend on that has changed since, as typed."""
     directory = config.directory
     result = read_result(directory)
     parts = changed(result["run"].get("code", {}), config)
@@ -106,14 +106,14 @@ def fingerprint(owner: type) -> str:
 
 @dataclass(frozen=True)
 class _Module:
-    """The top of a module: what it defines, and what its names stand for elsewhere."""
+    """The top level of a module: its definitions, and what its imported names refer to."""
 
     name: str
     definitions: Mapping[str, ast.stmt]
     imports: Mapping[str, tuple[str, str]]
 
     def resolve(self, name: str) -> Name | None:
-        """Where spurcor defines what a name stands for, if it does."""
+        """Where spurcor defines what a name refers to, if it does."""
         if name in self.definitions:
             return self.name, name
         if name not in self.imports:
@@ -189,18 +189,18 @@ def _imports(name: str, tree: ast.Module) -> Iterator[tuple[str, tuple[str, str]
 
 
 class _Reader(ast.NodeTransformer):
-    """Leaves of a definition what moves numbers, and collects what it uses of spurcor."""
+    """Keeps what affects results of a definition, and collects what it uses of spurcor."""
 
     def __init__(self, module: _Module) -> None:
         self.module = module
         self.used: list[Name] = []
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        """A name, which may stand for something of spurcor under another one."""
+        """A name, possibly an alias of a definition of spurcor."""
         return self._reference(node, self.module.resolve(node.id))
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-        """`module.name` is the name that it stands for."""
+        """`module.name` becomes the name of the definition that it refers to."""
         if isinstance(node.value, ast.Name):
             found = self.module.member(node.value.id, node.attr)
             if found is not None:
@@ -229,7 +229,7 @@ class _Reader(ast.NodeTransformer):
         return ast.Assign([self.visit(node.target)], self.visit(value))
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        """That something is refused, whatever is said of it."""
+        """A raise statement without its message."""
         return ast.Raise()
 
     def _reference(self, node: ast.AST, found: Name | None) -> ast.AST:
@@ -240,7 +240,7 @@ class _Reader(ast.NodeTransformer):
 
 
 def _silenced(body: list[ast.stmt]) -> list[ast.stmt]:
-    """Without docstring, imports and what only tells."""
+    """Without docstring, imports and logging."""
     return [
         statement
         for statement in body

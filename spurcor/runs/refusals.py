@@ -1,4 +1,4 @@
-"""What a run is refused for before anything is written: it would fail, or say nothing, later."""
+"""Checks before anything is written, for runs that would fail or be meaningless later."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ def refuse_impossible(dfr: Dfr, splits: Splits, method: Method) -> None:
 
 
 def refuse_unknown_criterion(options: TrainOptions, splits: Splits) -> None:
-    """What val does not have chooses no epoch and ends no phase: the last one would be taken."""
+    """Refuse criteria that val does not have: they would silently select the last epoch."""
     val = splits.data.get(Split.VAL)
     if val is None:
         return
@@ -57,7 +57,7 @@ def refuse_unknown_criterion(options: TrainOptions, splits: Splits) -> None:
 
 
 def refuse_blind_selection(options: TrainOptions, splits: Splits) -> None:
-    """A worst group that val does not have cannot choose an epoch."""
+    """Refuse val/worst if val lacks a group of test, or the other way round."""
     key, criterion = "train.selection", options.selection
     if options.early_stopping is not None and criterion != "val/worst":
         key, criterion = "train.early_stopping.metric", options.early_stopping.metric
@@ -76,7 +76,7 @@ def refuse_blind_selection(options: TrainOptions, splits: Splits) -> None:
 
 
 def warn_of_few(options: TrainOptions, splits: Splits) -> None:
-    """The accuracy of a group with few samples is noise, and so is what it selects."""
+    """Warn of groups with so few samples that their accuracy is mostly noise."""
     val = splits.data.get(Split.VAL)
     criterion = options.selection.partition("/")[2]
     if val is None or val.spec.task == "multilabel" or not criterion.startswith(GROUPED):
@@ -95,7 +95,7 @@ def warn_of_few(options: TrainOptions, splits: Splits) -> None:
 
 
 def refuse_blind_stopping(options: TrainOptions, phases: Sequence[Phase]) -> None:
-    """A phase that trains on VAL has no figure of it to be stopped by."""
+    """Refuse early stopping in a phase that trains on VAL."""
     for phase in phases:
         if options.early_stopping is not None and Split.VAL in phase.consumed:
             raise UserError(
@@ -105,7 +105,7 @@ def refuse_blind_stopping(options: TrainOptions, phases: Sequence[Phase]) -> Non
 
 
 def refuse_changed_defaults(config: TrainConfig, before: TrainConfig) -> None:
-    """Defaults are left out of the identity, so a run from before one changed has the same name."""
+    """Refuse to reuse a run whose defaults have changed: the identity leaves defaults out."""
     for name in ("dataset", "backbone", "method", "optimizer", "schedule", "train"):
         nodes = [getattr(c, name) for c in (before, config)]
         then, now = (_flat(name, n.arguments if isinstance(n, Node) else n) for n in nodes)
@@ -127,7 +127,7 @@ def _flat(name: str, values: Any) -> dict[str, Any]:
 
 
 def refuse_leak(trained: Mapping[str, str], splits: Splits) -> None:
-    """Splits must be those that a run was trained with, by their fingerprints."""
+    """Refuse splits other than those a run was trained with, by their fingerprints."""
     changed = [name for name, print_ in splits.fingerprints.items() if trained.get(name) != print_]
     if changed:
         raise UserError(

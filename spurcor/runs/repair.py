@@ -38,10 +38,10 @@ NO_FIGURES: dict[str, Any] = {
 
 
 def repair(run: Prepared, asked: Repair) -> Path:
-    """Deep Feature Reweighting of a finished run, unless it is there; returns its folder.
+    """Deep Feature Reweighting of a finished run, unless it exists; returns its folder.
 
-    Raises `Held` where another process makes the same one. Others of the same run may be made
-    meanwhile.
+    Raises `Held` if another process is fitting the same repair. Other repairs of the run may be
+    fitted at the same time.
     """
     directory, splits = run.directory, run.splits
     folder = directory / "dfr" / asked.name
@@ -85,7 +85,7 @@ def _make(folder: Path, seed: int, asked: Repair, run: Prepared) -> dict[str, An
         tables = {name: _table(features, splits, name) for name in dfr.reads}
         try:
             fit = dfr.fit(tables, splits.info.spec, seed, splits.device)
-        except RunError as error:  # the same data would give the same: it is what there is to tell
+        except RunError as error:  # the same data would fail again: the failure is the result
             log.warning("%s cannot be fitted: %s (features of layer %s)", folder, error, layer)
             return {**about, **NO_FIGURES, "note": f"cannot be fitted: {error}"}
         weight = torch.from_numpy(fit.linear.weight).to(splits.device)
@@ -117,7 +117,7 @@ def _features(dfr: Dfr, backbone: Backbone, layer: str) -> Callable[[Tensor], Te
 
 
 def _table(features: Callable[[Tensor], Tensor], splits: Splits, name: str) -> Table:
-    """Features and labels of a split as it is evaluated; TRAIN too is not augmented."""
+    """Features and labels of a split without augmentation, also for TRAIN."""
     split = splits[name]
     x = apply(features, split, splits.transform)
     return Table(x.double().cpu().numpy(), split.y.cpu().numpy(), split.g.cpu().numpy())

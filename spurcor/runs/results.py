@@ -1,4 +1,4 @@
-"""What a finished run says: predictions, result.json, and the parts it is made from."""
+"""Results of a finished run: predictions, result.json, and its parts."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -51,7 +51,7 @@ def train(run: Prepared, terminal: Terminal) -> None:
 
 
 def _write_down(run: Prepared) -> None:
-    """What the run is made from; a run that goes on under other code is told of."""
+    """Write what the run is made from; warn if it continues with other code."""
     directory, config = run.directory, run.config
     if not (directory / "config.yaml").exists():
         tree = {**plain(config), "rerun": False}
@@ -113,7 +113,7 @@ def _finish(run: Prepared, progress: Progress) -> None:
 
 
 def _facts(run: Prepared, progress: Progress) -> dict[str, Any]:
-    """What result.json says of how the run came about."""
+    """The facts about the run in result.json."""
     config, directory = run.config, run.directory
     facts = {
         "identity": config.identity,

@@ -20,7 +20,7 @@ from spurcor.training.progress import Progress as RunProgress
 
 Rows = Sequence[Mapping[str, Any]]
 REDRAW_SECONDS = 0.1
-LINE_SECONDS = 10.0  # when piped, an epoch is told at most this often
+LINE_SECONDS = 10.0  # when piped, epochs are printed at most this often
 
 
 @contextmanager

@@ -20,9 +20,9 @@ COPIED = ("spurcor", "conf", "sweeps")
 
 
 def write_point(point: Point) -> Path:
-    """The checked configuration of a point, as its process will read it.
+    """Write the checked configuration of a point for its process to read.
 
-    The name has a hash of the content: nothing that is issued later changes a queued point.
+    The name contains a hash of the content, so later commands cannot change a queued point.
     """
     config = point.config
     folder = sweep_folder(config) / "points"

@@ -38,12 +38,12 @@ class Point:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What tells it from the sweep's other points, which may repair the same run."""
+        """Identifies it among the sweep's points, some of which may repair the same run."""
         return (str(self.config.directory), *self.config.needs)
 
     @property
     def done(self) -> bool:
-        """Whether all that it asks for is on disk."""
+        """Whether everything it requests is on disk."""
         return has_all(self.config.directory, self.config.needs)
 
 
@@ -53,7 +53,7 @@ def sweep_folder(config: TrainConfig) -> Path:
 
 
 def manifest(outputs: Path, name: str) -> list[dict[str, Any]]:
-    """The points of a sweep, in the order they were first asked for; a later line updates one."""
+    """The points of a sweep, in the order of their first request; a later line updates one."""
     path = outputs / "sweeps" / name / "points.jsonl"
     if not path.exists():
         found = sorted(p.parent.name for p in (outputs / "sweeps").glob("*/points.jsonl"))

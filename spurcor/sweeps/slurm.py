@@ -1,4 +1,4 @@
-"""SLURM: what a job carries out, how it is submitted, and what the scheduler says of it."""
+"""SLURM: what a job runs, how it is submitted, and how its state is queried."""
 
 import os
 import re
@@ -23,7 +23,7 @@ ENDED_WELL = "COMPLETED"
 
 @dataclass(frozen=True)
 class Job:
-    """What the scheduler says of a job."""
+    """The scheduler's information about a job."""
 
     name: str  # 123, or 123_4 of an array
     state: str  # its word, e.g. RUNNING; "" if it has forgotten the job
@@ -42,7 +42,7 @@ class Job:
 
 
 class Unanswered(Exception):  # noqa: N818 - the scheduler may be restarting
-    """The scheduler does not answer; it may again."""
+    """The scheduler does not answer; this may be temporary."""
 
 
 def query(names: Iterable[str]) -> dict[str, Job]:
@@ -62,13 +62,13 @@ def query(names: Iterable[str]) -> dict[str, Job]:
 
 
 def _ended(names: set[str], numbers: str) -> dict[str, Job]:
-    """How jobs ended, where accounts are kept; of lack of memory only the job's step tells."""
+    """How jobs ended, if SLURM keeps accounting; only the job step shows OUT_OF_MEMORY."""
     if shutil.which("sacct") is None:
         return {}
     columns = ("--noheader", "--parsable2", "--format=JobID,State,ExitCode")
     try:
         text = _ask("sacct", *columns, f"--jobs={numbers}")
-    except Unanswered:  # a cluster without accounting: the files alone must tell
+    except Unanswered:  # a cluster without accounting: only the files remain
         return {}
     found: dict[str, Job] = {}
     for line in text.splitlines():
@@ -113,13 +113,13 @@ class Task:
         number = code - 128
         if number in (signal.SIGUSR1, signal.SIGUSR2) or (number == signal.SIGTERM and _goes_on()):
             # The run has saved itself. Now the signal may have the effect that submitit gives it:
-            # the job is requeued, and goes on in the same directory.
+            # the job is requeued, and continues in the same folder.
             signal.raise_signal(signal.SIGUSR2)
         if code:
             raise SystemExit(code)  # so that the scheduler's state is that of the points
 
     def checkpoint(self) -> "DelayedSubmission":
-        """What a requeued job carries out: the same, which resumes."""
+        """What a requeued job runs: the same task, which resumes."""
         from submitit.core.utils import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -152,7 +152,7 @@ class Submitted:
 def submit(
     tasks: Sequence[Task], folder: Path, code: Path, requeues: int, **options: Any
 ) -> list[Submitted]:
-    """Submit tasks as one array; what the scheduler refuses is told in its own words.
+    """Submit tasks as one array; if SLURM rejects them, its own message is shown.
 
     `options` are those of submitit.SlurmExecutor.
     """
@@ -192,7 +192,7 @@ def refuse_impossible(options: Mapping[str, Any]) -> None:
 
 
 def _words(output: str) -> str:
-    """What sbatch complains of."""
+    """The error message of sbatch."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     said = [line for line in lines if line.startswith(("sbatch: ", "allocation failure: "))]
     return " ".join(dict.fromkeys(said or lines))

@@ -1,4 +1,4 @@
-"""How far the points of a sweep have come."""
+"""The state of every point of a sweep."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ UNDER_WAY = ("queued", "running")
 
 @dataclass(frozen=True)
 class PointState:
-    """How far a point has come, by its files and by SLURM."""
+    """The state of a point, from its files and from SLURM."""
 
     entry: Mapping[str, Any]
     status: PointStatus
@@ -50,7 +50,7 @@ def states(outputs: Path, name: str) -> list[PointState]:
 
 
 def state(entry: Mapping[str, Any], job: slurm.Job | None = None) -> PointState:
-    """A point, from its files and from what SLURM says of its job."""
+    """The state of a point, from its files and from SLURM's information about its job."""
     directory = Path(entry["directory"])
     if _done(entry):
         return PointState(entry, "done")
@@ -76,7 +76,7 @@ def state(entry: Mapping[str, Any], job: slurm.Job | None = None) -> PointState:
 
 
 def inspected(state: PointState) -> PointState:
-    """The same, or that the result of a point that is done cannot be read."""
+    """The same state, or `damaged` if the result of a finished point cannot be read."""
     from spurcor.runs.results import read_result
 
     if state.status != "done":
@@ -89,7 +89,7 @@ def inspected(state: PointState) -> PointState:
 
 
 def last_line(path: Path) -> str:
-    """What a log ends with, in spurcor's own words if it has some, else the way to it."""
+    """The last message of spurcor in a log, or else the path of the log."""
     own = [line for line in tail(path).splitlines() if line.startswith("spurcor: ")]
     return own[-1].removeprefix("spurcor: ") if own else f"see {path}"
 
@@ -114,7 +114,7 @@ def _progress(directory: Path) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """A readable duration."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

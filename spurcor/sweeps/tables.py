@@ -31,7 +31,7 @@ def sweep_table(points: Sequence["PointState"]) -> Table:
 
 
 def status_table(points: Sequence["PointState"]) -> Table:
-    """How far every point of a sweep has come."""
+    """Status and progress of every point of a sweep."""
     table = Table("point", "status", "progress", "job", "run")
     for point, overrides in zip(points, distinct(points), strict=True):
         status = f"{point.status} {point.message}".strip()
@@ -42,7 +42,7 @@ def status_table(points: Sequence["PointState"]) -> Table:
 
 
 def distinct(points: Sequence["PointState"]) -> list[str]:
-    """Overrides of each point, without those that all share and those that say where it runs."""
+    """Overrides of each point, without those shared by all and those about where it runs."""
     typed = [point.entry["overrides"] for point in points]
     shared = set.intersection(*map(set, typed)) if len(typed) > 1 else set()
     return [
@@ -52,7 +52,7 @@ def distinct(points: Sequence["PointState"]) -> list[str]:
 
 
 def figures(state: PointState) -> tuple[float | None, float | None]:
-    """Test accuracy of the worst group, before and after the repair asked for."""
+    """Test accuracy of the worst group, before and after the requested repair."""
     from spurcor.runs.results import read_result
 
     try:
