@@ -4,36 +4,33 @@
 """
 
 import argparse
-import difflib
 import io
 import os
-import re
-import shlex
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 import hydra
-import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from spurcor.config import check, composition, packages, resolvers
+from spurcor.config import composition, packages, resolvers
+from spurcor.config.explain import explain, is_group
 from spurcor.errors import PointError, RunError, UserError, of_system
 from spurcor.launchers.hydra import PLUGINS
 from spurcor.system import places
 from spurcor.system.passwords import hidden, masked
 from spurcor.system.signals import Interrupted, interrupting
 
-TOLD = (UserError, RunError, PointError, HydraException, OmegaConfBaseException)
+EXPECTED = (UserError, RunError, PointError, HydraException, OmegaConfBaseException)
 
 
 def run(main: Callable[[DictConfig], int], config_name: str) -> int:
@@ -57,15 +54,11 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
         return command.code
     except Exception as error:
         system = isinstance(error, OSError) and not isinstance(error, HydraException)
-        if show_trace or not (system or isinstance(error, TOLD) or _from_hydra(error)):
+        if show_trace or not (system or isinstance(error, EXPECTED) or _from_hydra(error)):
             raise
         if isinstance(error, OSError) and system:
-            return _tell_what_the_system_said(error)
-        if not isinstance(error, UserError | RunError | PointError):
-            # While Hydra built a launcher.
-            error = error.__cause__ if isinstance(error.__cause__, UserError) else error
-        print(f"spurcor: {masked(_one_line(_sentence(error, command)))}", file=sys.stderr)
-        return 1 if isinstance(error, RunError) else 2
+            return _tell_system(error)
+        return _tell(error, command)
     except SystemExit as ended:  # Hydra has said why
         if ended.code != 1 or not _from_hydra(ended):
             raise
@@ -75,7 +68,17 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
             del os.environ["HYDRA_FULL_ERROR"]
 
 
-def _tell_what_the_system_said(error: OSError) -> int:
+def _tell(error: Exception, command: "_Command") -> int:
+    """Say what is wrong in a sentence; returns the exit code."""
+    if not isinstance(error, UserError | RunError | PointError):
+        # While Hydra built a launcher.
+        error = error.__cause__ if isinstance(error.__cause__, UserError) else error
+    print(f"spurcor: {masked(_one_line(_sentence(error, command)))}", file=sys.stderr)
+    return 1 if isinstance(error, RunError) else 2
+
+
+def _tell_system(error: OSError) -> int:
+    """Say what a disk or a file did; returns the exit code."""
     try:
         sys.stdout.flush()
     except OSError:  # full: it would be tried again, and told again, when Python ends
@@ -166,7 +169,7 @@ def _refuse_no_option(override: str) -> None:
     key = parsed.key_or_group
     if key == "hydra" and not parsed.is_delete():
         raise UserError(f"{override} replaces all of Hydra's own; name a key, as in hydra.run.dir")
-    if parsed.is_sweep_override() or "." in key or not _is_group(key):
+    if parsed.is_sweep_override() or "." in key or not is_group(key):
         return
     value = parsed.value()
     named = isinstance(value, str) or (value is None and parsed.is_delete())
@@ -174,10 +177,6 @@ def _refuse_no_option(override: str) -> None:
     if not (named or (several and not parsed.is_delete())):
         options = packages.options(key)
         raise UserError(f"{override} names no option; choose one of {', '.join(options)}")
-
-
-def _is_group(name: str) -> bool:
-    return any((folder / name).is_dir() for folder in packages.conf_folders())
 
 
 def _from_hydra(error: BaseException) -> bool:
@@ -236,137 +235,10 @@ def _sentence(error: BaseException, command: _Command) -> str:
         return str(error)
     if isinstance(error, PointError) and error.__cause__ is not None:
         point = error.overrides
-        return f"{' '.join(point)}: {_explain(error.__cause__, command.config_name, point)}"
-    return _explain(error, command.config_name, command.overrides)
+        return f"{' '.join(point)}: {explain(error.__cause__, command.config_name, point)}"
+    return explain(error, command.config_name, command.overrides)
 
 
 def _one_line(text: str) -> str:
     """Control characters as they are typed; several problems keep their lines."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-
-
-def _explain(error: BaseException, config_name: str, overrides: list[str]) -> str:
-    """Hydra's and OmegaConf's errors in one sentence."""
-    text = str(error)
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, name = (error.missing_cfg_file or "").rpartition("/")
-        return f"{group}={name} does not exist; choose one of {', '.join(sorted(error.options))}"
-    if match := re.search(r"Could not (?:load|find) '([^']+)'", text):
-        return _missing_option(match[1])
-    if isinstance(error, OverrideParseException):
-        return _unreadable(error)
-    if match := re.search(r"(Ambiguous value for argument|Sweep parameters) '(.*?)'\s", text):
-        return _swept(match[2], listed=match[1].startswith("Ambiguous"))
-    if match := re.search(r"Could not (?:override|delete from config\. ) ?'([^']+)'", text):
-        inner = re.search(r"full_key: (\S+)", f"{text}\n{error.__cause__}")
-        key = inner[1] if inner and inner[1].startswith(f"{match[1]}.") else match[1]
-        return _unknown_override(key, config_name, overrides)
-    if match := re.search(r"An item is already at '([^']+)'", text):
-        return _added_twice(match[1], overrides)
-    return _first_words(error)
-
-
-def _first_words(error: BaseException) -> str:
-    """The line that says most of what Hydra or a library of it says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        said = lines[: 2 if lines and lines[0].endswith(":") else 1] or [type(error).__name__]
-        cause = str(error.__cause__ or "").strip().splitlines()
-        return " ".join(said) + "".join(f": {line}" for line in cause[:1] if line not in said[0])
-    where = traceback.extract_tb(error.__traceback__)[-1].line  # of an assertion without words
-    return f"Hydra cannot do this ({type(error).__name__}: {' '.join(lines[:3]) or where})"
-
-
-def _swept(override: str, *, listed: bool) -> str:
-    """Several values where one is wanted."""
-    key, _, value = override.partition("=")
-    hint = f", or say {key}=[{value}] where a list is meant" if listed else ""
-    return f"{override} is several values; add -m to run each of them{hint}"
-
-
-def _unreadable(error: OverrideParseException) -> str:
-    """Which character Hydra stops at, and how the value is quoted."""
-    override, text = error.override, str(error.message)
-    key, equals, value = override.partition("=")
-    if "\r" in override or "\n" in override:
-        return (
-            f"{override} holds the end of a line; save a script that has Windows line ends (\\r\\n)"
-            " with those of Unix (\\n)"
-        )
-    if not equals:
-        return f"{override} has no value; say {override}=..."
-    if error.__cause__ is not None:
-        return f"{override} cannot be read: {str(error.__cause__).splitlines()[0]}"
-    escaped = value.replace('"', '\\"')
-    quoted = shlex.quote(f'{key}="{escaped}"')
-    return f"{override} cannot be read{_stop(text)}; to take it as it is, quote it twice: {quoted}"
-
-
-def _stop(text: str) -> str:
-    """Where Hydra's grammar gave up, from what it says."""
-    caret = [line.index("^") for line in text.split("\n") if line.strip() == "^"]
-    if caret:  # under the first line
-        return f" at {text.split(chr(10))[0][caret[0]]}"
-    match = re.search(r"(?:extraneous|mismatched) input '(.*?)'", text)
-    if match and match[1] != "<EOF>":
-        return f" at {match[1]}"
-    match = re.search(r"no viable alternative at input '(.*)'", text)
-    return f" after {match[1]}" if match else ""
-
-
-def _missing_option(path: str) -> str:
-    """Of several options of a group, or of a folder in it: one has no file."""
-    group, _, name = path.rpartition("/")
-    while not _is_group(group):
-        group, _, end = group.rpartition("/")
-        name = f"{end}/{name}"
-    options = sorted(
-        str(file.relative_to(folder / group).with_suffix(""))
-        for folder in packages.conf_folders()
-        for file in (folder / group).rglob("*.yaml")
-    )
-    return f"{group}={name} does not exist; choose one of {', '.join(options)}"
-
-
-def _added_twice(key: str, overrides: list[str]) -> str:
-    """A + before a key that exists; one letter short of +sweeps it is a sweep file."""
-    typed = next(o for o in overrides if o.lstrip("+").partition("=")[0] == key)
-    value = typed.partition("=")[2]
-    if key == "sweep" and (places.REPO / "sweeps" / f"{value}.yaml").exists():
-        return f"{typed}: sweep names the sweep; to run the sweep file say +sweeps={value}"
-    return f"{typed}: {key} exists already; say {key}={value}"
-
-
-def _unknown_override(key: str, config_name: str, overrides: list[str]) -> str:
-    """Name the options of the group that have the key, or the key nearest to it."""
-    parent, _, name = key.rpartition(".")
-    group, chosen, names, unlisted = parent.replace(".", "/"), None, [], []
-    beside = f"{parent}." if parent else key
-    whole = "" if _is_group(group) else parent  # whose value may hold the key
-    keys = {one: one.lstrip("+~").partition("=")[0] for one in overrides if "," not in one}
-    others = [o for o, typed in keys.items() if not typed.startswith(beside) and typed != whole]
-    with initialize_config_dir(str(places.CONF), version_base="1.3"):
-        try:
-            composed = compose(config_name, others, return_hydra_config=True)
-            chosen = composed.hydra.runtime.choices.get(group)
-            node = OmegaConf.select(composed, parent) if parent else composed
-            names = [str(each) for each in node if each not in ("_target_", "hydra")]
-            if "_target_" in node:
-                taken = check.arguments_of(node["_target_"], parent)
-                unlisted = [each for each in taken if each not in names]
-        except (HydraException, OmegaConfBaseException, UserError, TypeError):
-            pass
-    if name in unlisted:
-        return f"{key} has its default, which {group}={chosen} does not list; say +{key}=..."
-    folders = packages.conf_folders() if chosen else []
-    files = sorted(path for folder in folders for path in (folder / group).glob("*.yaml"))
-    takers = [
-        path.stem
-        for path in files
-        if name in (yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    ]
-    if takers:
-        return f"{key} is no key of {group}={chosen}; say {group}={' or '.join(takers)} too"
-    if (near := difflib.get_close_matches(name, [*names, *unlisted], 1)) and near[0] in unlisted:
-        return f"{key} is no key; did you mean +{parent}.{near[0]}?"
-    return check.unknown_key(key, [*names, *unlisted])

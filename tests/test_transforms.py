@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.transforms import functional
 from training import read
 
-from spurcor import cli
+from spurcor.config import explain
 from spurcor.config.nodes import locate
 from spurcor.data.transforms import AffineFlip, CropFlip, Normalize, Photo, Prefix, affine
 from spurcor.errors import UserError
@@ -262,6 +262,6 @@ def test_every_argument_is_listed_or_told_how_to_be_given(name):
     chosen = ["dataset=waterbirds", f"dataset/transform={name}"]
     for argument in arguments.keys() - listed.keys():
         key = f"dataset.transform.{argument}"
-        assert f"say +{key}=" in cli._unknown_override(key, "train", chosen)
-        typo = cli._unknown_override(f"{key}s", "train", chosen)
+        assert f"say +{key}=" in explain.unknown_override(key, "train", chosen)
+        typo = explain.unknown_override(f"{key}s", "train", chosen)
         assert f"did you mean +{key}?" in typo

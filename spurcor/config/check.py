@@ -6,12 +6,13 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from spurcor.config.hints import allowed_types, choices, describe
 from spurcor.config.nodes import FOREIGN_BASES, Node, flat, locate
 from spurcor.config.packages import HOW, own
 from spurcor.config.released import place_of
@@ -133,7 +134,7 @@ def _coerce(path: str, value: Any, hint: Any, problems: list[str]) -> Any:
     """Convert one value to the type of its hint."""
     from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-    members = _members(hint)
+    members = allowed_types(hint)
     if nested := _nested(hint, value):
         return _check_nested(path, value, nested, problems)
     if unsound := _unsound(value):
@@ -143,7 +144,7 @@ def _coerce(path: str, value: Any, hint: Any, problems: list[str]) -> Any:
     # Python counts True as an int, and a switch given where a number belongs is always a mistake.
     switch = isinstance(value, bool) and not ({bool, Any} & members)
     if switch or (options and not (value is None and types.NoneType in members)):
-        problems.append(f"{path}={value} is not {_describe(hint)}")
+        problems.append(f"{path}={value} is not {describe(hint)}")
         return None
     try:
         settings = ConfigDict(arbitrary_types_allowed=True)
@@ -153,9 +154,9 @@ def _coerce(path: str, value: Any, hint: Any, problems: list[str]) -> Any:
         # Points run in another working directory.
         return found.expanduser().absolute() if isinstance(found, Path) else found
     except (ValidationError, PydanticUserError):  # the latter where keys belong, as in paths
-        near = nearest(str(value), [str(member) for member in _literals(hint)])
+        near = nearest(str(value), [str(member) for member in choices(hint)])
         hint_text = f"; did you mean {near}?" if near else ""
-        problems.append(f"{path}={value} is not {_describe(hint)}{hint_text}")
+        problems.append(f"{path}={value} is not {describe(hint)}{hint_text}")
         return None
 
 
@@ -181,7 +182,7 @@ def _unsound(value: Any) -> str:
 
 def _nested(hint: Any, value: Any) -> Any:
     """The dataclass, `Node` or mapping of nodes that a mapping is to become, or None."""
-    members = _members(hint)
+    members = allowed_types(hint)
     left_out = types.NoneType in members and value in (None, {})
     if Node in members and not left_out:
         return Node
@@ -250,50 +251,6 @@ def _check_node(path: str, value: Any, problems: list[str]) -> Node | None:
     if group == "tracker":
         arguments = {k: kept(v) if isinstance(v, str) else v for k, v in arguments.items()}
     return Node(path, place_of(value["_target_"]), arguments, revision)
-
-
-def _members(hint: Any) -> set[Any]:
-    """The types that a union allows, or the one type."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return {member for arg in typing.get_args(hint) for member in _members(arg)}
-    if typing.get_origin(hint) is Literal:
-        return {type(member) for member in typing.get_args(hint)}
-    return {hint}
-
-
-def _literals(hint: Any) -> Iterator[Any]:
-    if typing.get_origin(hint) is Literal:
-        yield from typing.get_args(hint)
-    for member in typing.get_args(hint):
-        yield from _literals(member)
-
-
-def _describe(hint: Any) -> str:
-    names = {float: "a number", int: "an integer", bool: "true or false", str: "a string"}
-    if literals := list(_literals(hint)):
-        return "one of " + ", ".join(map(str, literals))
-    known = [names[m] for m in (float, int, bool, str) if m in _members(hint)]
-    known += [f"a list of {_several(m)}" for m in _members(hint) if _element(m) is not None]
-    if types.NoneType in _members(hint):
-        known.append("null")
-    if known:
-        return " or ".join(known)
-    for member in _members(hint):
-        if isinstance(member, type) and dataclasses.is_dataclass(member):
-            return f"a mapping of {', '.join(field.name for field in dataclasses.fields(member))}"
-    return f"a value of type {getattr(hint, '__name__', hint)}".replace("typing.", "")
-
-
-def _element(hint: Any) -> Any:
-    """The type of what a list or tuple holds; None of anything else."""
-    holds = typing.get_args(hint) if typing.get_origin(hint) in (list, tuple) else ()
-    return holds[0] if holds else None
-
-
-def _several(hint: Any) -> str:
-    names = {float: "numbers", int: "integers", bool: "true or false", str: "strings"}
-    inner = _element(hint)
-    return names.get(inner) or f"lists of {_several(inner)}"
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
