@@ -8,15 +8,18 @@ a pass leaves; its vectors stay on the device. G groups, P weights, V vectors.
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
+from spurcor.analysis.linear_layers import (
+    LinearLayer,
+    LinearLayers,
+    add_products,
+    slope_of,
+    uncompiled,
+)
 from spurcor.config.schema import Loss
 from spurcor.data.groups import GroupedDataset, GroupSpec, members_by
 from spurcor.data.splits import Splits
@@ -127,9 +130,7 @@ def collect(
             gradients=known.gradients or request.gradients,
             jacobians=known.jacobians or request.jacobians,
         )
-    # Compiled layers are out of our sight, and allow one backward pass only.
-    compiled = any(module._compiled_call_impl is not None for module in method.modules())
-    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+    with uncompiled(method):
         return {
             key: collect_one(request, method, splits)
             if request.split in splits.data
@@ -153,11 +154,11 @@ def collect_one(request: Request, method: Method, splits: Splits) -> GroupStatis
         losses, outputs = [], []
         for chunk in torch.split(indices, size):
             batch = data.fetch(chunk)
-            with torch.set_grad_enabled(vectors.wanted), _Linears() as linears:
+            with torch.set_grad_enabled(vectors.wanted), LinearLayers() as linears:
                 logits = method.predict(splits.transform(batch.x))
                 loss, f = method.losses(logits, batch.y), logits[:, -1] - logits[:, 0]
             if layers := vectors.served_by(linears):
-                slope = _slope(method, logits, batch.y)
+                slope = slope_of(method, logits, batch.y)
                 vectors.add_products(g, f, slope, layers, len(indices))
             else:
                 vectors.add_gradients(g, loss, f, len(indices))
@@ -185,56 +186,6 @@ def _members(data: GroupedDataset, request: Request) -> dict[int, Tensor]:
     return {int(g[members[0]]): members for members in groups}
 
 
-@dataclass(frozen=True)
-class _Linear:
-    """A product u = z W^T + b of the forward pass: z (B, n), u (B, m)."""
-
-    z: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    u: Tensor
-
-
-class _Linears(TorchFunctionMode):
-    """Notes the linear layers that a forward pass goes through, and what else weights are in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[_Linear] = []
-        self.elsewhere: set[int] = set()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Carry out what is asked, whatever it is."""
-        result = func(*args, **(kwargs or {}))
-        if func is F.linear and not kwargs:
-            z, weight, bias = (*args, None)[:3]
-            self.found.append(_Linear(z, weight, bias, result))
-        elif isinstance(result, Tensor) and result.requires_grad:
-            given = [*args, *(kwargs or {}).values()]
-            inner = [item for value in given if isinstance(value, list | tuple) for item in value]
-            self.elsewhere |= {id(value) for value in (*given, *inner)}
-        return result
-
-    def of(self, weights: Sequence[Tensor]) -> list[_Linear]:
-        """The layers with these weights; none where they, once each and as they are, are not all.
-
-        Under autocast, and where layers see more than one vector per sample, they are not.
-        """
-        own = {id(weight) for weight in weights}
-        layers = [x for x in self.found if id(x.weight) in own or id(x.bias) in own]
-        used = [id(w) for x in layers for w in (x.weight, x.bias) if id(w) in own]
-        plain = all(x.z.dim() == 2 and x.z.dtype == x.u.dtype == x.weight.dtype for x in layers)
-        return layers if plain and sorted(used) == sorted(own) and not own & self.elsewhere else []
-
-
-def _slope(method: Method, logits: Tensor, y: Tensor) -> Tensor:
-    """dl/df (B,) of each sample: of two logits, a loss sees the difference f alone."""
-    with torch.enable_grad():
-        leaf = logits.detach().requires_grad_()
-        (found,) = torch.autograd.grad(method.losses(leaf, y).sum(), leaf)
-    return found[:, 1]
-
-
 class _Vectors:
     """[grad_1 ... grad_G] and [m_1 ... m_G], those that are asked for, in parts (V, n) per weight.
 
@@ -248,7 +199,7 @@ class _Vectors:
         self.wanted = rows > 0
         self.parts = [w.new_zeros(rows, w.numel()) for w in weights] if rows else []
 
-    def served_by(self, linears: _Linears) -> list[_Linear]:
+    def served_by(self, linears: LinearLayers) -> list[LinearLayer]:
         """The layers by which one backward pass gives both kinds; none where it does not."""
         return linears.of(self.weights) if bool(self.kinds.all()) else []
 
@@ -267,20 +218,12 @@ class _Vectors:
                     part[k * self.num_groups + g] += gradient.flatten()
 
     def add_products(
-        self, g: int, f: Tensor, slope: Tensor, layers: Sequence[_Linear], num: int
+        self, g: int, f: Tensor, slope: Tensor, layers: Sequence[LinearLayer], num: int
     ) -> None:
-        """The same by s = dl/df (B,) and delta = df/du of each layer: (s delta)^T z, delta^T z."""
-        place = {id(w): part for w, part in zip(self.weights, self.parts, strict=True)}
-        with torch.enable_grad():
-            total = f.sum()
-        deltas = torch.autograd.grad(total, [layer.u for layer in layers])
-        for layer, delta in zip(layers, deltas, strict=True):
-            delta = delta / num
-            for row, scaled in ((g, delta * slope[:, None]), (self.num_groups + g, delta)):
-                if (part := place.get(id(layer.weight))) is not None:
-                    part[row].view_as(layer.weight).addmm_(scaled.T, layer.z.detach())
-                if (part := place.get(id(layer.bias))) is not None:
-                    part[row] += scaled.sum(0)
+        """The same of linear layers: both kinds by one backward pass."""
+        parts = {id(w): part for w, part in zip(self.weights, self.parts, strict=True)}
+        rows = g, self.num_groups + g
+        add_products(parts, rows, f, slope, layers, num)
 
     def gram(self) -> Tensor:
         """(2G, 2G) float64 products on the CPU; 0 where a kind is not asked for."""
