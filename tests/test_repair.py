@@ -18,7 +18,7 @@ from spurcor.repair.heads import Linear
 from spurcor.repair.tuning import draw_tuning
 from spurcor.runs import build as runs
 from spurcor.runs import lookup, repair
-from spurcor.runs.refusals import refuse_impossible
+from spurcor.runs.refusals import refuse_impossible_repair
 from spurcor.system.files import write_json
 from spurcor.system.lock import _identity
 from spurcor.training.metrics import apply
@@ -225,7 +225,7 @@ def test_what_cannot_be_repaired_is_refused_before_training(options, words):
         config, splits, method = build(options[0], f"dataset.drop_groups=[{names[1]}]")
         words = f"the train split has no sample of group {names[1]}, and test has"
     with pytest.raises(UserError, match=words):
-        refuse_impossible(config.dfr.build(), splits, method)
+        refuse_impossible_repair(config.dfr.build(), splits, method)
 
 
 class Pooled:

@@ -47,7 +47,7 @@ class Slurm(InProcess):
 
     def refuse_impossible(self) -> None:
         """See `InProcess.refuse_impossible`."""
-        slurm.refuse_impossible(self.options.submitit)
+        slurm.try_submission(self.options.submitit)
 
     def run(self, points: Sequence[Point]) -> dict[Path, str] | None:
         """See `InProcess.run`."""

@@ -15,7 +15,7 @@ from spurcor.runs.build import build, context_of, start_from
 from spurcor.runs.refusals import (
     refuse_blind_selection,
     refuse_blind_stopping,
-    refuse_impossible,
+    refuse_impossible_repair,
     refuse_unknown_criterion,
 )
 from spurcor.tracking import Trackers
@@ -68,14 +68,14 @@ def prepare(config: TrainConfig, trackers: Trackers) -> Prepared:
         refuse_blind_stopping(config.train, run.phases)
     elif config.dfr is None:
         raise UserError("this method trains nothing and dfr=none repairs nothing; choose a dfr")
-    _refuse_impossible(run)
+    _check_parts(run)
     return dataclasses.replace(run, origin=origin)
 
 
 def prepare_finished(config: TrainConfig, directory: Path, trackers: Trackers) -> Prepared:
     """The same for a run that is only repaired or analysed, wherever its folder is now."""
     run = _built(config, directory, trackers)
-    _refuse_impossible(run)
+    _check_parts(run)
     return run
 
 
@@ -94,7 +94,7 @@ def _built(config: TrainConfig, directory: Path, trackers: Trackers) -> Prepared
     )
 
 
-def _refuse_impossible(run: Prepared) -> None:
+def _check_parts(run: Prepared) -> None:
     if run.repair is not None:
-        refuse_impossible(run.repair.dfr, run.splits, run.method)
+        refuse_impossible_repair(run.repair.dfr, run.splits, run.method)
     run.analyses.check(run.method, run.splits)

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 GROUPED = ("worst", "balanced", "group/", "aligned", "conflicting")  # criteria that read groups
 
 
-def refuse_impossible(dfr: Dfr, splits: Splits, method: Method) -> None:
+def refuse_impossible_repair(dfr: Dfr, splits: Splits, method: Method) -> None:
     """What a repair would fail on after hours of training."""
     spec = splits.info.spec
     spec.require_groups("Deep Feature Reweighting (dfr=none turns it off)")

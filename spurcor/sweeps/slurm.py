@@ -179,7 +179,7 @@ def search_path(code: Path) -> str:
     return os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def refuse_impossible(options: Mapping[str, Any]) -> None:
+def try_submission(options: Mapping[str, Any]) -> None:
     """Ask SLURM whether it would take such a job, before anything is written."""
     named = ("partition", "account", "qos", "constraint", "time", "mem", "gpus_per_node")
     asked = {key: options[key] for key in (*named, "cpus_per_task") if key in options}
