@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from training import read, rows_of, trainer_of
 
 from spurcor.analysis import statistics
-from spurcor.analysis.contract import Ended, Series
+from spurcor.analysis.contract import FinishedRun, Series
 from spurcor.analysis.gap_dynamics import GapDynamics, term_weights
 from spurcor.analysis.gradient_basis import GradientBasis
 from spurcor.analysis.groups import flow_rate, pairs_of
@@ -641,7 +641,7 @@ def flow_of(moments, values, *options):
     _, method = build.build(cfg)
     series = Series()
     series.moments = [Moment(*moment) for moment in moments]
-    ended = Ended(Path(), Path(), cfg, {}, method, series)
+    ended = FinishedRun(Path(), Path(), cfg, {}, method, series)
     return flow_rate(ended, torch.tensor(values, dtype=torch.float64))
 
 

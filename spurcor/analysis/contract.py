@@ -53,7 +53,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Ended:
+class FinishedRun:
     """A run at its end, as an analysis finishes on it.
 
     The method holds the selected weights, in eval mode; `series` is what the analysis measured. It
@@ -102,7 +102,7 @@ class Analysis(ABC):
         raise NotImplementedError(f"{type(self).__name__} measures nothing during training")
 
     @abstractmethod
-    def finish(self, ended: Ended) -> Mapping[str, Any]:
+    def finish(self, ended: FinishedRun) -> Mapping[str, Any]:
         """What result.json says of the run under `analysis`, plain values; draw plots.
 
         Trackers show the numbers of its entry `metrics`, if there is one, as metrics of the run.
@@ -187,7 +187,7 @@ class Analyses:
             place.mkdir(parents=True, exist_ok=True)
             if series.moments:
                 _save(place / "arrays.npz", series)
-            ended = Ended(directory, place, config, splits, method, series)
+            ended = FinishedRun(directory, place, config, splits, method, series)
             parts[folder] = {"options": self._options[folder], **analysis.finish(ended)}
             if analysis.measures:
                 first = series.moments[0] if series.moments else None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spurcor.analysis.contract import Ended
+from spurcor.analysis.contract import FinishedRun
 from spurcor.analysis.groups import GroupAnalysis, Pairs, flow_rate, pairs_of
 from spurcor.analysis.statistics import GroupStatistics
 from spurcor.data.groups import GroupSpec
@@ -45,7 +45,9 @@ class GapDynamics(GroupAnalysis):
                 values[f"{name}/{pair}"] = s.dot(s.gradient(delta), s.gradient(weights))
         return values
 
-    def panels(self, of: Callable[[str], Tensor], spec: GroupSpec, ended: Ended) -> list[Panel]:
+    def panels(
+        self, of: Callable[[str], Tensor], spec: GroupSpec, ended: FinishedRun
+    ) -> list[Panel]:
         """Per pair the terms, their sum, and how fast the gap really changed."""
         found = []
         for pair, (g1, g2) in pairs_of(spec, self.pairs, same_class=False).items():

@@ -7,7 +7,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from spurcor.analysis.contract import Ended
+from spurcor.analysis.contract import FinishedRun
 from spurcor.analysis.groups import GroupAnalysis, is_square, signs
 from spurcor.analysis.statistics import GroupStatistics
 from spurcor.data.groups import GroupSpec
@@ -42,7 +42,9 @@ class GradientBasis(GroupAnalysis):
                 values[f"cos_{one}_{other}"] = s.cosine(vectors[one], vectors[other])
         return values
 
-    def panels(self, of: Callable[[str], Tensor], spec: GroupSpec, ended: Ended) -> list[Panel]:
+    def panels(
+        self, of: Callable[[str], Tensor], spec: GroupSpec, ended: FinishedRun
+    ) -> list[Panel]:
         """Norms, cosines."""
         norms = {f"v_{name}": of(f"norm_{name}") for name in NAMES}
         found = [Panel("", "norm", norms, log=True)]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from spurcor.analysis.contract import Analysis, Ended
+from spurcor.analysis.contract import Analysis, FinishedRun
 from spurcor.analysis.statistics import GroupStatistics, Request, Samples
 from spurcor.data.groups import GroupSpec
 from spurcor.data.splits import Splits
@@ -183,10 +183,12 @@ class GroupAnalysis(Analysis):
         """By name, of one split."""
 
     @abstractmethod
-    def panels(self, of: Callable[[str], Tensor], spec: GroupSpec, ended: Ended) -> list[Panel]:
+    def panels(
+        self, of: Callable[[str], Tensor], spec: GroupSpec, ended: FinishedRun
+    ) -> list[Panel]:
         """The picture of one split; `of` gives the values (T, ...) of a quantity over time."""
 
-    def finish(self, ended: Ended) -> dict[str, Any]:
+    def finish(self, ended: FinishedRun) -> dict[str, Any]:
         """A picture per split, `plots/<split>.png`; the last values."""
         series = ended.series
         if not series.moments:
@@ -216,7 +218,7 @@ def positions(moments: Sequence[Moment]) -> list[int]:
     return found
 
 
-def flow_rate(ended: Ended, values: Tensor) -> tuple[list[float], list[float]] | None:
+def flow_rate(ended: FinishedRun, values: Tensor) -> tuple[list[float], list[float]] | None:
     """Between moments of a phase, epochs and the change of values (T,) per time of the flow.
 
     A step of plain gradient descent is lr long. Phases that train otherwise are left out; None

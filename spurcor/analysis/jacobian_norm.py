@@ -7,7 +7,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from spurcor.analysis.contract import Ended
+from spurcor.analysis.contract import FinishedRun
 from spurcor.analysis.groups import GroupAnalysis, is_square, signs
 from spurcor.analysis.statistics import GroupStatistics
 from spurcor.data.groups import GroupSpec
@@ -49,7 +49,9 @@ class JacobianNorm(GroupAnalysis):
             values["dot_m_A_m_Y"] = values["dot_S_L"] / 4
         return values
 
-    def panels(self, of: Callable[[str], Tensor], spec: GroupSpec, ended: Ended) -> list[Panel]:
+    def panels(
+        self, of: Callable[[str], Tensor], spec: GroupSpec, ended: FinishedRun
+    ) -> list[Panel]:
         """Norms of the groups, cosines of the pairs, the two directions."""
         norms = {name: of(f"norm2/{name}").sqrt() for name in spec.names}
         pairs = [f"{one}-{other}" for one, other in combinations(spec.names, 2)]

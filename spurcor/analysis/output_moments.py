@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from spurcor.analysis.contract import Ended
+from spurcor.analysis.contract import FinishedRun
 from spurcor.analysis.groups import GroupAnalysis
 from spurcor.analysis.statistics import GroupStatistics
 from spurcor.data.groups import GroupSpec
@@ -30,7 +30,9 @@ class OutputMoments(GroupAnalysis):
         }
         return of_groups | {f"gap/{name}": gap for name, gap in class_gaps(s.loss, s.spec).items()}
 
-    def panels(self, of: Callable[[str], Tensor], spec: GroupSpec, ended: Ended) -> list[Panel]:
+    def panels(
+        self, of: Callable[[str], Tensor], spec: GroupSpec, ended: FinishedRun
+    ) -> list[Panel]:
         """f with its deviation as a band, and the losses."""
         means = {name: of(f"mean/{name}") for name in spec.names}
         bands = {name: of(f"std/{name}") for name in spec.names}

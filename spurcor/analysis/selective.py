@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spurcor.analysis.contract import Analysis, Ended
+from spurcor.analysis.contract import Analysis, FinishedRun
 from spurcor.data.groups import GroupSpec, Split
 from spurcor.data.splits import Splits
 from spurcor.errors import Damaged, UserError
@@ -197,7 +197,7 @@ class Selective(Analysis):
                 f"difficult={unknown[0]} is not a class; choose from {', '.join(spec.classes)}"
             )
 
-    def finish(self, ended: Ended) -> Mapping[str, Any]:
+    def finish(self, ended: FinishedRun) -> Mapping[str, Any]:
         """Rules by name, each by split; table.md and a plot of risk over coverage.
 
         Of two networks the first is that of the run started from, or of the first phase kept.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spurcor.analysis.contract import Ended
+from spurcor.analysis.contract import FinishedRun
 from spurcor.analysis.groups import GroupAnalysis, Pairs, pairs_of
 from spurcor.analysis.statistics import GroupStatistics
 from spurcor.data.groups import GroupSpec
@@ -61,7 +61,9 @@ class StaticDynamic(GroupAnalysis):
             values[f"total/{pair}"] = s.dot(s.gradient(weights), s.gradient(s.share))
         return values
 
-    def panels(self, of: Callable[[str], Tensor], spec: GroupSpec, ended: Ended) -> list[Panel]:
+    def panels(
+        self, of: Callable[[str], Tensor], spec: GroupSpec, ended: FinishedRun
+    ) -> list[Panel]:
         """Per pair the three terms and their sum."""
         labels = {"A": "A: static", "B": "B: mixed", "C": "C: dynamic"}
         return [
