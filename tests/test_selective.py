@@ -244,7 +244,7 @@ def test_two_finished_runs_are_compared_from_their_files(tmp_path, command_line)
         assert most["error"] == pytest.approx(answered_at_most(cfg.directory)["error"])
     other, _ = executed(tmp_path, "method=erm", "dataset.split_seed=1")
     for arguments, message in (
-        (f"runs=[{one.identity},{other.identity}]", "the val split of"),
+        (f"runs=[{one.identity},{other.identity}]", f"{one.identity} and {other.identity}"),
         (f"runs=[{one.identity}]", "must name two runs"),
         (f"runs=[{one.identity},nothing]", "runs=nothing "),
     ):
