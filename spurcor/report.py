@@ -1,4 +1,4 @@
-"""A paper's tables and figures from the files of sweeps: python -m spurcor.report sweep=..."""
+"""Tables and figures for a paper from the files of sweeps: python -m spurcor.report sweep=..."""
 
 import contextlib
 import sys
@@ -13,18 +13,18 @@ from spurcor.config.nodes import Node
 from spurcor.config.schema import OutputPaths, check_sweep_name
 from spurcor.presentation import render
 from spurcor.reports import Report, write_report
-from spurcor.reports.document import absent
+from spurcor.reports.document import left_out
 from spurcor.reports.options import Options
 
 if TYPE_CHECKING:
     from spurcor.tracking.messenger import Messenger
 
-MOST_LINES = 20  # of what is missing; all of it is in report.md
+MOST_LINES = 20  # about what is missing; report.md has all
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(Options):
-    """Which sweeps, and what of them."""
+    """Which sweeps, and what to show of them."""
 
     sweep: str | tuple[str, ...]
     tracker: dict[str, Node]
@@ -39,12 +39,12 @@ class ReportConfig(Options):
 
     @property
     def sweeps(self) -> list[str]:
-        """Each once."""
+        """The sweeps, without duplicates."""
         return list(dict.fromkeys([self.sweep] if isinstance(self.sweep, str) else self.sweep))
 
 
 def main(cfg: DictConfig) -> int:
-    """Write the report, show its methods; returns the exit code."""
+    """Write the report and show its main tables; returns the exit code."""
     config = check(cfg, ReportConfig)
     with _messenger(config) as messenger:
         report = write_report(config.paths.outputs, config.sweeps, config)
@@ -57,7 +57,7 @@ def main(cfg: DictConfig) -> int:
 
 
 def _messenger(config: ReportConfig) -> "contextlib.AbstractContextManager[Messenger | None]":
-    """Shows the report of one sweep in the trackers, below the sweep's own record."""
+    """Shows the report of a single sweep in the trackers, below the record of the sweep."""
     if len(config.sweeps) > 1 or not config.tracker:
         return contextlib.nullcontext()
     from spurcor.system.terminal import log_to_terminal
@@ -79,7 +79,7 @@ def show(report: Report) -> None:
             else:
                 terminal.say(render.markdown(table))
             terminal.say("\n".join(["", *table.notes]))
-    lines = absent(report.missing, report.skipped)
+    lines = left_out(report.missing, report.skipped)
     if lines:
         counts = f"{len(report.missing)} points not done, {len(report.skipped)} unusable"
         more = [f"and {len(lines) - MOST_LINES} more, in report.md"][: len(lines) > MOST_LINES]

@@ -1,4 +1,4 @@
-"""How far the points of a sweep have come: python -m spurcor.status sweep=... [watch=true]"""
+"""Progress of the points of a sweep: python -m spurcor.status sweep=... [watch=true]"""
 
 import sys
 import time
@@ -24,7 +24,7 @@ LONGEST = 86400  # seconds, a day
 
 @dataclass(frozen=True)
 class StatusConfig:
-    """Which sweep, and whether to look again."""
+    """Which sweep, and whether to keep watching it."""
 
     sweep: str
     paths: OutputPaths
@@ -63,7 +63,7 @@ def _look(config: StatusConfig) -> Sequence["PointState"]:
 
 
 def _watch(config: StatusConfig, found: Sequence["PointState"]) -> Sequence["PointState"]:
-    """Show it again and again, what is done last, until nothing is under way."""
+    """Refresh the page, finished points last, until nothing is running or queued."""
     from rich.live import Live
 
     from spurcor.sweeps.slurm import Unanswered
@@ -79,7 +79,7 @@ def _watch(config: StatusConfig, found: Sequence["PointState"]) -> Sequence["Poi
             time.sleep(config.seconds)
             try:
                 found = _look(config)
-            except Unanswered:  # what was last seen stays
+            except Unanswered:  # keep showing what was last seen
                 continue
             live.update(sorted_page(), refresh=True)
     return found

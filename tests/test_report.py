@@ -452,7 +452,7 @@ def test_only_what_is_kept_is_reported(tmp_path):
         ({"metrics": ("dirty/worst",)}, "worst, average"),
         ({"criterion": "test/worst"}, "val/worst, val/average, val/worst_class, last, oracle"),
         ({"baseline": "ermm"}, "did you mean erm"),
-        ({"keep": {"method": "iw"}}, "keep.method=iw is the value of no run; there is erm"),
+        ({"keep": {"method": "iw"}}, "keep.method=iw matches no run; choose from erm"),
         ({"keep": {"methods": "iw"}}, "did you mean method"),
         ({"keep": {"dataset.size": 500, "dataset.strength": 1.0, "optimizer.lr": 0.3}}, "0.3"),
     ],
@@ -468,7 +468,7 @@ def test_a_bad_choice_is_told_with_what_there_is(tmp_path, options, sentence):
 
 def test_empty_choices_are_refused():
     for key in ("rows", "metrics"):
-        with pytest.raises(ValueError, match=f"{key}=.. leaves nothing to show"):
+        with pytest.raises(ValueError, match=f"{key}=.. is empty"):
             Options(**{key: ()})
     with pytest.raises(ValueError, match="columns=method is one of the rows"):
         Options(columns=("method",))

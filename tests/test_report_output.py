@@ -227,7 +227,7 @@ def test_quantities_of_analyses_are_lines_and_their_settings_panels():
         ]  # fmt: skip
     with pytest.raises(UserError, match="did you mean gaps/uniform/b/y-b/x/train"):
         measured(["gaps/uniform/b/y-b/z/train"], made)
-    with pytest.raises(UserError, match="is none of this report"):
+    with pytest.raises(UserError, match="is not in this report"):
         measured(["val/worst"], made)  # no analysis: what selects is no quantity
 
 

@@ -1,1 +1,1 @@
-"""What is shown to people: tables, curves, pictures, statistics."""
+"""How results are shown: tables, curves, pictures, statistics."""

@@ -1,4 +1,4 @@
-"""Figures of quantities over the epochs, for print."""
+"""Figures of quantities over epochs, for print."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,13 +13,13 @@ from spurcor.presentation.saving import save_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LONG = 500  # epochs from which on the first ones need room of their own
+LONG = 500  # epochs; beyond this the axis is logarithmic, or the first ones could not be seen
 Points = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: values (T,) by label as lines, with bands, or stacked; points apart."""
+    """One pair of axes: values (T,) by label as lines with bands or stacked, and single points."""
 
     title: str
     y: str
@@ -32,7 +32,7 @@ class Panel:
 
 
 def draw(path: Path, title: str, epochs: Sequence[int], panels: Sequence[Panel]) -> None:
-    """Panels side by side over the epochs, each with its legend below."""
+    """Panels side by side over epochs, each with a legend below."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -66,7 +66,7 @@ def _draw_panel(axes: "Axes", epochs: Sequence[int], panel: Panel) -> None:
 
 
 def _stack(axes: "Axes", epochs: Sequence[int], panel: Panel) -> None:
-    """Pile up what is positive above zero, and what is negative below."""
+    """Stack positive values upwards and negative values downwards from zero."""
     from spurcor.presentation.plots import COLOURS
 
     above, below = np.zeros(len(epochs)), np.zeros(len(epochs))
@@ -79,10 +79,10 @@ def _stack(axes: "Axes", epochs: Sequence[int], panel: Panel) -> None:
 
 
 def _draw_lines(axes: "Axes", epochs: Sequence[int], panel: Panel) -> None:
-    """Lines with their bands; over a stack they are its sums, and black."""
+    """Lines with their bands; on top of a stack they are black."""
     from spurcor.presentation.plots import COLOURS, DASHES, MARKERS
 
-    alone = len(epochs) == 1  # a line of one point is not seen
+    alone = len(epochs) == 1  # a line through one point is invisible
     for style, (label, value) in enumerate(panel.lines.items()):
         y, colour, dashes = (
             value.numpy(),
@@ -105,14 +105,14 @@ def _scale_y(axes: "Axes", panel: Panel) -> None:
 
     if panel.log:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")  # the style takes text as it is, without powers
+        axes.yaxis.set_major_formatter("{x:g}")  # STYLE switches off math text, which powers need
         axes.yaxis.set_minor_formatter(NullFormatter())
     if panel.limits is not None:
         axes.set_ylim(*panel.limits)
 
 
 def _scale_x(axes: "Axes", epochs: Sequence[int]) -> None:
-    """Whole epochs; over long training the first ones get room of their own."""
+    """Whole epochs; long training gets a logarithmic axis, so that the first epochs are visible."""
     from matplotlib.ticker import MaxNLocator, NullFormatter
 
     if max(epochs) <= LONG:

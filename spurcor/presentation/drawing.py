@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MOST = 8  # methods, lines or panels that one figure tells apart
+MOST = 8  # methods, lines or panels in one figure
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points or a line; `style` is the same for the same thing in every panel."""
+    """Points or a line; `style` is shared by all series of the same thing."""
 
     label: str
     style: int
@@ -23,7 +23,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes; `mark` is the place of a vertical line, `ticks` name x = 0, 1, ..."""
+    """One pair of axes; `mark` is where a vertical line is drawn, `ticks` name x = 0, 1, ..."""
 
     title: str
     series: Sequence[Series]
@@ -34,7 +34,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure of panels with one legend; `name` is its file without the ending."""
+    """A figure of panels with one legend; `name` is its file name without the extension."""
 
     name: str
     title: str

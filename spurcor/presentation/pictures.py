@@ -1,4 +1,4 @@
-"""Pictures of what happened in a run, beside its numbers."""
+"""Pictures of what happened in a run, in addition to its numbers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 SCREEN_DPI = 110
 COLUMNS = 5
-MOST_NAMED = 20  # colours that a legend names
+MOST_NAMED = 20  # the most colours that get a legend
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a PNG as a whole. Names are shown as they are: a dollar sign begins no formula."""
+    """Write a PNG atomically. Names are shown literally: a dollar sign does not start a formula."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
@@ -28,7 +28,7 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def draw_histograms(counts: Tensor, names: Sequence[str], title: str, path: Path) -> None:
-    """For each name a map of counts (epochs, names, bins) over [-1, 1]; every epoch is scaled."""
+    """A heat map per name of counts (epochs, names, bins) over [-1, 1], each epoch scaled to 1."""
     from matplotlib.figure import Figure
 
     columns = min(COLUMNS, len(names))
@@ -51,7 +51,7 @@ def draw_histograms(counts: Tensor, names: Sequence[str], title: str, path: Path
 
 
 def draw_panels(rows: Mapping[str, Sequence[Tensor]], title: str, path: Path) -> None:
-    """For each name a row of panels: images (C, H, W) in [0, 1] and heat (H, W) in [0, 1]."""
+    """A row of panels per name: images (C, H, W) and heat maps (H, W), both in [0, 1]."""
     from matplotlib.figure import Figure
 
     columns = max(map(len, rows.values()))
@@ -65,14 +65,14 @@ def draw_panels(rows: Mapping[str, Sequence[Tensor]], title: str, path: Path) ->
         for axis, panel in zip(line, panels, strict=False):
             if panel.dim() == 2:
                 axis.imshow(panel.numpy(), cmap="inferno", vmin=0, vmax=1)
-            else:  # of one channel, grey
+            else:  # one channel is shown in grey
                 image = panel.expand(3, -1, -1) if len(panel) == 1 else panel
                 axis.imshow(image.permute(1, 2, 0).numpy(), vmin=0, vmax=1)
     save(figure, path)
 
 
 def draw_scatter(points: Tensor, labels: Mapping[str, Any], path: Path) -> None:
-    """Points (N, 2), once for each array of labels (N,), in their colours."""
+    """Points (N, 2), one panel per array of labels (N,), which colours them."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 

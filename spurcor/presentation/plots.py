@@ -1,7 +1,7 @@
-"""Draws figures for print: python -m spurcor.presentation.plots, one JSON object on stdin.
+"""Draws figures for print: python -m spurcor.presentation.plots, drawings as JSON on stdin.
 
-A process of its own: it imports matplotlib while the files are read, and draws while the tables are
-made. Either takes seconds.
+It runs as a process of its own, which imports matplotlib while the files are read and draws while
+the tables are made. Both take seconds.
 """
 
 import gc
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ENDINGS = (".png", ".pdf")
-# Okabe and Ito's palette, distinct to the colour-blind; markers and dashes tell it apart in grey.
+# Okabe and Ito's palette, safe for the colour-blind; in grey, markers and dashes are distinct.
 COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888",
 )  # fmt: skip
@@ -38,8 +38,8 @@ STYLE: dict[Any, Any] = {
     "grid.color": "#DDDDDD",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
-    "text.parse_math": False,  # a name may hold a dollar sign
-    "pdf.fonttype": 42,  # text stays text; many publishers refuse the default
+    "text.parse_math": False,  # names may contain dollar signs
+    "pdf.fonttype": 42,  # TrueType; many publishers refuse the default
 }
 
 
@@ -50,11 +50,11 @@ class Artist(Companion):
         super().__init__("spurcor.presentation.plots", MPLBACKEND="agg")
 
     def draw(self, folder: Path, drawings: Sequence[Drawing]) -> None:
-        """Begin to draw into an existing folder; `finish` waits for it."""
+        """Start to draw into an existing folder; `finish` waits for it."""
         self.tell({"folder": str(folder), "drawings": [asdict(drawing) for drawing in drawings]})
 
     def finish(self) -> None:
-        """Wait until every file is there; RunError if one could not be made."""
+        """Wait until all files are written; RunError if one could not be."""
         code, said = self.wait()
         if code:
             last = said.strip().splitlines()[-1:] or [f"exit code {code}"]
@@ -62,14 +62,14 @@ class Artist(Companion):
 
 
 def main() -> None:
-    """Draw what stdin asks for."""
-    gc.disable()  # imports leave no garbage: looking for it takes a quarter of their time
+    """Draw the figures that stdin describes."""
+    gc.disable()  # a quarter of the time of the imports, and they leave no garbage
     import matplotlib.backends.backend_agg
     import matplotlib.backends.backend_pdf
     import matplotlib.figure
 
     line = sys.stdin.readline()
-    if not line:  # nothing to draw after all
+    if not line:  # there is nothing to draw
         return
     order = json.loads(line)
     with matplotlib.rc_context(STYLE):
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def write(path: Path, drawing: Drawing) -> None:
-    """Draw one figure in this process, into a folder that is made where it does not exist."""
+    """Draw one figure in this process; its folder is created if needed."""
     from matplotlib import rc_context
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,9 +89,9 @@ def write(path: Path, drawing: Drawing) -> None:
 
 
 class _Layout(NamedTuple):
-    """Panels of equal size with one legend below them.
+    """Panels of equal size with one legend below.
 
-    matplotlib's own layouts draw everything twice to find out as much.
+    Computed here because matplotlib's own layout engines draw everything twice.
     """
 
     rows: int
@@ -102,7 +102,7 @@ class _Layout(NamedTuple):
 
 
 def draw(drawing: dict[str, Any]) -> "Figure":
-    """The figure of a drawing that has become a dictionary, as JSON holds it."""
+    """The figure of a drawing, given as the dictionary that JSON makes of it."""
     from matplotlib.figure import Figure
 
     panels = drawing["panels"]
@@ -116,7 +116,7 @@ def draw(drawing: dict[str, Any]) -> "Figure":
     for index, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
         _draw_panel(axes, panel)
         axes.set_title(titles[index])
-        if index + layout.columns >= len(panels):  # no panel below
+        if index + layout.columns >= len(panels):  # no panel is below
             axes.set_xlabel(drawing["x"])
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
@@ -141,7 +141,7 @@ def _layout(drawing: dict[str, Any], titles: Sequence[str]) -> _Layout:
     columns = _columns(drawing)
     rows = -(-len(titles) // columns)
     panel_width, panel_height = (2.1 if columns > 1 else 3.6), 2.0
-    # Axes that differ have numbers of their own, which may be long.
+    # Axes that are not shared each have tick labels, which may be long.
     gap_x, left = (0.15, 0.6) if drawing["same_y"] else (0.65, 0.8)
     right = 0.12
     top = 0.27 + 0.15 * max(title.count("\n") for title in titles)
@@ -161,7 +161,7 @@ def _layout(drawing: dict[str, Any], titles: Sequence[str]) -> _Layout:
             left / width, bottom / height, 1 - right / width, 1 - top / height,
             gap_x / panel_width, gap_y / panel_height,
         ),
-        max(1, -(-len(labels) // legend_rows)),  # rows of about the same length
+        max(1, -(-len(labels) // legend_rows)),  # so that rows have similar lengths
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Tables as Markdown, LaTeX, CSV and on a terminal."""
+"""Renders tables as Markdown, LaTeX and CSV, and for a terminal."""
 
 import csv
 import io
@@ -12,25 +12,25 @@ from spurcor.presentation.tables import ORACLE, Cell, Interval, Record, Seeds, T
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-BEGIN_BOLD, END_BOLD = "\x01", "\x02"  # what LaTeX's special characters are escaped around
-# What Markdown takes for more than a character; an underscore does no harm within a word.
-MARKS = re.compile(r"[\\`*<|]|\b_|_\b")
-TEX = {BEGIN_BOLD: r"\textbf{", END_BOLD: "}", "±": r"$\pm$"}
+BEGIN_BOLD, END_BOLD = "\x01", "\x02"  # replaced after LaTeX's special characters are escaped
+# Special characters of Markdown; an underscore within a word is harmless.
+MARKDOWN_SPECIAL = re.compile(r"[\\`*<|]|\b_|_\b")
+LATEX_COMMANDS = {BEGIN_BOLD: r"\textbf{", END_BOLD: "}", "±": r"$\pm$"}
 
 
 def show(cell: Cell) -> str:
-    """A cell as a person reads it."""
+    """A cell as text."""
     if cell is None:
         return "-"
     if isinstance(cell, Interval):
-        return cell.of.interval
+        return cell.summary.interval
     if isinstance(cell, float):
         return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
     return f"{cell:,}" if isinstance(cell, int) else str(cell)
 
 
 def markdown(table: Table) -> str:
-    """The table alone, to paste elsewhere."""
+    """The table without its title and notes."""
     from tabulate import tabulate  # type: ignore[import-untyped]
 
     columns = _shown(table)
@@ -41,8 +41,8 @@ def markdown(table: Table) -> str:
 
 
 def literal(text: str) -> str:
-    """A text as Markdown shows it: names may hold whatever a folder's may."""
-    return MARKS.sub(r"\\\g<0>", " ".join(text.split()))
+    """Text escaped for Markdown: names may contain any character that folder names may."""
+    return MARKDOWN_SPECIAL.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def latex(table: Table) -> str:
@@ -62,14 +62,14 @@ def latex(table: Table) -> str:
         )
     alignment = [_alignment(table, key) for key in columns]
     text = str(tabulate(rows, columns, "latex_booktabs", colalign=alignment, disable_numparse=True))
-    for mark, command in TEX.items():
+    for mark, command in LATEX_COMMANDS.items():
         text = text.replace(mark, command)
     return f"% \\usepackage{{booktabs}}\n{text}\n"
 
 
 def csv_text(table: Table) -> str:
-    """Numbers at full precision; a summary takes a column each for mean, std, low and high."""
-    records = [_flat(record) for record in table.records]
+    """Full precision; a summary has columns for mean, std, low and high."""
+    records = [_csv_record(record) for record in table.records]
     columns = list(dict.fromkeys(key for record in records for key in record))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -79,7 +79,7 @@ def csv_text(table: Table) -> str:
 
 
 def rich_table(table: Table) -> "RichTable":
-    """For a terminal, where intervals take too much room."""
+    """For a terminal, without intervals, which are too wide."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
 
@@ -95,7 +95,7 @@ def rich_table(table: Table) -> "RichTable":
 
 
 def _shown(table: Table) -> list[str]:
-    """Columns that say something."""
+    """Columns that are not empty."""
     empty = (None, "")
     return [key for key in table.columns if any(r.get(key) not in empty for r in table.records)]
 
@@ -105,7 +105,7 @@ def _alignment(table: Table, key: str) -> str:
 
 
 def _best(table: Table, columns: Sequence[str]) -> set[tuple[int, str]]:
-    """Where the best mean of a column within a data set stands; the oracle does not compete."""
+    """Row and column of the best mean of each column within a data set, the oracle excluded."""
     best: dict[tuple[object, str], float] = {}
     means: dict[tuple[int, str], tuple[tuple[object, str], float]] = {}
     for place, record in enumerate(table.records):
@@ -115,13 +115,13 @@ def _best(table: Table, columns: Sequence[str]) -> set[tuple[int, str]]:
             cell = record.get(key)
             if isinstance(cell, Summary):
                 column = (record.get("data set"), key)
-                mean = -cell.mean if key in table.falling else cell.mean
+                mean = -cell.mean if key in table.lower_is_better else cell.mean
                 means[place, key] = (column, mean)
                 best[column] = max(best.get(column, mean), mean)
     return {place for place, (column, mean) in means.items() if mean == best[column]}
 
 
-def _flat(record: Record) -> dict[str, Cell]:
+def _csv_record(record: Record) -> dict[str, Cell]:
     flat: dict[str, Cell] = {}
     for key, cell in record.items():
         if isinstance(cell, Summary):

@@ -1,4 +1,4 @@
-"""Figures as files."""
+"""Writes figures to files."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,8 @@ PRINT_DPI = 150
 
 
 def save_figure(figure: "Figure", path: Path, dpi: int = PRINT_DPI) -> None:
-    """Write a figure as a whole, in the format that the ending of its name says."""
-    # Without a date the same figure gives the same file.
+    """Write a figure atomically, in the format of its file extension."""
+    # Without a date, the same figure gives the same file.
     metadata: dict[str, Any] = {"CreationDate": None} if path.suffix == ".pdf" else {}
     with replacing(path) as beside:
         figure.savefig(beside, format=path.suffix[1:], dpi=dpi, metadata=metadata)

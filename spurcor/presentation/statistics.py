@@ -1,4 +1,4 @@
-"""Means with intervals, and paired comparisons; small samples, so exact where that is possible."""
+"""Means with intervals and paired comparisons, exact where possible as samples are small."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ class Summary:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Summary | None":
-        """None of no values."""
+        """The summary of some values, or None without any."""
         if not values:
             return None
         mean, count = fmean(values), len(values)
@@ -31,7 +31,7 @@ class Summary:
             return cls(mean, None, None, None, 1)
         from scipy.special import stdtrit
 
-        # The quantile itself: scipy.stats takes over a second to import.
+        # Not scipy.stats.t.ppf: scipy.stats takes over a second to import.
         std = stdev(values)
         half = float(stdtrit(count - 1, (1 + LEVEL) / 2)) * std / count**0.5
         return cls(mean, std, mean - half, mean + half, count)
@@ -41,25 +41,26 @@ class Summary:
 
     @property
     def interval(self) -> str:
-        """As text."""
+        """The interval as text."""
         return "-" if self.low is None else f"[{self.low:.1f}, {self.high:.1f}]"
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
     """Two-sided p of the paired permutation test of the mean.
 
-    The share of sign patterns whose mean is as far from 0 as the one observed: of all patterns up
-    to EXACT_UP_TO differences, beyond that of RANDOM_PATTERNS fixed random ones and the observed.
+    The share of sign patterns whose mean is at least as far from 0 as the observed one: among all
+    patterns for up to EXACT_UP_TO differences, else among RANDOM_PATTERNS that include the
+    observed one and are otherwise drawn with a fixed seed.
     """
     import numpy as np
 
     values = np.asarray(differences, dtype=float)
-    # Sums that are equal but for rounding are ties.
+    # Sums that differ only by rounding count as ties.
     least = abs(values.sum()) - 1e-12 * np.abs(values).sum()
     return float((np.abs(_signs(len(values)) @ values) >= least).mean())
 
 
-@functools.lru_cache(maxsize=1)  # the methods of a sweep mostly share their seeds
+@functools.lru_cache(maxsize=1)  # most methods of a sweep have the same number of seeds
 def _signs(count: int) -> Any:
     """Patterns of `count` signs, one per row."""
     import numpy as np
@@ -73,7 +74,7 @@ def _signs(count: int) -> Any:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down correction: the p-values as if each were the only one looked at."""
+    """P-values adjusted for multiple comparisons by Holm's step-down procedure."""
     corrected: dict[str, float] = {}
     largest = 0.0
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):

@@ -1,4 +1,4 @@
-"""A table as data: records that every form of output shares."""
+"""Tables as data, which all output formats share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from spurcor.presentation.statistics import Summary
 
 @dataclass(frozen=True)
 class Interval:
-    """A summary of which the interval is shown."""
+    """A summary shown as its interval."""
 
-    of: Summary
+    summary: Summary
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """How many seeds a row rests on, and how many it should."""
+    """How many seeds a row is based on, and how many it should be."""
 
     count: int
     expected: int
@@ -31,22 +31,22 @@ Record = Mapping[str, Cell]
 
 @dataclass(frozen=True)
 class Table:
-    """Records in order, with the sentences that belong below them."""
+    """Records in order, with the notes below them."""
 
     name: str
     title: str
     records: Sequence[Record]
     notes: Sequence[str] = ()
-    falling: Sequence[str] = ()  # columns in which less is better
+    lower_is_better: Sequence[str] = ()  # names of columns
 
     @property
     def columns(self) -> list[str]:
-        """Of all records, in order of appearance."""
+        """The columns of all records, in order of appearance."""
         return list(dict.fromkeys(key for record in self.records for key in record))
 
 
 def percent(fraction: float | None) -> str:
-    """A fraction in per cent, as papers print it."""
+    """A fraction in per cent with one decimal, as in papers."""
     return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 

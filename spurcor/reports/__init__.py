@@ -1,4 +1,4 @@
-"""Reports of sweeps, made from the files of their runs alone."""
+"""Reports of sweeps, made only from the files of their runs."""
 
 import contextlib
 import hashlib
@@ -23,9 +23,9 @@ from spurcor.reports.tables import Judged, Metric
 from spurcor.reports.trials import Missing, Trial, collect
 from spurcor.system.files import write_text
 
-TEX = ("methods", "criteria", "table", "selective")
-PASTED = ("table", "selective")  # as Markdown of their own
-# What a report may leave out although an earlier one of the same sweeps had it.
+AS_LATEX = ("methods", "criteria", "table", "selective")
+AS_MARKDOWN = ("table", "selective")  # in files of their own
+# Files that an earlier report of the same sweeps may have left and this one does not write.
 OPTIONAL = (
     *(f"{name}.*" for name in ("methods", "criteria", "comparison", "published", "settings")),
     *("table.*", "selective.*", "runs.csv", "curve.*", "learning_curves_*", "worst_vs_average.*"),
@@ -34,7 +34,7 @@ OPTIONAL = (
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and what a person is shown of it."""
+    """What was written, and what is shown on the terminal."""
 
     folder: Path
     files: tuple[Path, ...]
@@ -46,7 +46,7 @@ class Report:
 def write_report(outputs: Path, sweeps: Sequence[str], options: Options) -> Report:
     """Write the report of one or several sweeps to <outputs>/reports/<names>/.
 
-    Raises UserError for a sweep that does not exist and for options that no run knows.
+    Raises UserError for a sweep that does not exist and for options that match no run.
     """
     folder = outputs / "reports" / _name(sweeps)
     figures: list[Drawing] = []
@@ -58,7 +58,7 @@ def write_report(outputs: Path, sweeps: Sequence[str], options: Options) -> Repo
             found = replace(found, trials=tuple(choices.keep(found.trials, options.keep)))
             metrics = choices.check(options, found.trials)
             main = tables.judge_all(found.trials, options.criterion, found.planned)
-            if artist is not None:  # first, since it goes on while the rest is made
+            if artist is not None:  # first: drawing goes on while the tables are made
                 figures = _figures(tables.chosen(main), found.trials, options)
                 folder.mkdir(parents=True, exist_ok=True)
                 artist.draw(folder, figures)
@@ -76,21 +76,21 @@ def write_report(outputs: Path, sweeps: Sequence[str], options: Options) -> Repo
             artist.finish()
     drawn = [f"{figure.name}{ending}" for figure in figures for ending in plots.ENDINGS]
     files = tuple(folder / name for name in (*texts, *drawn))
-    _remove_others(folder, files)
+    _remove_outdated(folder, files)
     by_name = {table.name: table for table in shown}
     return Report(folder, files, by_name, found.missing, found.skipped)
 
 
 def _texts(shown: Sequence[Table]) -> dict[str, str]:
-    """The tables by file."""
+    """The files of the tables: name and content."""
     texts = {f"{table.name}.csv": render.csv_text(table) for table in shown}
-    texts |= {f"{table.name}.tex": render.latex(table) for table in shown if table.name in TEX}
-    pasted = [table for table in shown if table.name in PASTED]
+    texts |= {f"{table.name}.tex": render.latex(table) for table in shown if table.name in AS_LATEX}
+    pasted = [table for table in shown if table.name in AS_MARKDOWN]
     return texts | {f"{table.name}.md": f"{render.markdown(table)}\n" for table in pasted}
 
 
-def _remove_others(folder: Path, files: Sequence[Path]) -> None:
-    """Remove what an earlier report had and this one leaves out."""
+def _remove_outdated(folder: Path, files: Sequence[Path]) -> None:
+    """Remove optional files that an earlier report has left."""
     for pattern in OPTIONAL:
         for path in set(folder.glob(pattern)) - set(files):
             path.unlink()
@@ -138,7 +138,7 @@ def _figures(
 
 
 def _name(sweeps: Sequence[str]) -> str:
-    """A folder's name; file systems end at 255 bytes."""
+    """The name of the report's folder; file systems allow at most 255 bytes."""
     name = "+".join(sweeps)
     if len(name) <= 200:
         return name

@@ -1,4 +1,4 @@
-"""The table of selective classification: where a network errs although it may abstain."""
+"""The table of selective classification: errors among the samples that a network answers."""
 
 import re
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from spurcor.reports.selection import Candidate
 from spurcor.reports.tables import Metric
 from spurcor.reports.trials import Trial
 
-LESS = ("error", "AURC")  # is better
+LOWER_IS_BETTER = ("error", "AURC")  # how titles of such columns start
 ERROR = re.compile(r"(selective[^/]*/[^/]+)/error_at_([^/]+)/test")
 
 
 def abstention(trials: Sequence[Trial], rows: Sequence[str], criterion: str) -> Table:
-    """By the row keys and by rule, errors at nominal coverages: mean and deviation over seeds."""
+    """Errors at nominal coverages by row keys and rule: mean and deviation over seeds."""
     rows, found = cells(trials, rows, (), criterion)
     records: list[Record] = []
-    furthest = 0.0
+    furthest = 0.0  # that a coverage on TEST is from its nominal one
     for row, by_column in found.items():
         for one in by_column[()]:
             seeds = Seeds(len(one.picks), one.expected)
@@ -33,12 +33,13 @@ def abstention(trials: Sequence[Trial], rows: Sequence[str], criterion: str) -> 
         " worst group there. AURC: the mean error over all coverages, in %. All of the weights that"
         " each run selected.",
     ]
-    falling = {title for record in records for title in record if title.startswith(LESS)}
-    return Table("selective", "Selective classification", records, notes, sorted(falling))
+    titles = {title for record in records for title in record}
+    lower = sorted(title for title in titles if title.startswith(LOWER_IS_BETTER))
+    return Table("selective", "Selective classification", records, notes, lower)
 
 
 def _rules(one: Candidate) -> dict[str, list[str]]:
-    """The nominal coverages of every rule, as named in the columns, rising."""
+    """The nominal coverages of every rule, as the columns name them, in ascending order."""
     found: dict[str, list[str]] = {}
     for match in filter(None, map(ERROR.fullmatch, one.trial.measured)):
         found.setdefault(match[1], []).append(match[2])

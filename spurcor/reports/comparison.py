@@ -1,4 +1,4 @@
-"""Methods compared over the seeds that they share."""
+"""Paired comparisons of methods over shared seeds."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from spurcor.reports.tables import Metric
 
 @dataclass(frozen=True)
 class _Pair:
-    """A method and what it is compared with, with their differences seed by seed."""
+    """A method, what it is compared with, and their differences by seed."""
 
     one: Candidate
     other: Candidate
@@ -20,12 +20,12 @@ class _Pair:
 
     @property
     def testable(self) -> bool:
-        """A single difference has no p."""
+        """Whether a p-value is defined, which takes two differences."""
         return len(self.differences) > 1
 
 
 def comparison(shown: Sequence[Candidate], metric: Metric, baseline: str | None) -> Table:
-    """Paired differences of every method to the baseline, or to the best other method.
+    """Paired differences between every method and the baseline, or else the best other method.
 
     p-values are corrected by Holm's procedure over the comparisons within a data set.
     """
@@ -47,7 +47,7 @@ def comparison(shown: Sequence[Candidate], metric: Metric, baseline: str | None)
 def _pairs(
     candidates: Sequence[Candidate], fixed: Candidate | None, metric: Metric
 ) -> Iterator[_Pair]:
-    """Each candidate with the fixed one, or with the best of the others."""
+    """Each candidate paired with the fixed one, or else with the best of the others."""
     for one in candidates:
         other = fixed or _best([rival for rival in candidates if rival is not one], metric)
         if other is not None and other is not one:
@@ -55,7 +55,7 @@ def _pairs(
 
 
 def _records(pairs: Sequence[_Pair], metric: Metric) -> Iterator[Record]:
-    """A line per pair of one data set."""
+    """One row per pair of a data set."""
     p_values = {pair.one.name: sign_flip_p(pair.differences) for pair in pairs if pair.testable}
     corrected = holm(p_values)
     for pair in pairs:
@@ -73,7 +73,7 @@ def _records(pairs: Sequence[_Pair], metric: Metric) -> Iterator[Record]:
 
 
 def _notes(pairs: Sequence[_Pair], metric: Metric, without_baseline: Sequence[str]) -> list[str]:
-    """What the differences are, and how far the p-values can be trusted."""
+    """What the differences are, and the limits of the p-values."""
     notes = [
         f"Differences of test {metric.name} in percentage points, seed by seed; p by a two-sided"
         " sign-flip test, corrected over the comparisons in a data set."
@@ -97,7 +97,7 @@ def _notes(pairs: Sequence[_Pair], metric: Metric, without_baseline: Sequence[st
 
 
 def paired(one: Candidate, other: Candidate, metric: Metric) -> list[float]:
-    """Differences of a metric in percentage points, per seed that both have."""
+    """Differences of a metric in percentage points, for each seed that both have."""
     left, right = _by_seed(one, metric), _by_seed(other, metric)
     return [left[seed] - right[seed] for seed in sorted(left.keys() & right.keys())]
 
@@ -109,5 +109,5 @@ def _by_seed(one: Candidate, metric: Metric) -> dict[int, float]:
 
 def _best(candidates: Sequence[Candidate], metric: Metric) -> Candidate | None:
     means = [(summary.mean, one) for one in candidates if (summary := metric.of(one)) is not None]
-    best = min if metric.falling else max
+    best = min if metric.lower_is_better else max
     return best(means, key=lambda pair: pair[0])[1] if means else None

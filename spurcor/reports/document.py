@@ -1,4 +1,4 @@
-"""report.md: every table and figure, what is missing, and the sentences that go with them."""
+"""report.md: all tables and figures with their notes, and what is missing."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -8,7 +8,7 @@ from spurcor.presentation.tables import ORACLE, Table
 from spurcor.reports.options import Options
 from spurcor.reports.trials import Collection, Missing, show_value
 
-LATE = ("settings",)  # long tables that few read come after the figures
+AFTER_FIGURES = ("settings",)  # long tables that few people read
 
 
 def document(
@@ -21,13 +21,13 @@ def document(
     """The Markdown text of a report; the same files give the same text."""
     parts = [f"# {', '.join(sweeps)}", *_opening(found, options), *found.notes]
     for table in shown:
-        parts += _section(table) if table.name not in LATE else []
+        parts += _section(table) if table.name not in AFTER_FIGURES else []
     for figure in figures:
         parts += [f"## {figure.title}", f"![{figure.title}]({figure.name}.png)"]
         parts += figure.notes
     for table in shown:
-        parts += _section(table) if table.name in LATE else []
-    parts += _absent(found)
+        parts += _section(table) if table.name in AFTER_FIGURES else []
+    parts += _left_out_section(found)
     if shown:
         parts += [
             "## Files",
@@ -38,8 +38,8 @@ def document(
     return "\n\n".join(parts) + "\n"
 
 
-def absent(missing: Sequence[Missing], skipped: Mapping[str, str]) -> list[str]:
-    """What is in no table, and why: points that are not done, directories that are not sound."""
+def left_out(missing: Sequence[Missing], skipped: Mapping[str, str]) -> list[str]:
+    """What no table includes, and why: unfinished points and unreadable directories."""
     lines = [f"{one.status}: {one.overrides} ({one.sweep}) {one.message}" for one in missing]
     return [line.strip() for line in lines] + [f"left out: {k}: {v}" for k, v in skipped.items()]
 
@@ -71,8 +71,8 @@ def _opening(found: Collection, options: Options) -> Iterator[str]:
         yield f"Kept: only {kept}."
 
 
-def _absent(found: Collection) -> Iterator[str]:
+def _left_out_section(found: Collection) -> Iterator[str]:
     if found.missing or found.skipped:
         yield f"## Not in the tables: {len(found.missing)} not done, {len(found.skipped)} unusable"
-    if lines := absent(found.missing, found.skipped):
+    if lines := left_out(found.missing, found.skipped):
         yield "\n".join(f"- {literal(line)}" for line in lines)

@@ -1,4 +1,4 @@
-"""What the figures show, as plain numbers: drawing them is another process's work."""
+"""The data of the figures; another process draws them."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -16,15 +16,15 @@ BARS = "Bars: standard deviation over seeds."
 
 
 def worst_against_average(shown: Sequence[Candidate]) -> Drawing:
-    """One point per method and data set, with the standard deviation over seeds."""
+    """One point per method and data set, with standard deviations over seeds."""
     worst, average = Metric("worst", "test/worst"), Metric("average", "test/average")
     points = [
         (one, x, y)
         for one in shown
         if (x := average.of(one)) is not None and (y := worst.of(one)) is not None
     ]
-    names, note = _capped([one.name for one, _, _ in points], "methods")
-    datasets, note2 = _capped([one.trial.dataset for one, _, _ in points], "data sets")
+    names, note = _first_few([one.name for one, _, _ in points], "methods")
+    datasets, note2 = _first_few([one.trial.dataset for one, _, _ in points], "data sets")
     panels = [
         Panel(
             dataset,
@@ -46,10 +46,10 @@ def worst_against_average(shown: Sequence[Candidate]) -> Drawing:
 
 
 def learning_curves(shown: Sequence[Candidate], name: str, dataset: str) -> Drawing:
-    """Test accuracy by epoch, a panel per method of a data set; its repairs have no epochs."""
+    """Test accuracy by epoch, one panel per method of a data set. Repairs have no epochs."""
     own = [one for one in shown if one.trial.dataset == dataset and one.trial.repair is None]
     runs = [one for one in own if len(one.trial.rows) > 1]
-    names, note = _capped([one.name for one in runs], "methods")
+    names, note = _first_few([one.name for one in runs], "methods")
     prefix = "test/group/"
     columns = [key for key in (runs[0].trial.rows[-1] if runs else ()) if key.startswith(prefix)]
     if not 0 < len(columns) <= MOST:
@@ -74,11 +74,11 @@ def learning_curves(shown: Sequence[Candidate], name: str, dataset: str) -> Draw
 
 
 def curve(found: Cells, x: str, metric: Metric) -> Drawing:
-    """A metric over the values of a key, a line per row of the cells."""
+    """A metric over the values of a key, one line per row of the cells."""
     values, ticks = _axis(found)
-    names, note = _capped([_text(line) for line in in_order(found)], "lines")
+    names, note = _first_few([_text(line) for line in in_order(found)], "lines")
     series = [
-        _over(found[line], values, ticks, metric, _text(line), names.index(_text(line)))
+        _over_values(found[line], values, ticks, metric, _text(line), names.index(_text(line)))
         for line in in_order(found)
         if _text(line) in names
     ]
@@ -87,15 +87,15 @@ def curve(found: Cells, x: str, metric: Metric) -> Drawing:
 
 
 def quantities(found: Cells, x: str, metrics: Sequence[Metric]) -> Drawing:
-    """Quantities of analyses over the values of a key, a panel per row of the cells."""
+    """Quantities of analyses over the values of a key, one panel per row of the cells."""
     values, ticks = _axis(found)
-    names, note = _capped([_text(line) for line in in_order(found)], "panels")
-    labels, shared = _apart([metric.name for metric in metrics[:MOST]])
+    names, note = _first_few([_text(line) for line in in_order(found)], "panels")
+    labels, shared = _distinct_parts([metric.name for metric in metrics[:MOST]])
     panels = [
         Panel(
             _text(line),
             [
-                _over(found[line], values, ticks, metric, label, style)
+                _over_values(found[line], values, ticks, metric, label, style)
                 for style, (metric, label) in enumerate(zip(metrics, labels, strict=False))
             ],
             ticks=ticks,
@@ -108,8 +108,8 @@ def quantities(found: Cells, x: str, metrics: Sequence[Metric]) -> Drawing:
     return Drawing("curve", title, x, what, panels, [BARS, *note], per_row=3, same_y=False)
 
 
-def _apart(names: Sequence[str]) -> tuple[list[str], str]:
-    """Of names with slashes, what tells them apart, and what they share."""
+def _distinct_parts(names: Sequence[str]) -> tuple[list[str], str]:
+    """The parts in which names with slashes differ, and the parts that they share."""
     parts = [name.split("/") for name in names]
     first = last = 0
     shortest = min(map(len, parts))
@@ -124,7 +124,7 @@ def _apart(names: Sequence[str]) -> tuple[list[str], str]:
 
 
 def _axis(found: Cells) -> tuple[list[Any], list[str]]:
-    """The values of the key, and their names where they are no numbers."""
+    """The values of the key, and their names if they are not all numbers."""
     values = [place[0] for place in in_order(place for row in found.values() for place in row)]
     numbers = [value for value in values if type(value) in (int, float)]
     return values, [] if len(numbers) == len(values) else [show_value(value) for value in values]
@@ -134,7 +134,7 @@ def _text(line: Place) -> str:
     return " ".join("-" if value is None else show_value(value) for value in line)
 
 
-def _over(
+def _over_values(
     row: Mapping[Place, Sequence[Candidate]],
     values: Sequence[Any],
     ticks: Sequence[str],
@@ -142,7 +142,7 @@ def _over(
     label: str,
     style: int,
 ) -> Series:
-    """A metric of one row of the cells over the values; those that are undecided are left out."""
+    """A metric of one row of the cells over the values, without undecided cells."""
     summaries = {
         value: metric.of(cell[0]) for value in values if len(cell := row.get((value,), [])) == 1
     }
@@ -168,8 +168,8 @@ def _by_epoch(one: Candidate, column: str, label: str, style: int) -> Series:
     return Series(label, style, epochs, mean, band=(low, high))
 
 
-def _capped(names: Sequence[str], what: str) -> tuple[list[str], list[str]]:
-    """Each name once, as many as can be told apart, and the sentence that says so."""
+def _first_few(names: Sequence[str], what: str) -> tuple[list[str], list[str]]:
+    """The first unique names, as many as one figure distinguishes, and a note if there are more."""
     unique = list(dict.fromkeys(names))
     note = f"The figure shows the first {MOST} of {len(unique)} {what}."
     return unique[:MOST], [note] if len(unique) > MOST else []

@@ -1,4 +1,4 @@
-"""Every run as every criterion sees it, for whoever wants to plot or test something else."""
+"""runs.csv: every run under every criterion, for plots and tests of your own."""
 
 import csv
 import io
@@ -13,11 +13,11 @@ HEAD = (
     "data set", "method", "setting", "seed", "criterion", "chosen by", "chosen", "phase", "epoch",
     "identity", "dfr", "images seen", "seconds", "commit", "moved", "directory",
 )  # fmt: skip
-TOLD = {"phase", "epoch", "step", "time", "seconds"}  # by the head, or of no use here
+OMITTED = {"phase", "epoch", "step", "time", "seconds"}  # in the header already, or of no use here
 
 
 def listing(judged: Mapping[str, Judged]) -> str:
-    """CSV, a line per run or repair and criterion: the row that it picked, fractions as recorded.
+    """CSV with one line per criterion and run or repair: the row picked, as fractions.
 
     Options are those that differ anywhere in the report.
     """
@@ -30,7 +30,7 @@ def listing(judged: Mapping[str, Judged]) -> str:
     configs = {one.trial.identity: one.trial.config for _, one in candidates}
     options = differing(list(configs.values()))
     columns = {key: None for _, one in candidates for pick in one.picks for key in pick.row}
-    figures = [key for key in columns if key not in TOLD]
+    figures = [key for key in columns if key not in OMITTED]
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*HEAD, *options, *figures])

@@ -1,4 +1,4 @@
-"""What a reader may choose of a report, checked against what the runs hold."""
+"""Options of a report, checked against the runs."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +19,9 @@ SHOWN_METRICS = tuple(name for name in METRICS if name != "loss")
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric over the values of a configuration key, a line per value of `lines`.
+    """A metric over the values of a configuration key, with one line per value of `lines`.
 
-    Several `quantities` of analyses in its place, <analysis>/<quantity>/<split>, are lines, and
+    If `quantities` of analyses are given, <analysis>/<quantity>/<split>, they are the lines, and
     every value of `lines` is a panel.
     """
 
@@ -49,30 +49,30 @@ class Options:
     def __post_init__(self) -> None:
         for key in ("rows", "metrics"):
             if not getattr(self, key):
-                raise ValueError(f"{key}=[] leaves nothing to show")
+                raise ValueError(f"{key}=[] is empty; give at least one")
         if twice := [key for key in self.rows if key in self.columns]:
-            raise ValueError(f"columns={twice[0]} is one of the rows already")
+            raise ValueError(
+                f"columns={twice[0]} is already one of the rows; leave it out of either"
+            )
 
 
 def keep(trials: Sequence[Trial], wanted: Mapping[str, Any] | None) -> list[Trial]:
-    """The trials with the values wanted, one or a list per key; UserError if none is left."""
+    """The trials that have the values wanted, one or several per key; UserError if none has."""
     for key, value in (wanted or {}).items():
         _check("keep", key, _keys(trials))
         values = value if isinstance(value, list | tuple) else [value]
         found = list(dict.fromkeys(trial.value(key) for trial in trials))
         for one in values:
             if one not in found:
-                raise UserError(
-                    f"keep.{key}={one} is the value of no run; there is {_listed(found)}"
-                )
+                raise UserError(f"keep.{key}={one} matches no run; choose from {_listed(found)}")
         trials = [trial for trial in trials if trial.value(key) in values]
     if not trials:
-        raise UserError("keep leaves no run: no run has all of the values at once")
+        raise UserError("keep matches no run: no run has all of these values at once")
     return with_settings(trials)
 
 
 def check(options: Options, trials: Sequence[Trial]) -> list[Metric]:
-    """Refuse what no run has; returns the metrics with the columns that they are read from."""
+    """Refuse options that match no run; returns the metrics."""
     keys = _keys(trials)
     for name in ("rows", "columns"):
         for key in getattr(options, name):
@@ -92,8 +92,8 @@ def check(options: Options, trials: Sequence[Trial]) -> list[Metric]:
 
 
 def metric(option: str, name: str, trials: Iterable[Trial], columns: Iterable[str] = ()) -> Metric:
-    """A metric of TEST by its name, of a further test set as <name>/<metric>, or of an analysis
-    at the end of a run as <analysis>/<quantity>/<split>.
+    """A metric by name: of TEST, of a further test set (<name>/<metric>), or of an analysis at the
+    end of a run (<analysis>/<quantity>/<split>).
     """
     tests = list(dict.fromkeys(test for trial in trials for test in trial.run.tests))
     own = [key.removeprefix("test/") for key in columns if key.startswith("test/group/")]
@@ -104,7 +104,7 @@ def metric(option: str, name: str, trials: Iterable[Trial], columns: Iterable[st
 
 
 def measured(quantities: Iterable[str], trials: Iterable[Trial]) -> list[Metric]:
-    """What analyses measured, as it is: entries of rows that begin with no split."""
+    """Quantities of analyses, not scaled: entries of rows that do not start with a split."""
     keys = dict.fromkeys(key for trial in trials for row in trial.rows for key in row)
     splits = {"train", "val", "test", *(test for trial in trials for test in trial.run.tests)}
     known = [key for key in keys if "/" in key and key.partition("/")[0] not in splits]
@@ -123,12 +123,12 @@ def _check(option: str, value: str, known: Sequence[str]) -> None:
         return
     if len(known) > MOST_LISTED:
         near = difflib.get_close_matches(value, known, 8, cutoff=0)
-        rest = f"of its {len(known)} the nearest are {_listed(near)}"
+        rest = f"the closest of {len(known)} are {_listed(near)}"
     else:
         meant = nearest(value, known)
-        hint = f"did you mean {meant}? T" if meant else "t"
-        rest = f"{hint}here is {_listed(known)}"
-    raise UserError(f"{option}={value} is none of this report; {rest}")
+        rest = f"did you mean {meant}? Choose from " if meant else "choose from "
+        rest += _listed(known)
+    raise UserError(f"{option}={value} is not in this report; {rest}")
 
 
 def _listed(values: Iterable[Any]) -> str:

@@ -1,15 +1,15 @@
-"""Tables by rows and columns of the reader's choice."""
+"""Tables whose rows and columns the user chooses."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from spurcor.presentation.tables import Cell, Record, Seeds, Table
-from spurcor.reports.published import Entry, beside
+from spurcor.reports.published import Entry, known_figures
 from spurcor.reports.selection import Candidate, judge
 from spurcor.reports.tables import Metric
 from spurcor.reports.trials import Trial, short_names, show_value, with_settings
 
 Place = tuple[object, ...]
-PUBLISHED = " published"  # ends the title of a column of figures that are not ours
+PUBLISHED = " published"  # ends the title of a column of published figures
 Cells = dict[Place, dict[Place, list[Candidate]]]
 
 
@@ -19,7 +19,7 @@ def cells(
     """Candidates by the values of the row keys and of the column keys.
 
     Nothing is selected over a key that is a row or a column. Data set, method and version of the
-    splits join the rows where a cell would otherwise mix two of them.
+    splits become rows too where a cell would otherwise mix several of them.
     """
     trials = [trial for trial in trials if all(trial.value(key) is not None for key in columns)]
     trials = with_settings(trials, without=[*rows, *columns])
@@ -41,7 +41,7 @@ def cells(
 
 
 def _mixed(trials: Sequence[Trial], key: str, rows: Sequence[str], columns: Sequence[str]) -> bool:
-    """Whether trials of one cell have different values of the key."""
+    """Whether some cell holds trials with different values of the key."""
     values: dict[tuple[Place, Place], set[object]] = {}
     for trial in trials:
         cell = (_place(trial, rows), _place(trial, columns))
@@ -57,7 +57,7 @@ def pivot(
     criterion: str,
     known: Sequence[Entry] = (),
 ) -> Table:
-    """Mean and deviation over seeds, by configuration keys; published figures `known` beside."""
+    """Mean and deviation over seeds, by configuration keys, beside published figures `known`."""
     rows, found = cells(trials, rows, columns, criterion)
     names = short_names([*rows, *columns])
     places = in_order(place for row in found.values() for place in row)
@@ -71,20 +71,22 @@ def pivot(
                 record["seeds"] = Seeds(len(one.picks), one.expected)
             record |= _figures(one, titles[place], known)
         records.append(record)
-    falling = {title for own in titles.values() for title, metric in own.items() if metric.falling}
+    lower_is_better = {
+        title for own in titles.values() for title, metric in own.items() if metric.lower_is_better
+    }
     notes = _notes(found, metrics, criterion)
-    return Table("table", "Table", _without_unpublished(records), notes, sorted(falling))
+    return Table("table", "Table", _without_unpublished(records), notes, sorted(lower_is_better))
 
 
 def _decided(cell: Sequence[Candidate]) -> Candidate | None:
-    """What a cell shows: nothing where several settings stand undecided."""
+    """The candidate that a cell shows; None if there are several and nothing selects among them."""
     return cell[0] if len(cell) == 1 else None
 
 
 def _titles(
     columns: Sequence[str], place: Place, names: Mapping[str, str], metrics: Sequence[Metric]
 ) -> dict[str, Metric]:
-    """The metrics by the titles of their columns; a metric that is the only one is not named."""
+    """Metrics by column title; if there is only one metric, titles leave its name out."""
     options = zip(columns, place, strict=True)
     keys = [f"{names[key]}={show_value(value)}" for key, value in options]
     if keys and len(metrics) == 1:
@@ -95,25 +97,25 @@ def _titles(
 def _figures(
     one: Candidate | None, titles: Mapping[str, Metric], known: Sequence[Entry]
 ) -> dict[str, Cell]:
-    """Our figures and, where some are known, the published ones, each in a column of its own."""
+    """Our figures, each followed by the published one if any are known."""
     figures: dict[str, Cell] = {}
     for title, metric in titles.items():
         figures[title] = None if one is None else metric.of(one)
         if known:
-            published = None if one is None else beside(known, one, metric.name)
+            published = None if one is None else known_figures(known, one, metric.name)
             figures[f"{title}{PUBLISHED}"] = published
     return figures
 
 
 def _without_unpublished(records: Sequence[Record]) -> list[Record]:
-    """The records without columns that hold no published figure in any of them."""
+    """The records without those columns of published figures that are empty in all of them."""
     titles = [title for title in (records[0] if records else ()) if title.endswith(PUBLISHED)]
     empty = [title for title in titles if all(record[title] is None for record in records)]
     return [{k: v for k, v in record.items() if k not in empty} for record in records]
 
 
 def _notes(found: Cells, metrics: Sequence[Metric], criterion: str) -> list[str]:
-    """How the table was made, how many seeds it rests on, and what is empty in it."""
+    """How the table was made, how many seeds it is based on, and which cells are empty."""
     what = ", ".join(metric.name for metric in metrics)
     notes = [f"Test {what} in %, epochs and whatever is no row or column chosen by `{criterion}`."]
     shown = [cell for row in found.values() for cell in row.values()]
@@ -129,7 +131,7 @@ def _notes(found: Cells, metrics: Sequence[Metric], criterion: str) -> list[str]
 
 
 def in_order(places: Iterable[Place]) -> list[Place]:
-    """Each place once: numbers by size, the rest in order of appearance."""
+    """The unique places: numbers in ascending order, other values in order of appearance."""
     found = list(dict.fromkeys(places))
     ranks = []
     for values in zip(*found, strict=True):
@@ -143,7 +145,7 @@ def in_order(places: Iterable[Place]) -> list[Place]:
 def shown_keys(
     keys: Sequence[str], values: Place, names: Mapping[str, str] | None = None
 ) -> Record:
-    """The cells of a record that say which row of the keys it is."""
+    """The cells of a record that name its row."""
     titles = {**(names or short_names(keys)), "dataset": "data set"}
     return {titles[key]: _show(value) for key, value in zip(keys, values, strict=True)}
 

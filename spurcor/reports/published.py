@@ -1,4 +1,4 @@
-"""Figures of papers beside ours."""
+"""Published figures, to be compared with ours."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ Entry = Mapping[str, Any]
 
 
 def entries() -> list[Entry]:
-    """What conf/published.yaml holds, a figure each: grids are taken apart."""
+    """The figures in conf/published.yaml, one per entry: grids are expanded."""
     import yaml
 
     found = yaml.safe_load((CONF / "published.yaml").read_text(encoding="utf-8"))
@@ -20,7 +20,7 @@ def entries() -> list[Entry]:
 
 
 def published(shown: Sequence[Candidate]) -> Table:
-    """The published figures of the methods shown, under the options that they name."""
+    """Published figures of the methods shown, where the options match."""
     known = entries()
     records = [
         {
@@ -42,14 +42,14 @@ def published(shown: Sequence[Candidate]) -> Table:
     return Table("published", "Published figures", records, notes)
 
 
-def beside(known: Sequence[Entry], one: Candidate, metric: str) -> str | None:
-    """All figures `known` of a candidate's metric, to stand in the next column."""
+def known_figures(known: Sequence[Entry], one: Candidate, metric: str) -> str | None:
+    """The published figures of a candidate's metric, as the text of one cell."""
     found = [_figure(e) for e in known if e["metric"] == metric and _matches(e, one)]
     return " / ".join(found) or None
 
 
 def _figures(entry: Entry) -> Iterator[Entry]:
-    """An entry with a mean as it is; of one with a grid, a mean for each value of its keys."""
+    """The entry itself, or one entry per cell of its grid."""
     if "grid" not in entry:
         yield entry
         return
@@ -66,7 +66,7 @@ def _figures(entry: Entry) -> Iterator[Entry]:
 
 
 def _column(metric: str) -> str:
-    """The rows' column of a metric of TEST, or of a further test set as <name>/<metric>."""
+    """The column of a metric of TEST, or of a further test set given as <name>/<metric>."""
     return metric if "/" in metric else f"test/{metric}"
 
 

@@ -1,4 +1,4 @@
-"""Finished runs as their files tell them; whatever cannot be trusted is refused in one sentence."""
+"""Finished runs, read from their files; files that cannot be trusted are refused."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +15,10 @@ Row = Mapping[str, Any]
 class Run:
     """A finished run.
 
-    `rows` are those of its last phase; a method without phases has one row, its result.
-    `repairs` holds, by folder name, the options of each DFR and its result as a row; `measured`,
-    likewise, what each analysis found of the selected weights, by <quantity>/<split>. `images` are
-    those that it and the run it started from have seen.
+    `rows` are the epochs of its last phase; a method without phases has one row, its result.
+    `repairs` has the options of each DFR and its result as a row, `measured` what each analysis
+    measured of the selected weights as <quantity>/<split>, both by folder name. `images` counts the
+    images that this run and the run it started from have seen.
     """
 
     directory: Path
@@ -34,11 +34,11 @@ class Run:
     seconds: float
     commit: str
     moved: bool
-    notes: Mapping[str, str] = field(default_factory=dict)  # what must be said of a repair
+    notes: Mapping[str, str] = field(default_factory=dict)  # on repairs, by folder name
 
 
 def number(row: Row, key: str) -> float | None:
-    """The value of a row's column; None where it is not defined."""
+    """The number in a row's column; None if undefined."""
     value = row.get(key)
     if value is None or type(value) not in (float, int) or not math.isfinite(value):
         return None
@@ -46,7 +46,7 @@ def number(row: Row, key: str) -> float | None:
 
 
 def read_run(directory: Path) -> Run:
-    """Read a run's directory; a ValueError says which file is wrong, and how."""
+    """Read a run's directory; ValueError says which file is wrong and why."""
     result = _mapping(_parse(directory / "result.json", (directory / "result.json").read_bytes()))
     run = _mapping(result.get("run"), "result.json holds no run")
     config = _mapping(run.get("config"), "result.json holds no run.config: an older version's?")
@@ -95,7 +95,7 @@ def _mapping(value: Any, sentence: str = "result.json is not a run's") -> Mappin
 
 
 def _hashable(value: Any) -> Any:
-    """Configuration values are compared and counted."""
+    """Configuration values as they can be put into sets."""
     if isinstance(value, list):
         return tuple(_hashable(item) for item in value)
     return str(value) if isinstance(value, dict) else value
@@ -134,7 +134,7 @@ def _measured(parts: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:
 
 
 def _as_row(result: Mapping[str, Any]) -> Row:
-    """Final figures in the form of an epoch's row, so that both are judged by the same code."""
+    """Final figures in the form of an epoch's row, so that the same code judges both."""
     reports = {"val": result.get("val"), "test": result["test"], **result.get("tests", {})}
     row: dict[str, Any] = {"phase": None, "epoch": None}
     for split, report in reports.items():

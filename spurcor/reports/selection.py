@@ -1,7 +1,7 @@
-"""Which epoch of a run, and which setting of a method, a criterion chooses.
+"""Which epoch of a run and which setting of a method a criterion selects.
 
-Every criterion judges the same rows. Only `_score` reads them here, and it lets no criterion but
-`oracle` see anything else than the validation split.
+All criteria judge the same rows. Only `_score` reads them here, and only `oracle` may read anything
+other than the validation split.
 """
 
 import math
@@ -19,21 +19,21 @@ ORACLE_COLUMN = "test/worst"
 
 @dataclass(frozen=True)
 class Pick:
-    """The row of a trial by which a criterion judges it; no score where it is undefined."""
+    """The row that a criterion selects of a trial; the score is None if undefined."""
 
     trial: Trial
     row: Row
     score: float | None
-    tie: float | None = None  # what decides between equal scores
+    tie: float | None = None  # breaks ties between equal scores
 
     def value(self, column: str) -> float | None:
-        """A column of the row, or else what was measured when the run ended; None if undefined."""
+        """A column of the row, or else of what was measured at the end; None if undefined."""
         return number(self.row if column in self.row else self.trial.measured, column)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """The seeds of one setting. `column` decided on epochs and settings; None: nothing could."""
+    """All seeds of one setting. `column` selected epochs and settings; None if nothing could."""
 
     criterion: str
     column: str | None
@@ -44,34 +44,34 @@ class Candidate:
 
     @property
     def trial(self) -> Trial:
-        """The first seed's, which stands for what all seeds share."""
+        """That of the first seed, which stands for what all seeds share."""
         return self.picks[0].trial
 
     @property
     def score(self) -> float | None:
-        """Mean over the seeds."""
+        """Mean score over the seeds."""
         known = [pick.score for pick in self.picks if pick.score is not None]
         return fmean(known) if known else None
 
     def rank(self) -> tuple[float, float]:
-        """For sorting by score, then by what decides between equal ones; without, it comes last."""
+        """Sorts by score, then by the tie-breaker; candidates without a score come last."""
         ties = [pick.tie for pick in self.picks if pick.tie is not None]
         score = -math.inf if self.score is None else self.score
         return score, fmean(ties) if ties else -math.inf
 
     @property
     def name(self) -> str:
-        """The method, with the setting where several stand side by side undecided."""
+        """The method, with the setting if nothing could select among several."""
         trial = self.trial
         return f"{trial.method} [{trial.setting}]" if self.undecided else trial.method
 
     @property
     def undecided(self) -> bool:
-        """Whether it is shown because nothing could select among several settings."""
+        """Whether nothing could select among several settings, so that all are shown."""
         return self.column is None and self.rivals > 0
 
     def values(self, column: str) -> list[float]:
-        """A column's values at the chosen rows, where defined."""
+        """The defined values of a column at the selected rows."""
         found = (pick.value(column) for pick in self.picks)
         return [value for value in found if value is not None]
 
@@ -79,11 +79,11 @@ class Candidate:
 def judge(
     trials: Sequence[Trial], criterion: str, planned: Mapping[str, int] | None = None
 ) -> list[Candidate]:
-    """The settings among trials of one data set and method, with the best one marked as chosen.
+    """The settings of one data set and method, with the best one marked as chosen.
 
-    Per trial the first row with the best score; then the setting with the best mean score over
-    its seeds. The average decides between equal scores. Settings without any score are marked too:
-    nothing speaks against them.
+    Each trial is judged by the first row with the best score, each setting by its mean score over
+    seeds. Average accuracy breaks ties. Settings without any score are marked as chosen too, as
+    nothing can rule them out.
     """
     column = _column(trials, criterion)
     settings: dict[str, list[Pick]] = {}
@@ -101,7 +101,7 @@ def judge(
 
 
 def _column(trials: Iterable[Trial], criterion: str) -> str:
-    """The column that a criterion reads; groups need attributes, the average does not."""
+    """The column that a criterion reads: without attributes, the average for the worst group."""
     if criterion == ORACLE:
         return ORACLE_COLUMN
     column = "val/worst" if criterion == LAST else criterion
@@ -119,7 +119,7 @@ def _pick(trial: Trial, column: str, criterion: str) -> Pick:
         for row in rows
     ]
     known = [pick for pick in picks if pick.score is not None]
-    if not known:  # as training does: the last epoch, where a criterion is defined nowhere
+    if not known:  # the last epoch, as in training, if no epoch has a score
         return Pick(trial, rows[-1], None)
     return max(known, key=_order)
 
@@ -130,7 +130,7 @@ def _order(pick: Pick) -> tuple[float, float]:
 
 
 def _score(row: Row, column: str, criterion: str) -> float | None:
-    """The one place where a criterion reads a row; larger is better."""
+    """The only place where a criterion reads a row; larger is better."""
     if criterion != ORACLE and not column.startswith("val/"):
         raise ValueError(f"{criterion} may not read {column}: it selects on validation data")
     value = number(row, column)

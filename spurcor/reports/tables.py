@@ -1,4 +1,4 @@
-"""The tables of a report, as records that every output form shares."""
+"""The tables of a report as records, which all output formats share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ Judged = Mapping[tuple[str, str], Sequence[Candidate]]  # by data set and method
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the tables and the column of the rows that it shows, in per cent or as it is."""
+    """A column of a table, the column of the rows that it shows, and the factor between them."""
 
     name: str
     column: str
     factor: float = 100.0
 
     @property
-    def falling(self) -> bool:
-        """Less is better: <analysis>/<rule>/<error_at or aurc>/<split>."""
+    def lower_is_better(self) -> bool:
+        """Whether it is an error: <analysis>/<rule>/<error_at or aurc>/<split>."""
         return any(part.startswith(("error", "aurc")) for part in self.column.split("/")[2:-1])
 
     def of(self, candidate: Candidate) -> Summary | None:
-        """Over the seeds, at the rows that the criterion picked."""
+        """Its summary over the seeds, at the selected rows."""
         return Summary.of([self.factor * value for value in candidate.values(self.column)])
 
 
 def judge_all(trials: Sequence[Trial], criterion: str, planned: Mapping[str, int]) -> Judged:
-    """The candidates of every data set and method by one criterion."""
+    """The candidates of every data set and method under one criterion."""
     groups: dict[tuple[str, str], list[Trial]] = {}
     for trial in trials:
         groups.setdefault((trial.dataset, trial.method), []).append(trial)
@@ -41,23 +41,23 @@ def judge_all(trials: Sequence[Trial], criterion: str, planned: Mapping[str, int
 
 
 def chosen(judged: Judged) -> list[Candidate]:
-    """The candidates that the criterion chose, or that nothing could."""
+    """The candidates that the criterion chose, and those among which it could not choose."""
     return [candidate for found in judged.values() for candidate in found if candidate.chosen]
 
 
 def methods(judged: Judged, metrics: Sequence[Metric]) -> Table:
-    """A line per method, at the setting that the criterion chose, with what it cost."""
+    """One row per method at the setting that the criterion chose, with its cost."""
     records = [
         {**_head(one), **_figures(one, metrics), **_budget(one.picks)} for one in chosen(judged)
     ]
-    falling = [metric.name for metric in metrics if metric.falling]
-    return Table("methods", "Methods", records, _notes(chosen(judged)), falling)
+    lower_is_better = [metric.name for metric in metrics if metric.lower_is_better]
+    return Table("methods", "Methods", records, _notes(chosen(judged)), lower_is_better)
 
 
 def criteria(by_criterion: Mapping[str, Judged], metrics: Sequence[Metric]) -> Table:
-    """Every criterion's choice of epoch and setting, and the test accuracy it leads to.
+    """The epoch and setting that each criterion selects, and the resulting test accuracy.
 
-    A method with one setting and one result leaves no choice, and has one line.
+    A method with one setting and one result leaves nothing to select and has one row.
     """
     records: list[Record] = []
     undefined: dict[str, list[str]] = {}
@@ -84,8 +84,8 @@ def criteria(by_criterion: Mapping[str, Judged], metrics: Sequence[Metric]) -> T
     if any(record["criterion"] == "none" for record in records):
         notes.append("Criterion none: no validation figure can choose, every setting has a line.")
     notes += [f"Not recorded: {key} of {', '.join(of)}." for key, of in undefined.items()]
-    falling = [metric.name for metric in metrics if metric.falling]
-    return Table("criteria", "Selection criteria", records, notes, falling)
+    lower_is_better = [metric.name for metric in metrics if metric.lower_is_better]
+    return Table("criteria", "Selection criteria", records, notes, lower_is_better)
 
 
 def _choice(one: Candidate, criterion: str, metrics: Sequence[Metric]) -> Record:
@@ -104,7 +104,7 @@ def _choice(one: Candidate, criterion: str, metrics: Sequence[Metric]) -> Record
 
 
 def settings(judged: Judged, metrics: Sequence[Metric]) -> Table:
-    """A line per setting, at the epochs that the criterion picked."""
+    """One row per setting, at the epochs that the criterion selected."""
     records = []
     for found in judged.values():
         for one in found:
@@ -141,7 +141,7 @@ def _budget(picks: Sequence[Pick]) -> dict[str, Cell]:
 
 
 def _notes(shown: Sequence[Candidate]) -> list[str]:
-    """What a reader must know of the candidates shown."""
+    """What readers must know about the candidates shown."""
     notes = []
     if any(one.undecided for one in shown):
         notes.append(

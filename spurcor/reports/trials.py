@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trial:
-    """A run judged by its epochs, or a repair of one judged by its result.
+    """A run, judged by its epochs, or a repair, judged by its result.
 
-    Trials of one `identity` differ in nothing but the seed. `dataset` carries a mark where the
-    splits of a data set differ among the runs; `setting` tells apart what shares data set and
-    method.
+    Trials with the same `identity` differ only in the seed. `dataset` is numbered if the splits of
+    a data set differ among the runs; `setting` names the options in which trials of the same data
+    set and method differ.
     """
 
     run: Run
@@ -33,9 +33,9 @@ class Trial:
 
     @property
     def measured(self) -> Row:
-        """What analyses found when the run ended, none of it of a repair.
+        """What analyses measured at the end of the run, as <analysis>/<quantity>/<split>.
 
-        <analysis>/<quantity>/<split>, with the folder in place of the name that two of them share.
+        Two analyses of the same name are named by their folders. Repairs have none.
         """
         parts = {} if self.repair else self.run.measured
         names = [folder.rpartition("-")[0] for folder in parts]
@@ -46,14 +46,14 @@ class Trial:
         }
 
     def value(self, key: str) -> Any:
-        """What the trial has for a row or column of a table; None where it has no such option."""
+        """The value of a configuration key or of a label of the trial; None if it has none."""
         own = {"method": self.method, "setting": self.setting, "splits": self.dataset}
         return own[key] if key in own else self.config.get(key)
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A point of a sweep that is not done."""
+    """A point of a sweep that has not finished."""
 
     sweep: str
     overrides: str
@@ -63,12 +63,12 @@ class Missing:
 
 @dataclass(frozen=True)
 class Collection:
-    """Everything found: what is judged, what is not done, and what was left out and why."""
+    """All trials, unfinished points, and the runs that were skipped, with reasons."""
 
     trials: tuple[Trial, ...]
     missing: tuple[Missing, ...]
     skipped: Mapping[str, str]
-    planned: Mapping[str, int]  # seeds asked for, by identity of the run
+    planned: Mapping[str, int]  # number of seeds requested, by identity of the run
     notes: tuple[str, ...]
 
     @property
@@ -79,15 +79,17 @@ class Collection:
 
 @dataclass
 class _Asked:
-    """What the points of some sweeps ask for, and how far they have come."""
+    """What the points of the sweeps ask for, and which of them are done."""
 
     seeds: dict[str, set[int]] = field(default_factory=dict)  # by identity of the run
-    folders: dict[Path, set[str]] = field(default_factory=dict)  # repairs and analyses, by run
-    done: set[Path] = field(default_factory=set)  # runs with a point that is
+    folders: dict[Path, set[str]] = field(
+        default_factory=dict
+    )  # of repairs and analyses, by run directory
+    done: set[Path] = field(default_factory=set)  # run directories for which some point is done
     missing: list[Missing] = field(default_factory=list)
 
     def add(self, sweep: str, point: "PointState") -> None:
-        """Count a point in."""
+        """Add a point of a sweep."""
         entry = point.entry
         directory = Path(entry["directory"])
         self.seeds.setdefault(entry["identity"], set()).add(entry["seed"])
@@ -101,10 +103,10 @@ class _Asked:
 
 
 def collect(outputs: Path, sweeps: Sequence[str], *, all_repairs: bool = False) -> Collection:
-    """Read the runs of the sweeps; one that several sweeps hold counts once.
+    """Read the runs of the sweeps; a run that is in several sweeps counts once.
 
-    Of the repairs of a run, those that a point of the sweeps asked for, or all; of its analyses at
-    the end, always those.
+    Only those repairs and analyses are kept that some point asked for; with `all_repairs`, all
+    repairs are.
     """
     from spurcor.sweeps.states import states
 
@@ -115,7 +117,7 @@ def collect(outputs: Path, sweeps: Sequence[str], *, all_repairs: bool = False) 
     found, skipped = _read(asked)
     labels, notes = _labels(found)
     runs = [_only(run, asked.folders[run.directory], all_repairs) for run in found]
-    notes += [note for run in runs for note in _of_repairs(run)]
+    notes += [note for run in runs for note in _repair_notes(run)]
     if others := sum(len(run.repairs) for run in found) - sum(len(run.repairs) for run in runs):
         notes.append(
             f"{others} repairs of these runs were made outside the sweep and are left out;"
@@ -127,7 +129,7 @@ def collect(outputs: Path, sweeps: Sequence[str], *, all_repairs: bool = False) 
 
 
 def _read(asked: _Asked) -> tuple[list[Run], dict[str, str]]:
-    """The finished runs, and by directory why another cannot be read."""
+    """Finished runs, and by directory why others cannot be read."""
     runs, skipped = [], {}
     with _without_collector():
         for directory in asked.folders:
@@ -140,21 +142,21 @@ def _read(asked: _Asked) -> tuple[list[Run], dict[str, str]]:
 
 
 def _only(run: Run, folders: Set[str], all_repairs: bool) -> Run:
-    """A run with those of its repairs and analyses that are in these folders."""
+    """The run with only the repairs and analyses in these folders."""
     repairs = {k: v for k, v in run.repairs.items() if all_repairs or k in folders}
     measured = {k: v for k, v in run.measured.items() if k in folders}
     return replace(run, repairs=repairs, measured=measured)
 
 
-def _of_repairs(run: Run) -> list[str]:
-    """What must be said of the repairs of a run that are shown."""
+def _repair_notes(run: Run) -> list[str]:
+    """Notes that the repairs of a run have left."""
     place = f"{run.identity}/seed{run.seed}"
     return [f"DFR `{k}` of {place}: {note}." for k, note in run.notes.items() if k in run.repairs]
 
 
 @contextlib.contextmanager
 def _without_collector() -> Iterator[None]:
-    """Rows are millions of objects without a cycle; looking for one costs a third of the time."""
+    """Rows are millions of objects without cycles; looking for cycles takes a third of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -174,7 +176,7 @@ def _trials(run: Run, labels: Mapping[Path, str]) -> Iterable[Trial]:
 
 
 def _labels(runs: Sequence[Run]) -> tuple[dict[Path, str], list[str]]:
-    """Label each run's data set, with a mark where its splits occur in several versions."""
+    """The label of each run's data set, numbered if several versions of its splits occur."""
     versions: dict[str, dict[frozenset[tuple[str, str]], list[Run]]] = {}
     for run in runs:
         marks = frozenset(run.splits.items())
@@ -182,7 +184,7 @@ def _labels(runs: Sequence[Run]) -> tuple[dict[Path, str], list[str]]:
     labels: dict[Path, str] = {}
     notes = []
     for dataset, found in versions.items():
-        told = []
+        descriptions = []
         keys = differing([run.config for group in found.values() for run in group])
         keys = [key for key in keys if key.startswith("dataset.")]
         for number, (marks, group) in enumerate(found.items(), 1):
@@ -190,13 +192,13 @@ def _labels(runs: Sequence[Run]) -> tuple[dict[Path, str], list[str]]:
             labels |= {run.directory: label for run in group}
             other = sorted({name for name, _ in marks ^ next(iter(found))})
             common = [key for key in keys if len({run.config.get(key) for run in group}) == 1]
-            text = _text(group[0].config, {key: key for key in common})
+            text = _described(group[0].config, {key: key for key in common})
             names = f"other {', '.join(other)}" if other else "the first found"
-            told.append(f"{label}: {text or names}")
+            descriptions.append(f"{label}: {text or names}")
         if len(found) > 1:
             notes.append(
                 f"{dataset} occurs with {len(found)} versions of its splits, which share no row"
-                f" and no pair. {'; '.join(told)}."
+                f" and no pair. {'; '.join(descriptions)}."
             )
     return labels, notes
 
@@ -205,23 +207,25 @@ def _labels(runs: Sequence[Run]) -> tuple[dict[Path, str], list[str]]:
 
 
 def with_settings(trials: Sequence[Trial], without: Iterable[str] = ()) -> list[Trial]:
-    """Name each trial's setting by the options that differ among trials of its data set and method.
+    """Name each trial's setting by the options that differ within its data set and method.
 
-    `without` are options that a table shows elsewhere. Identities that no option tells apart are
-    named by their hash.
+    Options in `without` are left out, as the table shows them elsewhere. Identities that no option
+    distinguishes are named by their hash.
     """
     groups: dict[tuple[str, str], dict[str, Trial]] = {}
     for trial in trials:
         groups.setdefault((trial.dataset, trial.method), {})[trial.identity] = trial
-    telling = {
-        group: [key for key in _telling([t.config for t in found.values()]) if key not in without]
+    keys_of = {
+        group: [
+            key for key in _distinguishing([t.config for t in found.values()]) if key not in without
+        ]
         for group, found in groups.items()
     }
-    names = short_names({key for keys in telling.values() for key in keys})
+    names = short_names({key for keys in keys_of.values() for key in keys})
     texts: dict[tuple[str, str], dict[str, str]] = {}
     for group, found in groups.items():
-        chosen = {key: names[key] for key in telling[group]}
-        own = {identity: _text(trial.config, chosen) for identity, trial in found.items()}
+        chosen = {key: names[key] for key in keys_of[group]}
+        own = {identity: _described(trial.config, chosen) for identity, trial in found.items()}
         taken = list(own.values())
         texts[group] = {
             identity: text if without or taken.count(text) == 1 else f"{text} [{identity}]".strip()
@@ -231,17 +235,17 @@ def with_settings(trials: Sequence[Trial], without: Iterable[str] = ()) -> list[
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """The last part of each key where it names one only, else the whole key."""
+    """The last part of each key if it is unambiguous, else the whole key."""
     keys = sorted(set(keys))
     last = [key.rpartition(".")[2] for key in keys]
     return {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys by which configurations differ, in their order.
+    """The keys in which configurations differ, in their order.
 
-    An option that only some have counts if its value differs, or if all chose the same class:
-    that SGD alone has a momentum is said by optimizer=sgd.
+    An option that only some have counts if its values differ, or if all chose the same class: that
+    only SGD has a momentum already follows from optimizer=sgd.
     """
     values: dict[str, set[Any]] = {}
     counts: dict[str, int] = {}
@@ -257,8 +261,8 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _telling(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that differ, without those of a repair's many that earlier ones of it determine."""
+def _distinguishing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that differ, without options of a repair that earlier ones of it determine."""
     kept: list[str] = []
     for key in differing(configs):
         before = [name for name in kept if name.startswith("dfr.")]
@@ -271,12 +275,12 @@ def _telling(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     return kept
 
 
-def _text(config: Mapping[str, Any], names: Mapping[str, str]) -> str:
+def _described(config: Mapping[str, Any], names: Mapping[str, str]) -> str:
     return " ".join(f"{name}={show_value(config[k])}" for k, name in names.items() if k in config)
 
 
 def show_value(value: Any) -> str:
-    """A configuration value as it is typed."""
+    """A configuration value as it is typed on the command line."""
     if isinstance(value, tuple):
         return f"[{','.join(map(show_value, value))}]"
     if value is None or isinstance(value, bool):
