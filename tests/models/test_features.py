@@ -3,11 +3,11 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import REPO
 from safetensors.torch import load_file, save_file
 from test_contracts import CrashError, StopAt
 from training import read, rows_of, trainer_of, without_time
@@ -180,7 +180,7 @@ print(sorted(build(cfg)[0].fingerprints.values()), flush=True)
 def test_four_processes_extract_once(tmp_path):
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", BUILD, str(Path(__file__).parent), str(tmp_path / "data")],
+            [sys.executable, "-c", BUILD, str(REPO / "tests"), str(tmp_path / "data")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

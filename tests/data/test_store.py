@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import REPO
 from photos import opened, write_photo, write_photos
 from PIL import Image
 from torchvision import transforms
@@ -206,7 +207,7 @@ def start_builder(root, slow=0.0):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=REPO,
     )
 
 
