@@ -275,38 +275,43 @@ def test_every_option_of_the_other_groups_passes_check(group):
         read(f"{group}={path.stem}")
 
 
-@pytest.mark.parametrize("name", sorted(SWEEPS.keys() | sweep_names()))
+@pytest.mark.parametrize("name", SWEEPS)
 def test_a_sweep_file_composes_and_has_its_number_of_points(name):
-    composes(name, SWEEPS.get(name))  # of files of one's own, the number is not known here
-
-
-def test_a_sweep_file_of_ones_own_is_composed_and_checked(monkeypatch, tmp_path):
-    package = tmp_path / "sweeping"
-    (package / "conf" / "sweeps" / "digits").mkdir(parents=True)
-    (package / "__init__.py").touch()
-    text = (REPO / "sweeps" / "digits" / "main.yaml").read_text()
-    (package / "conf" / "sweeps" / "digits" / "mine.yaml").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv(packages.VARIABLE, package.name)
-    assert sweep_names() - SWEEPS.keys() >= {"digits/mine"}
-    composes("digits/mine")
-    with pytest.raises(AssertionError):
-        composes("digits/mine", SWEEPS["digits/main"] + 1)
-
-
-def composes(name, number=None):
-    cfg, points = expanded(f"+sweeps={name}")
-    assert len({tuple(point) for point in points}) == len(points) == (number or len(points))
-    some = points[:: max(1, len(points) // 12)]  # composing takes a tenth of a second each
-    # A run that others start from is not there.
-    checked = [read(*(o for o in point if not o.startswith("method.init="))) for point in some]
+    cfg, points, checked = composed(name)
+    assert len({tuple(point) for point in points}) == len(points) == SWEEPS[name]
     assert {one.sweep for one in checked} == {cfg.sweep}
     # A point is a run, or another repair of one.
-    assert len({(one.directory, tuple(one.needs)) for one in checked}) == len(some)
+    assert len({(one.directory, tuple(one.needs)) for one in checked}) == len(checked)
     # What all points share stands in the file's defaults, so that its options can be typed.
     for group in GROUPS:
         chosen = {one.choices.get(group) for one in checked}
         assert len(chosen) > 1 or chosen == {cfg.hydra.runtime.choices.get(group)}, group
+
+
+@pytest.mark.parametrize("name", sorted(sweep_names() - SWEEPS.keys()))
+def test_a_sweep_file_of_ones_own_composes(name):
+    assert composed(name)[2]
+
+
+def composed(name):
+    """A sweep, its points, and some of them checked: composing takes a tenth of a second each."""
+    cfg, points = expanded(f"+sweeps={name}")
+    some = points[:: max(1, len(points) // 12)]
+    # A run that others start from is not there.
+    words = [[word for word in point if not word.startswith("method.init=")] for point in some]
+    return cfg, points, [read(*point) for point in words]
+
+
+def test_a_sweep_file_of_ones_own_is_found_in_a_package_too(monkeypatch, tmp_path):
+    package = tmp_path / "sweeping"
+    (package / "conf" / "sweeps" / "digits").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    text = (REPO / "sweeps" / "digits" / "main.yaml").read_text()
+    (package / "conf" / "sweeps" / "digits" / "of_a_package.yaml").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(packages.VARIABLE, package.name)
+    assert "digits/of_a_package" in sweep_names()
+    assert len(composed("digits/of_a_package")[1]) == SWEEPS["digits/main"]
 
 
 @pytest.mark.parametrize(

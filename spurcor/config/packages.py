@@ -4,6 +4,7 @@ A plug-in is a package of the user's own. Its code is run, so only the environme
 line name one; nothing that a file says, whoever wrote it, adds any.
 """
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -63,7 +64,8 @@ def conf_folders() -> list[Path]:
     folders = [CONF, *(folder_of(name) / "conf" for name in plugins())]
     seen: dict[Path, Path] = {}
     for folder in folders if len(folders) > 1 else ():
-        for path in folder.rglob("*.yaml"):
+        # The sweeps of the clone lie behind a link.
+        for path in (*folder.rglob("*.yaml"), *(folder / "sweeps").rglob("*.yaml")):
             before = seen.setdefault(path.relative_to(folder), path)
             if before != path:
                 raise UserError(f"{path} has the name of {before}; rename it")
@@ -80,7 +82,7 @@ def refuse_ambiguous(target: type) -> None:
     package, name = target.__module__.partition(".")[0], target.__qualname__
     pattern = re.compile(rf"^class {name}\b", re.MULTILINE)
     files = folder_of(package).rglob("*.py")
-    found = [path for path in files if pattern.search(path.read_text(encoding="utf-8"))]
+    found = [path for path in files if pattern.search(path.read_text(errors="replace"))]
     if len(found) > 1:
         raise UserError(
             f"{package} has several classes {name} ({', '.join(map(str, sorted(found)))}), and runs"
@@ -121,6 +123,7 @@ def _targets(value: Any) -> Iterator[str]:
             yield from _targets(item)
 
 
+@functools.cache
 def _version(name: str) -> str:
     """Of what is installed under the name, or what the package says of itself."""
     for distribution in importlib.metadata.packages_distributions().get(name, ()):

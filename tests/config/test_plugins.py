@@ -139,9 +139,10 @@ def test_a_name_that_is_no_package_of_ones_own_is_refused(folder, monkeypatch, n
         read()
 
 
-def test_a_file_that_would_hide_one_of_spurcor_is_refused(named):
-    write(named / "mypackage", {"conf/method/erm.yaml": YAML})
-    with pytest.raises(UserError, match=r"erm\.yaml.*rename"):
+@pytest.mark.parametrize("file", ["method/erm.yaml", "sweeps/digits/main.yaml", "train.yaml"])
+def test_a_file_that_has_the_name_of_one_of_spurcors_is_refused(named, file):
+    write(named / "mypackage" / "conf", {file: YAML})
+    with pytest.raises(UserError, match=rf"{file}.*rename"):
         read()
 
 
