@@ -51,9 +51,7 @@ class Options:
             if not getattr(self, key):
                 raise ValueError(f"{key}=[] is empty; give at least one")
         if twice := [key for key in self.rows if key in self.columns]:
-            raise ValueError(
-                f"columns={twice[0]} is already one of the rows; leave it out of either"
-            )
+            raise ValueError(f"columns={twice[0]} is already one of the rows; leave it out of one")
 
 
 def keep(trials: Sequence[Trial], wanted: Mapping[str, Any] | None) -> list[Trial]:

@@ -447,7 +447,7 @@ def test_only_what_is_kept_is_reported(tmp_path):
     ("options", "sentence"),
     [
         ({"rows": ("dataset.strenth",)}, "did you mean dataset.strength"),
-        ({"columns": ("seed",)}, "there is dataset, method, setting"),
+        ({"columns": ("seed",)}, "choose from dataset, method, setting"),
         ({"metrics": ("wrost",)}, "did you mean worst"),
         ({"metrics": ("dirty/worst",)}, "worst, average"),
         ({"criterion": "test/worst"}, "val/worst, val/average, val/worst_class, last, oracle"),
@@ -462,7 +462,7 @@ def test_a_bad_choice_is_told_with_what_there_is(tmp_path, options, sentence):
     with pytest.raises(UserError) as told:
         write_report(tmp_path, ["made"], Options(plots=False, **options))
     message = str(told.value)
-    assert sentence in message.replace("? There", "")
+    assert sentence in message
     assert "\n" not in message
 
 
@@ -470,7 +470,7 @@ def test_empty_choices_are_refused():
     for key in ("rows", "metrics"):
         with pytest.raises(ValueError, match=f"{key}=.. is empty"):
             Options(**{key: ()})
-    with pytest.raises(ValueError, match="columns=method is one of the rows"):
+    with pytest.raises(ValueError, match="columns=method is already one of the rows"):
         Options(columns=("method",))
 
 

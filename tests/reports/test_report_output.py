@@ -48,7 +48,7 @@ def test_latex_is_escaped_and_the_best_is_bold():
     assert r"50\% \& \#1" in text
     assert r"\textbf{72.0 $\pm$ 2.8}" in text
     assert text.count(r"\textbf{") == 1
-    assert not [mark for mark in (*render.TEX, "\x01") if mark in text]
+    assert not [mark for mark in (*render.LATEX_COMMANDS, "\x01") if mark in text]
 
 
 def test_the_oracle_is_never_bold():
