@@ -27,7 +27,7 @@ MAX_SHOWN = 5
 MAX_HEADER = 500  # letters of a header that a sentence repeats
 
 
-class Table:
+class CsvTable:
     """Columns of a file of M rows."""
 
     def __init__(self, path: Path, frame: "DataFrame") -> None:
@@ -40,7 +40,7 @@ class Table:
         text: Sequence[str],
         numbers: Sequence[str] = (),
         comment: str | None = None,
-    ) -> "Table":
+    ) -> "CsvTable":
         """Named columns of a CSV file with a header; those in `text` are not converted.
 
         Commas, semicolons or tabs separate them. Lines that begin with `comment` are left out.
@@ -123,7 +123,7 @@ class Table:
         )
 
 
-def read_columns(path: Path, columns: Mapping[int, str], skip: int = 0) -> Table:
+def read_columns(path: Path, columns: Mapping[int, str], skip: int = 0) -> CsvTable:
     """Columns of a file without a header, separated by blanks: position and name of each.
 
     The first `skip` lines are left out; a column named `image_id` stays text.
@@ -132,7 +132,7 @@ def read_columns(path: Path, columns: Mapping[int, str], skip: int = 0) -> Table
     content, encoding = _read(path)
     options = {"sep": r"\s+", "header": None, "skiprows": skip, "usecols": list(columns)}
     frame = _read_csv(path, content, dtype=types, encoding=encoding, **options)
-    return Table(path, frame.rename(columns=dict(columns)))
+    return CsvTable(path, frame.rename(columns=dict(columns)))
 
 
 def first_lines(path: Path, count: int) -> list[str]:

@@ -12,7 +12,7 @@ from spurcor.data.archives import extracted, folders_in
 from spurcor.data.groups import GroupSpec, Split, members_by
 from spurcor.data.photographs import Photographs
 from spurcor.data.source import DataSource
-from spurcor.data.tables import Table, columns_of, first_lines, read_columns
+from spurcor.data.tables import CsvTable, columns_of, first_lines, read_columns
 from spurcor.data.transforms import Photo, Transform
 from spurcor.errors import UserError
 from spurcor.seeding import derive_seed
@@ -146,7 +146,7 @@ def read_blond(root: Path) -> Photographs:
     """Hair colour y and gender a in the official splits."""
     images, paths = find(root, IMAGES)[0], find(root, [*ANNOTATIONS, (METADATA,)])
     if paths[0].name == METADATA:
-        table = Table.read(paths[0], ["filename"], ["split", "y", "a"])
+        table = CsvTable.read(paths[0], ["filename"], ["split", "y", "a"])
         y, a = table.codes("y", (0, 1)), table.codes("a", (0, 1))
         names, members = table.names("filename"), table.splits("split")
     else:
@@ -228,8 +228,8 @@ def _read(
         have = " ".join(header) or "none"
         raise UserError(f"{attributes} lacks the attributes {', '.join(missing)}; it has {have}")
     if attributes.suffix == ".csv":
-        table = Table.read(attributes, ["image_id"], labels)
-        split = Table.read(partition, ["image_id"], ["partition"])
+        table = CsvTable.read(attributes, ["image_id"], labels)
+        split = CsvTable.read(partition, ["image_id"], ["partition"])
     else:
         positions = {header.index(label) + 1: label for label in labels}
         said = _num_counts(first_lines(attributes, 1))
@@ -250,7 +250,7 @@ def _check_count(path: Path, count: int) -> None:
         raise UserError(f"{path} announces {said[:20]} rows but has {count:,}; download it again")
 
 
-def _in_order(split: Table, table: Table) -> Table:
+def _in_order(split: CsvTable, table: CsvTable) -> CsvTable:
     """The partition, in the order of the attributes."""
     names, others = table.frame["image_id"], split.frame["image_id"]
     if names.equals(others):
@@ -259,4 +259,4 @@ def _in_order(split: Table, table: Table) -> Table:
     fix = "get both files from the same source"
     table.refuse(~names.isin(others), "image_id", f"is not in {split.path}", fix)
     split.refuse(~others.isin(names), "image_id", f"is not in {table.path}", fix)
-    return Table(split.path, split.frame.set_index("image_id").loc[names].reset_index())
+    return CsvTable(split.path, split.frame.set_index("image_id").loc[names].reset_index())

@@ -11,7 +11,7 @@ from torch import Tensor
 from spurcor.data.groups import GroupSpec, Split
 from spurcor.data.photographs import Photographs
 from spurcor.data.source import DataSource
-from spurcor.data.tables import SPLIT_CODES, Table
+from spurcor.data.tables import SPLIT_CODES, CsvTable
 from spurcor.data.transforms import Photo, Transform
 from spurcor.errors import UserError
 
@@ -53,7 +53,7 @@ class Folder(DataSource):
             raise UserError(
                 f"dataset.images={self.images}: {images} does not exist; give the folder of images"
             )
-        table = Table.read(path, COLUMNS)
+        table = CsvTable.read(path, COLUMNS)
         classes, y = _labels(table, "y")
         attributes, a = _labels(table, "a")
         aligned = self._aligned(classes, attributes, path)
@@ -86,7 +86,7 @@ class Folder(DataSource):
         return tuple(a for _, a in chosen)
 
 
-def _labels(table: Table, column: str) -> tuple[tuple[str, ...], Tensor]:
+def _labels(table: CsvTable, column: str) -> tuple[tuple[str, ...], Tensor]:
     """Sorted names of a column and the number (M,) of each row's."""
     values = table.filled(column).str.strip()
     found = [str(name) for name in values.unique()]
@@ -106,7 +106,7 @@ def _labels(table: Table, column: str) -> tuple[tuple[str, ...], Tensor]:
     return tuple(found), torch.from_numpy(numbers.to_numpy("int64", copy=True))
 
 
-def _members(table: Table) -> dict[str, Tensor]:
+def _members(table: CsvTable) -> dict[str, Tensor]:
     """Rows of each split: those of `Split` in their order, then others by name."""
     codes = {str(code): str(split) for code, split in SPLIT_CODES.items()}
     names = table.filled("split").str.strip()

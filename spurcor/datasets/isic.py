@@ -8,7 +8,7 @@ from spurcor.data.archives import folders_in
 from spurcor.data.groups import GroupSpec
 from spurcor.data.photographs import Photographs
 from spurcor.data.source import DataSource
-from spurcor.data.tables import Table
+from spurcor.data.tables import CsvTable
 from spurcor.data.transforms import Photo, Transform
 from spurcor.errors import UserError
 from spurcor.system.files import is_clutter
@@ -32,7 +32,7 @@ class Isic(DataSource):
     def load(self, root: Path) -> Photographs:
         """Labels from raw_val_4groups.csv; group 2 y + patch."""
         folder = _find(root)
-        table = Table.read(folder / CSV, ["isic_id"], ["split", "benign_malignant", "patches"])
+        table = CsvTable.read(folder / CSV, ["isic_id"], ["split", "benign_malignant", "patches"])
         return Photographs(
             GroupSpec(("benign", "malignant"), ("no_patch", "patch"), aligned=(1, 0)),
             folder / IMAGES,
@@ -54,7 +54,7 @@ def _find(root: Path) -> Path:
     )
 
 
-def _file_names(table: Table, images: Path) -> list[str]:
+def _file_names(table: CsvTable, images: Path) -> list[str]:
     """The files of the table's identifiers, written with or without an extension."""
     files = [path.name for path in images.iterdir() if not is_clutter(path.name)]
     stems = [name.rpartition(".")[0] for name in files]

@@ -10,7 +10,7 @@ from spurcor.data.downloads import download
 from spurcor.data.groups import GroupSpec, Split
 from spurcor.data.photographs import Photographs
 from spurcor.data.source import DataSource
-from spurcor.data.tables import Table
+from spurcor.data.tables import CsvTable
 from spurcor.data.transforms import Photo, Transform
 from spurcor.errors import UserError
 
@@ -57,7 +57,7 @@ class Waterbirds(DataSource):
     def load(self, root: Path) -> Photographs:
         """Labels from metadata.csv; group 2 y + place."""
         folder = find(root)
-        table = Table.read(folder / TABLE, ["img_filename"], ["y", "split", "place"])
+        table = CsvTable.read(folder / TABLE, ["img_filename"], ["y", "split", "place"])
         photographs = Photographs(
             GroupSpec(("landbird", "waterbird"), ("land", "water"), aligned=(0, 1)),
             folder,

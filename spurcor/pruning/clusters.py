@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from spurcor.data.groups import EVALUATION_BATCH, GroupedDataset
-from spurcor.data.tables import Table
+from spurcor.data.tables import CsvTable
 from spurcor.data.transforms import Transform
 from spurcor.errors import UserError
 from spurcor.models.backbone import Backbone
@@ -68,7 +68,7 @@ def read_clusters(path: Path, data: GroupedDataset) -> Tensor:
     """
     mark, header = _head(path)
     name = "cluster_assign" if "cluster_assign" in header else "cluster"
-    table = Table.read(path, (), ("index", "label", name), comment="#")
+    table = CsvTable.read(path, (), ("index", "label", name), comment="#")
     if mark not in (None, data.fingerprint):
         raise UserError(
             f"method.clusters={path} is of other training data than this run's; cluster a run on"
@@ -101,7 +101,7 @@ def read_clusters(path: Path, data: GroupedDataset) -> Tensor:
 
 def read_drawn(folder: Path) -> Tensor:
     """Positions of the de-biasing set that `write_clusters` marked."""
-    table = Table.read(folder / "clusters.csv", (), ("drawn",), comment="#")
+    table = CsvTable.read(folder / "clusters.csv", (), ("drawn",), comment="#")
     return table.whole("drawn").nonzero().squeeze(1)
 
 
