@@ -15,7 +15,7 @@ QUICK = ("method.epochs=1", "tracker=none", "dfr=none")
 
 BAD = {
     "wrong type": (["optimizer.lr=abc"], ["optimizer.lr=abc is not a number"]),
-    "unknown method key": (["method.lrr=1"], ["method.lrr is no key"]),
+    "unknown method key": (["method.lrr=1"], ["key method.lrr;"]),
     "key of another method": (
         ["method.gate=step"],
         ["method.gate is no key of method=erm; say method=scale too"],
