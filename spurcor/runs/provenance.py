@@ -228,6 +228,11 @@ class _Reader(ast.NodeTransformer):
         value = ast.Constant(None) if node.value is None else node.value
         return ast.Assign([self.visit(node.target)], self.visit(value))
 
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        """A value; a text with a space is a sentence for people, wherever it is put together."""
+        sentence = isinstance(node.value, str) and " " in node.value
+        return ast.Constant("") if sentence else node
+
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         """A raise statement without its message."""
         return ast.Raise()

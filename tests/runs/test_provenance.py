@@ -86,6 +86,15 @@ def test_what_moves_no_number_does_not_count(what, edited):
     assert parts(before) == []
 
 
+def test_sentences_do_not_count_wherever_they_are_made_and_keys_do():
+    def left_of(text):
+        reader = provenance._Reader(provenance._module("spurcor.methods.erm"))
+        return ast.dump(reader.visit(ast.parse(f"def f(x):\n    return {text}").body[0]))
+
+    assert left_of("UserError(f'{x} is odd')") == left_of("UserError(f'{x} is not even')")
+    assert left_of("x['mean']") != left_of("x['sum']")
+
+
 def test_every_name_that_is_read_is_found():
     """A closure that misses a definition would call changed code unchanged."""
     module = provenance._module("spurcor.methods.prusc")
