@@ -1,21 +1,18 @@
 """Options outside of their range are refused, with their name and value."""
 
-import math
-
 
 def require_positive(**options: float) -> None:
-    """Each is finite, and above 0."""
+    """Each is above 0."""
     for name, value in options.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}={value} must be positive, and finite")
+        if not value > 0:
+            raise ValueError(f"{name}={value} must be positive")
 
 
 def require_at_least(least: int, **options: float) -> None:
-    """Each is finite, and not below `least`."""
+    """None is below `least`."""
     for name, value in options.items():
-        if not least <= value < math.inf:
-            finite = ", and finite" if isinstance(value, float) else ""
-            raise ValueError(f"{name}={value} must be at least {least}{finite}")
+        if not value >= least:
+            raise ValueError(f"{name}={value} must be at least {least}")
 
 
 def require_share(**options: float) -> None:

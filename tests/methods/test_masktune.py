@@ -371,6 +371,32 @@ def test_the_rate_is_the_one_of_erms_last_epoch_and_momentum_goes_on(schedule, t
         assert torch.equal(state[key]["momentum_buffer"], value["momentum_buffer"])
 
 
+@pytest.mark.parametrize("which", ["erm", "finetune"])
+def test_what_the_first_release_kept_of_a_phase_is_gone_on_with(which, tmp_path):
+    """There the rates of a kept optimiser were those of its last epoch."""
+    options = ["method.epochs=3", "optimizer=sgd", "optimizer.lr=0.01", "schedule=cosine"]
+    options += ["method.iterations=2"]
+    fitted(tmp_path, *options)
+    path = tmp_path / "phases" / which / "state.pt"
+    kept = torch.load(path, weights_only=True)
+    (group,) = kept["optimizer"]["param_groups"]
+    last = group.pop("last_lr", group["lr"])
+    group["lr"] = last
+    torch.save(kept | {"ended": True}, path)
+    trainer, method = trainer_of(read(*SMALL, *options), tmp_path)
+    after = {"erm": 1, "finetune": 2}[which]
+    phase = method.phases()[after]
+    phase.setup(trainer.context)
+    method.eval()
+    with torch.no_grad():
+        phase.begin(trainer.context)
+    (group,) = phase.optimizer.param_groups
+    assert group["lr"] == last == pytest.approx(0.01 * (1 + math.cos(2 * math.pi / 3)) / 2)
+    phase.load_state_dict(phase.state_dict() | {"ended": True})  # stopped at its end
+    (group,) = phase.optimizer.param_groups
+    assert group["lr"] == last
+
+
 def test_a_phase_that_stops_early_leaves_the_rate_of_its_last_epoch(tmp_path):
     options = ["method.epochs=6", "optimizer=sgd", "optimizer.lr=1e-30", "schedule=step"]
     options += ["schedule.step_size=1", "train.early_stopping={patience: 1}"]

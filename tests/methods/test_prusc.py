@@ -423,12 +423,12 @@ def test_the_controls(tmp_path):
     with pytest.raises(UserError, match=r"method: temperature=0.0 must be positive"):
         built(tmp_path, "method.temperature=0")
     for name in ("lambda_con", "lambda_sparse"):
-        for value in ("-1", "nan", "inf"):
-            with pytest.raises(UserError, match=rf"method: {name}={value}.* at least 0"):
+        with pytest.raises(UserError, match=rf"method: {name}=-1.* at least 0"):
+            built(tmp_path, f"method.{name}=-1")
+    for name in ("lambda_con", "lambda_sparse", "temperature", "prune_lr", "retrain_lr"):
+        for value in ("nan", "inf"):
+            with pytest.raises(UserError, match=rf"method.{name}={value} is no finite number"):
                 built(tmp_path, f"method.{name}={value}")
-    for name in ("temperature", "prune_lr", "retrain_lr"):
-        with pytest.raises(UserError, match=rf"method: {name}=nan must be positive"):
-            built(tmp_path, f"method.{name}=nan")
     with pytest.raises(UserError, match=r"method: retrain_epochs=0 must be positive"):
         built(tmp_path, "method.retrain_epochs=0")
 
@@ -532,6 +532,12 @@ def test_maps_features_and_predictions_are_those_of_the_masked_network(tmp_path)
     for masked, zeros, whole in zip(*seen, strict=True):
         torch.testing.assert_close(masked, zeros)
         assert not torch.allclose(masked, whole, atol=1e-4)
+
+
+def test_a_loss_that_is_no_number_names_the_rate_of_its_phase(tmp_path):
+    trainer, method = trainer_of(read(*SMALL, "method.lambda_sparse=1e38"), tmp_path)
+    with pytest.raises(RunError, match=r"prune: loss_sparse is inf .*\(method.prune_lr\)"):
+        trainer.fit(method)
 
 
 # --- clusters on files ----------------------------------------------------------------------------

@@ -64,7 +64,7 @@ SILENT = {
     "a docstring": ("spurcor.methods.erm", '"""L = 1/B sum_i l_i."""', '"""The mean."""'),
     "a comment": ("spurcor.methods.erm", "return losses.mean()", "return losses.mean()  # so"),
     "a line": ("spurcor.methods.erm", "losses.mean()", "(\n            losses.mean()\n        )"),
-    "a message": ("spurcor.training.method", "must be at least 1", "is too small"),
+    "a message": ("spurcor.backbones.mlp", "must be at least 1 and", "is too small, or"),
     "an annotation": ("spurcor.methods.erm", "losses: Tensor, batch: Batch", "losses, batch"),
     "a module": (
         "spurcor.methods.erm",

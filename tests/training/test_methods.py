@@ -14,6 +14,7 @@ from spurcor.config.nodes import Node
 from spurcor.data.groups import Batch, DataInfo, GroupedDataset, GroupSpec, Split
 from spurcor.data.splits import Splits
 from spurcor.data.transforms import Normalize
+from spurcor.methods import masktune
 from spurcor.methods.erm import Erm
 from spurcor.methods.group_dro import GroupDro
 from spurcor.methods.iw import ImportanceWeighting
@@ -375,6 +376,55 @@ def test_schedules_move_the_rate_of_every_optimiser(schedule, optimizer):
         assert rates == pytest.approx([EXPECTED[schedule](e, 60) for e in range(60)], abs=1e-9)
     else:
         assert len(set(rates)) > 1
+
+
+def in_the_first_epoch(kind=Supervised, optimizer="adam"):
+    """A phase of four epochs that has made its first step, and another that is to go on with it."""
+    context, found = make_context(make_split(), optimizer, "cosine"), []
+    for _ in range(2):
+        method = make(Erm)
+        found.append(kind("erm", method, 4, method.reduce))
+        found[-1].setup(context)
+    phase, resumed = found
+    phase.step({"train": next(phase.streams(context)["train"].start(0))})
+    return phase, resumed
+
+
+def rate_of(phase):
+    (group,) = phase.optimizer.param_groups
+    return float(group["lr"])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_an_epoch_may_end_first_of_all_after_a_resume(optimizer):
+    """Stopped between its last step and its end; torch would warn of a schedule that begins."""
+    phase, resumed = in_the_first_epoch(optimizer=optimizer)
+    state = copy.deepcopy(phase.state_dict())
+    assert state["optimizer"]["state"]
+    resumed.load_state_dict(copy.deepcopy(state))
+    for one in (phase, resumed):
+        one.end_epoch()
+    assert rate_of(resumed) == rate_of(phase) < 0.01
+    for key, value in state["optimizer"]["state"].items():
+        other = resumed.optimizer.state_dict()["state"][key]
+        assert all(torch.equal(torch.as_tensor(other[k]), torch.as_tensor(value[k])) for k in value)
+
+
+@pytest.mark.parametrize("kind", [Supervised, masktune.Erm])
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_state_of_the_first_release_goes_on_at_the_same_rate(ended, kind):
+    """There the schedule stepped when the next epoch began, and `ended` told that it was due."""
+    phase, resumed = in_the_first_epoch(kind)
+    before = rate_of(phase)
+    resumed.load_state_dict(copy.deepcopy(phase.state_dict()) | {"ended": ended})
+    assert (rate_of(resumed) < before) == ended
+    if not ended:
+        resumed.end_epoch()
+    phase.end_epoch()
+    states = [one.state_dict() for one in (resumed, phase)]
+    assert states[0].keys() == states[1].keys() == {"optimizer", "schedule"}
+    assert states[0]["schedule"] == states[1]["schedule"]
+    assert states[0]["optimizer"]["param_groups"] == states[1]["optimizer"]["param_groups"]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
