@@ -13,6 +13,7 @@ from spurcor.presentation.tables import Table
 from spurcor.reports import drawings, pivot, tables
 from spurcor.reports import options as choices
 from spurcor.reports.abstention import abstention
+from spurcor.reports.collection import Missing, collect
 from spurcor.reports.comparison import comparison
 from spurcor.reports.document import document
 from spurcor.reports.listing import listing
@@ -20,7 +21,7 @@ from spurcor.reports.options import DEFAULT_ROWS, Options
 from spurcor.reports.published import entries, published
 from spurcor.reports.selection import STANDARD, Candidate
 from spurcor.reports.tables import Judged, Metric
-from spurcor.reports.trials import Missing, Trial, collect
+from spurcor.reports.trials import Trial
 from spurcor.system.files import write_text
 
 AS_LATEX = ("methods", "criteria", "table", "selective")

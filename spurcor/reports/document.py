@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from spurcor.presentation.drawing import Drawing
 from spurcor.presentation.render import literal, markdown
 from spurcor.presentation.tables import ORACLE, Table
+from spurcor.reports.collection import Collection, Missing
 from spurcor.reports.options import Options
-from spurcor.reports.trials import Collection, Missing, show_value
+from spurcor.reports.trials import show_value
 
 AFTER_FIGURES = ("settings",)  # long tables that few people read
 

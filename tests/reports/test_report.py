@@ -17,11 +17,12 @@ from spurcor.config.resolvers import register
 from spurcor.errors import UserError
 from spurcor.report import ReportConfig
 from spurcor.reports import write_report
+from spurcor.reports.collection import collect
 from spurcor.reports.options import Options
 from spurcor.reports.runs import Run, read_run
 from spurcor.reports.selection import STANDARD, judge
 from spurcor.reports.tables import Metric, methods
-from spurcor.reports.trials import Trial, collect, with_settings
+from spurcor.reports.trials import Trial, with_settings
 from spurcor.system.places import CONF
 
 CONFIG = {"dataset": "birds", "method": "erm", "backbone": "mlp", "optimizer": "sgd"}
