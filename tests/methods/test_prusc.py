@@ -427,7 +427,7 @@ def test_the_controls(tmp_path):
             built(tmp_path, f"method.{name}=-1")
     for name in ("lambda_con", "lambda_sparse", "temperature", "prune_lr", "retrain_lr"):
         for value in ("nan", "inf"):
-            with pytest.raises(UserError, match=rf"method.{name}={value} is no finite number"):
+            with pytest.raises(UserError, match=rf"method.{name}={value} is not finite"):
                 built(tmp_path, f"method.{name}={value}")
     with pytest.raises(UserError, match=r"method: retrain_epochs=0 must be positive"):
         built(tmp_path, "method.retrain_epochs=0")
