@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from spurcor.config.schema import TrainConfig
-from spurcor.errors import RunError, UserError, of_system
+from spurcor.errors import Damaged, RunError, UserError, of_system
 from spurcor.sweeps.freeze import read_point
 from spurcor.sweeps.manifest import Point, write_manifest
 from spurcor.sweeps.read import read
@@ -37,10 +37,8 @@ def run_single(cfg: DictConfig) -> int:
 
 def warn_of_other_code(points: Sequence[Point]) -> None:
     """Numbers on disk that this version of the code might not give again are named, not hidden."""
-    from spurcor.runs.provenance import outdated
-
     done = {point.config.directory: point.config for point in points if point.done}
-    found = [parts for config in done.values() if not config.rerun and (parts := outdated(config))]
+    found = list(filter(None, map(_outdated, done.values())))
     if found:
         log.warning(
             "%s was finished with other code for %s and is shown as it is; pass rerun=true to set"
@@ -48,6 +46,15 @@ def warn_of_other_code(points: Sequence[Point]) -> None:
             f"{len(found)} of {len(done)} runs" if len(points) > 1 else next(iter(done)),
             ", ".join(dict.fromkeys(part for parts in found for part in parts)),
         )
+
+
+def _outdated(config: TrainConfig) -> list[str]:
+    from spurcor.runs.provenance import outdated
+
+    try:
+        return [] if config.rerun else outdated(config)
+    except Damaged:  # which is told where the run is opened
+        return []
 
 
 def run_points(paths: Iterable[Path]) -> int:

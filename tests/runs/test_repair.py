@@ -338,6 +338,6 @@ def test_the_lock_of_one_killed_just_after_it_was_done_goes(command_line, finish
         write_json(lock, {**dead, "nonce": "x"})
     write_json(run / "dfr" / "other.lock", {**alive, "nonce": "x"})
     ended = retrain(command_line, finished, "dfr=target").wait()
-    assert "was repaired like this before" in ended.out
+    assert "this repair was done before" in ended.out
     assert [path.name for path in run.rglob("*.lock")] == ["other.lock"]
     (run / "dfr" / "other.lock").unlink()

@@ -167,7 +167,8 @@ def test_a_damaged_run_does_not_take_a_report_or_a_sync_down(outputs, command_li
     for command, rest in (("report", "1 of 2"), ("sync", "sent 1 runs")):
         module, *arguments = commands(outputs)[command]
         said = told(command_line.run(module, *arguments, f"paths.outputs={outputs}"), codes=(0,))
-        assert f"left out{':' * (command == 'report')} {run_of(outputs)}: " in said
+        word = {"report": "left out:", "sync": "skipped"}[command]
+        assert f"{word} {run_of(outputs)}: " in said
         assert rest in said
 
 
@@ -192,7 +193,7 @@ def test_a_run_of_which_little_is_left(outputs, command_line, command):
     ended = command_line.run(module, *arguments, f"paths.outputs={outputs}", *(
         ["dfr=none"] if command == "train" else []
     ))  # fmt: skip
-    assert "is missing; rerun=true sets the run aside" in told(ended, codes=(2,))
+    assert "is missing; pass rerun=true" in told(ended, codes=(2,))
 
 
 def test_rerun_sets_a_damaged_run_aside(outputs, command_line):

@@ -12,7 +12,7 @@ from training import SMALL, read
 
 from spurcor import cli, train
 from spurcor.launchers import local_pool
-from spurcor.runs import execute, prepared, results
+from spurcor.runs import execute, prepared
 from spurcor.system.signals import Interrupted, handled, interrupting
 from spurcor.training import predictions
 
@@ -68,7 +68,7 @@ def test_mlflow_is_told_of_a_run_that_is_stopped_in_its_last_evaluation(monkeypa
     from mlflow import MlflowClient
 
     with monkeypatch.context() as patch:
-        signalled_in(patch, results, "predict_all")
+        signalled_in(patch, predictions, "predict_all")
         assert run(patch, *COMMAND, f"paths.outputs={tmp_path}") == 128 + signal.SIGTERM
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -77,7 +77,7 @@ def test_mlflow_is_told_of_a_run_that_is_stopped_in_its_last_evaluation(monkeypa
 
 
 def test_a_sweep_stops_at_a_signal(monkeypatch, tmp_path, capfd):
-    signalled_in(monkeypatch, results, "predict_all", signal.SIGUSR1)
+    signalled_in(monkeypatch, predictions, "predict_all", signal.SIGUSR1)
     command = (*COMMAND, "tracker=none", f"paths.outputs={tmp_path}")
     with pytest.raises(SystemExit) as ended:
         run(monkeypatch, "-m", "seed=0,1", *command)
