@@ -370,7 +370,7 @@ def test_early_stopping_ends_a_phase_and_keeps_the_best_epoch(tmp_path):
     losses = [row["val/loss"] for row in rows_of(tmp_path)]
     best = losses.index(min(losses))
     assert len(losses) == best + 1 + 2 < 40
-    assert trainer.progress.selected["epoch"] == best + 1
+    assert trainer.progress.selected.epoch == best + 1
 
 
 def test_patience_begins_anew_with_a_phase_and_goes_on_after_a_crash(tmp_path):
@@ -389,7 +389,7 @@ def test_patience_begins_anew_with_a_phase_and_goes_on_after_a_crash(tmp_path):
             trainer.observer = StopAt(stop)
             with suppress(CrashError):
                 trainer.fit(method)
-        ends.append((without_time(rows_of(folder)), trainer.progress.selected["epoch"]))
+        ends.append((without_time(rows_of(folder)), trainer.progress.selected.epoch))
     assert ends[0] == ends[1]
     waited = {}
     for phase in ("erm", "prune", "retrain"):
