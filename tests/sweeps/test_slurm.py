@@ -23,7 +23,7 @@ def cluster():
 
 def test_a_sweep_survives_all_that_a_cluster_does_to_it(tmp_path):
     """Requeue, time limit, SIGKILL, restart of the controller, no MLflow server, edited files."""
-    sweep = ("method=erm,iw,group_dro", "seed=0,1", "method.epochs=70")
+    sweep = ("method=erm,iw,group_dro", "seed=0,1", "method.epochs=300")
     withstand(tmp_path, Size(sweep, limit_min=1, server_seconds=20))
 
 
