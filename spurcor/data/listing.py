@@ -32,7 +32,9 @@ def located(root: Path, names: Sequence[str]) -> list[str]:
 def _slashed(root: Path, name: str) -> str:
     """The name with slashes if only that is a file."""
     slashed = name.replace("\\", "/")
-    return slashed if not (root / name).exists() and (root / slashed).exists() else name
+    # Not Path.exists, which raises over a name that is too long for a file.
+    there, other = (os.path.exists(root / one) for one in (name, slashed))
+    return slashed if other and not there else name
 
 
 def nearest(root: Path, name: str) -> str | None:
@@ -43,19 +45,19 @@ def nearest(root: Path, name: str) -> str | None:
     parts = PurePosixPath(name.replace("\\", "/")).parts
     for first in range(1, len(parts)):
         end = "/".join(parts[first:])
-        if (root / end).is_file():
+        if os.path.isfile(root / end):
             return end
     place = root
     for part in parts:
         if (entry := _alike(place, part, part is parts[-1])) is None:
             return None
         place = place / entry
-    return os.path.relpath(place, root) if place.is_file() and parts else None
+    return os.path.relpath(place, root) if os.path.isfile(place) and parts else None
 
 
 def _alike(folder: Path, part: str, last: bool) -> str | None:
     """The entry of a folder that is a part of a name, or nearly."""
-    if part == "/" or ((folder / part).exists() and not last):
+    if part == "/" or (os.path.exists(folder / part) and not last):
         return part
     try:
         entries = sorted(os.listdir(folder))

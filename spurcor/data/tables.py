@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 SPLIT_CODES = {0: Split.TRAIN, 1: Split.VAL, 2: Split.TEST}  # of Waterbirds, CelebA and ISIC
+MAX_COLUMNS = 10_000
+MAX_CELL = 60  # characters that a refusal repeats of a cell
 MAX_SHOWN = 5
 MAX_HEADER = 500  # letters of a header that a sentence repeats
 
@@ -49,12 +51,15 @@ class CsvTable:
         # All columns are read: of some only, pandas would not see that a row has too many fields.
         types = dict.fromkeys(text, str)
         content, encoding = _read(path)
-        separator = _separator(_header(content, encoding, comment), wanted)
+        header = _header(content, encoding, comment)
+        separator = _separator(header, wanted)
+        if (count := header.count(separator) + 1) > MAX_COLUMNS:  # pandas would take minutes
+            raise UserError(f"{path} has {count:,} columns; keep {', '.join(wanted)}")
         options = {"sep": separator, "encoding": encoding, "comment": comment}
         frame = _read_csv(path, content, dtype=types, index_col=False, **options)
         frame.columns = found = [str(name).strip() for name in frame.columns]
         if missing := [name for name in wanted if name not in found]:
-            have = ", ".join(found)[:MAX_HEADER] or "none"
+            have = _shown(", ".join(found), MAX_HEADER) or "none"
             raise UserError(f"{path} lacks the columns {', '.join(missing)}; it has {have}")
         return cls(path, frame[wanted])
 
@@ -113,7 +118,7 @@ class CsvTable:
             return
         values = self.frame[column][wrong]
         shown = [
-            f"'{value}' in row {row + 1}" if value == value else f"row {row + 1}"  # NaN: empty
+            f"'{_shown(value)}' in row {row + 1}" if value == value else f"row {row + 1}"  # NaN
             for row, value in values.head(MAX_SHOWN).items()
         ]
         more = f" and {len(values) - MAX_SHOWN:,} more" if len(values) > MAX_SHOWN else ""
@@ -121,6 +126,13 @@ class CsvTable:
             f"{self.path}: {column} {what} in {len(values):,} of {len(self):,} rows"
             f" ({', '.join(shown)}{more}); {fix}"
         )
+
+
+def _shown(value: Any, most: int = MAX_CELL) -> str:
+    """A cell in a sentence: on one line, and not all of a long one."""
+    text = str(value)
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def read_columns(path: Path, columns: Mapping[int, str], skip: int = 0) -> CsvTable:

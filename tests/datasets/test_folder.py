@@ -1,10 +1,13 @@
 """Photographs of one's own: names, splits, alignment, and what can be wrong with them."""
 
 import generators_photos as made
+import pandas as pd
 import pytest
 from generators_photos import NAMES, ROWS, SMALL, cell, check, edit, told
 from training import read
 
+from spurcor.data import listing
+from spurcor.data.tables import CsvTable
 from spurcor.datasets.folder import Folder
 from spurcor.errors import UserError
 
@@ -244,6 +247,27 @@ def test_what_is_nowhere_is_only_named(tmp_path):
     made.put(tmp_path / "mine", own(ROWS))
     renamed(tmp_path, lambda name: "nowhere/x.jpg" if name == "pictures/0.jpg" else name)
     told(folder(), tmp_path, "lacks 1 of ", ": nowhere/x.jpg;")
+
+
+def test_a_table_of_more_columns_than_any_has_is_told_at_once(tmp_path):
+    header = ",".join(["filename", "split", "y", "a", *["x"] * 200_000])
+    made.put(tmp_path / "mine", {"labels.csv": f"{header}\n".encode()})
+    with pytest.raises(UserError, match="200,004 columns"):
+        folder().splits(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "x" * 300 + "\\y.jpg"])
+def test_a_name_too_long_for_a_file_is_a_missing_file(tmp_path, name):
+    assert listing.nearest(tmp_path, name) is None
+    assert listing.located(tmp_path, [name]) == [name]
+
+
+def test_odd_cells_are_told_on_one_line_and_not_in_full(tmp_path):
+    table = CsvTable(tmp_path / "t.csv", pd.DataFrame({"y": ["a\x1b[2Jb\nc", "z" * 1000]}))
+    with pytest.raises(UserError) as caught:
+        table.codes("y", [0, 1])
+    assert str(caught.value).isprintable()
+    assert "z" * 100 not in str(caught.value)
 
 
 def test_a_header_of_a_megabyte_is_told_and_not_repeated(tmp_path):
