@@ -34,6 +34,11 @@ class PointError(Exception):
         self.overrides = overrides
 
 
+def on_one_line(text: str) -> str:
+    """Somebody's name or value in a sentence, with control characters as they are typed."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 def _remedy(path: Path) -> str:
     """How to recover what was in a damaged file."""
     for folder in path.parents:

@@ -23,7 +23,7 @@ from typing import IO, Any, Literal, Protocol
 
 from filelock import FileLock
 
-from spurcor.errors import UserError
+from spurcor.errors import UserError, on_one_line
 from spurcor.system.files import is_clutter, read_json, replacing_folder, write_json
 from spurcor.system.shapes import Extracted
 
@@ -273,8 +273,8 @@ def _inspect(archive: Path, max_bytes: int, max_members: int) -> tuple[int, int]
 
 def _refusal(archive: Path, reason: str) -> UserError:
     return UserError(
-        f"{archive} was not extracted: {reason}; if you trust it, extract it yourself to"
-        f" {archive.parent}"
+        f"{archive} was not extracted: {on_one_line(reason)}; if you trust it, extract it yourself"
+        f" to {archive.parent}"
     )
 
 

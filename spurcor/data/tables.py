@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spurcor.data.groups import Split
-from spurcor.errors import UserError
+from spurcor.errors import UserError, on_one_line
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -130,8 +130,7 @@ class CsvTable:
 
 def _shown(value: Any, most: int = MAX_CELL) -> str:
     """A cell in a sentence: on one line, and not all of a long one."""
-    text = str(value)
-    text = text if text.isprintable() else repr(text)[1:-1]
+    text = on_one_line(str(value))
     return text if len(text) <= most else f"{text[:most]}..."
 
 

@@ -334,3 +334,9 @@ def test_a_small_file_of_mnist_that_holds_gigabytes_of_zeros_is_not_read_to_its_
         assert tracemalloc.get_traced_memory()[1] < 10**8
     finally:
         tracemalloc.stop()
+
+
+def test_a_member_whose_name_has_line_breaks_is_told_on_one_line(place):
+    path = place / "archive.tar"
+    write_tar(path, extra=[special("a\nb", tarfile.FIFOTYPE)])
+    refused(path, r"a\\nb is neither a file nor a folder")
