@@ -22,8 +22,9 @@ from conftest import REPO, CommandLine, Ended, Started
 
 # A commit may come between; the file of the selected weights is named by how often it was written.
 CLOCKS = {"time", "seconds", "commit", "file"}
-# Files that two runs never have in common, or that hold clocks in a form of their own.
-UNLIKE = {"train.log", "mlflow.json"}
+# Files that two runs never have in common, or that hold clocks in a form of their own; the last is
+# Hydra's, which writes it at every -m of a command that has no launcher of ours.
+UNLIKE = {"train.log", "mlflow.json", "multirun.yaml"}
 STORE = re.compile(r"(?<=\.extracted/)([\w-]+)-\w{8}(?=/|\.|$)")
 PATIENCE = 120.0  # seconds beyond a multiple of the peaceful run's, after which it counts as hung
 TRIES = 30  # of a command that another process keeps from its work
@@ -291,7 +292,11 @@ class Battle:
 
     def _stamps(self) -> dict[str, tuple[int, int]]:
         """Size and time of every file but a sweep's own."""
-        files = [path for path in self.place.rglob("*") if path.is_file()]
+        files = [
+            path
+            for path in self.place.rglob("*")
+            if path.is_file() and path.name != "multirun.yaml"  # Hydra's, see UNLIKE
+        ]
         return {
             str(path.relative_to(self.place)): (path.stat().st_size, path.stat().st_mtime_ns)
             for path in files
