@@ -85,7 +85,6 @@ BAD = {
         ["-m", "hydra.launcher._target_=os.system"],
         ["hydra.launcher._target_=os.system", "hydra/launcher="],
     ),
-    "no SLURM": (["-m", "hydra/launcher=submitit_slurm"], ["srun"]),
     "no number of processes": (
         ["-m", "hydra/launcher=local_pool", "hydra.launcher.n_jobs=many"],
         ["hydra.launcher.n_jobs=many"],
@@ -115,6 +114,30 @@ def test_bad_input_is_told_in_one_sentence_and_leaves_nothing(case, command_line
         assert word in lines[0]
     assert not outputs.exists()
     assert not data.exists()
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "submitit_slurm"])
+@pytest.mark.parametrize("there", [(), ("sbatch",), ("sbatch", "srun")])
+def test_a_sweep_where_no_cluster_answers_is_refused(launcher, there, command_line, tmp_path):
+    """SLURM's programs may be absent, or installed on a machine that belongs to no cluster."""
+    programs, outputs = tmp_path / "programs", tmp_path / "outputs"
+    programs.mkdir()
+    for name in there:
+        (programs / name).write_text("#!/bin/sh\necho 'sbatch: error: no controller' >&2; exit 1\n")
+        (programs / name).chmod(0o755)
+    (programs / "sh").symlink_to("/bin/sh")
+    ended = command_line.run(
+        "train", "-m", f"hydra/launcher={launcher}", f"paths.outputs={outputs}", *QUICK,
+        PATH=str(programs),
+    )  # fmt: skip
+    assert ended.code == 2, ended.err
+    (line,) = ended.err.strip().splitlines()
+    if len(there) == 2:
+        assert line == "spurcor: SLURM rejected the jobs: sbatch: error: no controller"
+    else:
+        absent = "srun" if there else "sbatch and srun"
+        assert f"hydra/launcher={launcher} needs {absent}, which this machine does not have" in line
+    assert not outputs.exists()
 
 
 ENTRIES = (

@@ -1,7 +1,6 @@
 """The points of a sweep: the product of swept keys, for each of a list."""
 
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from omegaconf import DictConfig
 
 from spurcor.config.composition import refuse_impossible_sweep
 from spurcor.errors import UserError
+from spurcor.sweeps import slurm
 from spurcor.system.passwords import hidden
 
 
@@ -42,11 +42,9 @@ class Points(Sweeper):
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
-        if type(self.launcher).__name__ == "SlurmLauncher" and shutil.which("srun") is None:
-            raise UserError(
-                "hydra/launcher=submitit_slurm needs srun, which this machine does not have; use"
-                " hydra/launcher=local_pool or in_process here"
-            )
+        if type(self.launcher).__name__ == "SlurmLauncher":  # Hydra's own: a traceback otherwise
+            slurm.require_slurm("submitit_slurm")
+            slurm.try_submission({"additional_parameters": {}} | vars(self.launcher)["params"])
 
     def sweep(self, arguments: list[str]) -> None:
         """Called by Hydra."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -34,11 +33,7 @@ class Slurm(InProcess):
 
     def __init__(self, **options: Any) -> None:
         """See `SlurmOptions`."""
-        if shutil.which("sbatch") is None:
-            raise UserError(
-                "hydra/launcher=slurm needs sbatch, which this machine does not have; use"
-                " hydra/launcher=local_pool or in_process here"
-            )
+        slurm.require_slurm("slurm")
         try:
             self.options = check(options, SlurmOptions)
         except UserError as error:

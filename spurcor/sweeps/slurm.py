@@ -179,12 +179,21 @@ def search_path(code: Path) -> str:
     return os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
+def require_slurm(launcher: str) -> None:
+    """Refuse a launcher whose programs this machine does not have."""
+    if absent := [program for program in ("sbatch", "srun") if shutil.which(program) is None]:
+        raise UserError(
+            f"hydra/launcher={launcher} needs {' and '.join(absent)}, which this machine does not"
+            " have; use hydra/launcher=local_pool or in_process here"
+        )
+
+
 def try_submission(options: Mapping[str, Any]) -> None:
     """Ask SLURM whether it would take such a job, before anything is written."""
     named = ("partition", "account", "qos", "constraint", "time", "mem", "gpus_per_node")
-    asked = {key: options[key] for key in (*named, "cpus_per_task") if key in options}
+    asked = {key: options.get(key) for key in (*named, "cpus_per_task")}
     asked |= options["additional_parameters"]
-    flags = [f"--{key.replace('_', '-')}={value}" for key, value in asked.items()]
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in asked.items() if value is not None]
     command = ["sbatch", "--test-only", *flags, "--wrap=true"]
     answer = subprocess.run(command, capture_output=True, text=True)
     if answer.returncode != 0:

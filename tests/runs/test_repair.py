@@ -1,6 +1,7 @@
 """Repairs of finished runs: what they leave, what they refuse, several at once."""
 
 import json
+import shutil
 import time
 
 import numpy as np
@@ -328,9 +329,12 @@ def test_a_repair_that_cannot_be_fitted_leaves_the_run_in_its_tables(
     assert f"{100 * result['test']['worst']:.1f}" in written
 
 
-def test_the_lock_of_one_killed_just_after_it_was_done_goes(command_line, finished):
+def test_the_lock_of_one_killed_just_after_it_was_done_goes(command_line, finished, tmp_path):
     """Of repairs and analyses: nobody takes it any more, since what it was for is there."""
-    run, _ = finished
+    repaired_by_others, outputs = finished
+    run = shutil.copytree(repaired_by_others, tmp_path / repaired_by_others.relative_to(outputs))
+    shutil.rmtree(run / "dfr", ignore_errors=True)
+    finished = run, tmp_path
     assert retrain(command_line, finished, "dfr=target").wait().code == 0
     (folder,) = (path for path in run.glob("dfr/target-*") if path.is_dir())
     dead, alive = {**_identity(), "pid": 2**22 + 1}, _identity()
@@ -340,4 +344,3 @@ def test_the_lock_of_one_killed_just_after_it_was_done_goes(command_line, finish
     ended = retrain(command_line, finished, "dfr=target").wait()
     assert "this repair was done before" in ended.out
     assert [path.name for path in run.rglob("*.lock")] == ["other.lock"]
-    (run / "dfr" / "other.lock").unlink()
