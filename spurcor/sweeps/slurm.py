@@ -193,7 +193,9 @@ def try_submission(options: Mapping[str, Any]) -> None:
     named = ("partition", "account", "qos", "constraint", "time", "mem", "gpus_per_node")
     asked = {key: options.get(key) for key in (*named, "cpus_per_task")}
     asked |= options["additional_parameters"]
-    flags = [f"--{key.replace('_', '-')}={value}" for key, value in asked.items() if value is not None]
+    flags = [
+        f"--{key.replace('_', '-')}={value}" for key, value in asked.items() if value is not None
+    ]
     command = ["sbatch", "--test-only", *flags, "--wrap=true"]
     answer = subprocess.run(command, capture_output=True, text=True)
     if answer.returncode != 0:
