@@ -158,7 +158,7 @@ def _refuse_flags(arguments: argparse.Namespace) -> None:
         )
     if arguments.config_path is not None:
         raise UserError(
-            f"--config-path {arguments.config_path} leaves spurcor's configuration out; say"
+            f"--config-path {arguments.config_path} would replace spurcor's configuration; use"
             " --config-dir to add a folder of your own"
         )
 
@@ -168,7 +168,10 @@ def _refuse_no_option(override: str) -> None:
     (parsed,) = OverridesParser.create().parse_overrides([override])
     key = parsed.key_or_group
     if key == "hydra" and not parsed.is_delete():
-        raise UserError(f"{override} replaces all of Hydra's own; name a key, as in hydra.run.dir")
+        raise UserError(
+            f"{override} would replace all of Hydra's options; set a single one, such as"
+            " hydra.run.dir"
+        )
     if parsed.is_sweep_override() or "." in key or not is_group(key):
         return
     value = parsed.value()
@@ -176,7 +179,7 @@ def _refuse_no_option(override: str) -> None:
     several = isinstance(value, list) and all(isinstance(one, str) for one in value)
     if not (named or (several and not parsed.is_delete())):
         options = packages.options(key)
-        raise UserError(f"{override} names no option; choose one of {', '.join(options)}")
+        raise UserError(f"{override} is not an option; choose one of {', '.join(options)}")
 
 
 def _from_hydra(error: BaseException) -> bool:

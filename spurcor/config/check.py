@@ -57,7 +57,7 @@ def composed(config: DictConfig) -> dict[str, Any]:
     tree = OmegaConf.to_container(own, resolve=True)
     assert isinstance(tree, dict)
     if "plugins" in tree:
-        raise UserError(f"plugins is no key of a file, which would bring code to run; {HOW}")
+        raise UserError(f"plugins cannot be set in a file, because it loads code; {HOW}")
     for key in flat("", tree):
         if key.endswith("._revision_"):
             raise UserError(f"{key[1:]} is set by spurcor and cannot be changed; leave it out")

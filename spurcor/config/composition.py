@@ -79,7 +79,7 @@ class CheckedLoader(ConfigLoaderImpl):
                     " change; remove it from hydra.sweeper and pass it for the whole sweep"
                 )
             if override.lstrip("+~ ").startswith(WORD):
-                raise UserError(f"{override}: a point of a sweep brings no code; {HOW}")
+                raise UserError(f"{override}: a point of a sweep cannot load code; {HOW}")
         return super().load_sweep_config(master_config, sweep_overrides)
 
     def _process_config_searchpath(

@@ -56,8 +56,8 @@ def _first_words(error: BaseException) -> str:
 def _several_values(override: str, *, listed: bool) -> str:
     """Several values where one is wanted."""
     key, _, value = override.partition("=")
-    hint = f", or say {key}=[{value}] where a list is meant" if listed else ""
-    return f"{override} is several values; add -m to run each of them{hint}"
+    hint = f", or write {key}=[{value}] if you mean a list" if listed else ""
+    return f"{override} gives several values; add -m to run each of them{hint}"
 
 
 def _unreadable(error: OverrideParseException) -> str:
@@ -66,16 +66,18 @@ def _unreadable(error: OverrideParseException) -> str:
     key, equals, value = override.partition("=")
     if "\r" in override or "\n" in override:
         return (
-            f"{override} holds the end of a line; save a script that has Windows line ends (\\r\\n)"
-            " with those of Unix (\\n)"
+            f"{override} contains a line break; save a script with Windows line endings (\\r\\n)"
+            " with Unix ones (\\n)"
         )
     if not equals:
-        return f"{override} has no value; say {override}=..."
+        return f"{override} has no value; write {override}=..."
     if error.__cause__ is not None:
         return f"{override} cannot be read: {str(error.__cause__).splitlines()[0]}"
     escaped = value.replace('"', '\\"')
     quoted = shlex.quote(f'{key}="{escaped}"')
-    return f"{override} cannot be read{_place(text)}; to take it as it is, quote it twice: {quoted}"
+    return (
+        f"{override} cannot be read{_place(text)}; to pass it literally, quote it twice: {quoted}"
+    )
 
 
 def _place(text: str) -> str:
@@ -109,8 +111,8 @@ def _added_twice(key: str, overrides: list[str]) -> str:
     typed = next(o for o in overrides if o.lstrip("+").partition("=")[0] == key)
     value = typed.partition("=")[2]
     if key == "sweep" and (places.REPO / "sweeps" / f"{value}.yaml").exists():
-        return f"{typed}: sweep names the sweep; to run the sweep file say +sweeps={value}"
-    return f"{typed}: {key} exists already; say {key}={value}"
+        return f"{typed}: sweep names the sweep; to run the sweep file, use +sweeps={value}"
+    return f"{typed}: {key} already exists; use {key}={value}"
 
 
 def unknown_override(key: str, config_name: str, overrides: list[str]) -> str:
@@ -133,7 +135,7 @@ def unknown_override(key: str, config_name: str, overrides: list[str]) -> str:
         except (HydraException, OmegaConfBaseException, UserError, TypeError):
             pass
     if name in unlisted:
-        return f"{key} has its default, which {group}={chosen} does not list; say +{key}=..."
+        return f"{group}={chosen} does not list {key}, which has its default; set it by +{key}=..."
     folders = packages.conf_folders() if chosen else []
     files = sorted(path for folder in folders for path in (folder / group).glob("*.yaml"))
     takers = [
@@ -142,7 +144,7 @@ def unknown_override(key: str, config_name: str, overrides: list[str]) -> str:
         if name in (yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     ]
     if takers:
-        return f"{key} is no key of {group}={chosen}; say {group}={' or '.join(takers)} too"
+        return f"{group}={chosen} has no key {key}; choose {group}={' or '.join(takers)} as well"
     if (near := difflib.get_close_matches(name, [*names, *unlisted], 1)) and near[0] in unlisted:
-        return f"{key} is no key; did you mean +{parent}.{near[0]}?"
+        return f"unknown key {key}; did you mean +{parent}.{near[0]}?"
     return check.unknown_key(key, [*names, *unlisted])

@@ -20,7 +20,7 @@ from spurcor.system.places import CONF
 FOREIGN = ("torch", "torchvision", "timm")
 VARIABLE = "SPURCOR_PLUGINS"
 WORD = "plugins="
-HOW = f"say plugins=<package> on the command line, or set {VARIABLE}"
+HOW = f"pass plugins=<package> on the command line, or set {VARIABLE}"
 RESERVED = ("spurcor", "conf", "sweeps", "commit", *FOREIGN)  # some lie beside a frozen copy
 
 
@@ -49,7 +49,7 @@ def take(words: list[str]) -> list[str]:
 def folder_of(name: str) -> Path:
     """Where a plug-in is; it is not imported."""
     if not name.isidentifier() or name in RESERVED:
-        raise UserError(f"plugins={name} is no package of your own; {HOW}")
+        raise UserError(f"plugins={name} is not a package of your own; {HOW}")
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.origin or not spec.submodule_search_locations:
         raise UserError(
@@ -104,7 +104,7 @@ def refuse_absent(path: Path, recorded: Any) -> None:
     for name, version in recorded.items() if isinstance(recorded, Mapping) else ():
         if name not in plugins():
             raise UserError(
-                f"{path} was made with the plug-in {name} {version}, which is not in use; say"
+                f"{path} was made with the plug-in {name} {version}, which is not loaded; pass"
                 f" plugins={name}, or set {VARIABLE}={name}"
             )
 

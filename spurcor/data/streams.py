@@ -62,7 +62,7 @@ class Stream:
         self.dataset, self.transform = dataset, transform
         self.seed, self.role, self.sampling = seed, role, sampling
         if (sampling != "shuffled") + (repeats is not None) + (weights is not None) > 1:
-            raise ValueError("sampling, repeats and weights take the place of each other")
+            raise ValueError("choose only one of sampling, repeats and weights")
         self.weights = self._weights(weights)
         self.members = self._members(repeats)
         self.size = len(dataset) if self.members is None else len(self.members)
@@ -162,7 +162,9 @@ class Stream:
         """A table that the run has made: what is wrong with it shows late."""
         table = table.cpu()
         if len(table) != len(self.dataset) or bool((table < 0).any()):
-            raise ValueError(f"{name} are one for each of the {len(self.dataset)} samples, from 0")
+            raise ValueError(
+                f"{name} must be at least 0, one for each of the {len(self.dataset)} samples"
+            )
         if not table.any():
             raise RunError(f"{name} leave none of the {len(table)} samples to train on")
         return table

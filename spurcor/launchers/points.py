@@ -27,9 +27,9 @@ class Points(Sweeper):
 
     def __init__(self, points: Sequence[str] = (), params: dict[str, str] | None = None) -> None:
         if isinstance(points, str) or not isinstance(points or [], Sequence):
-            raise UserError(f"hydra.sweeper.points={points} is no list of texts")
+            raise UserError(f"hydra.sweeper.points={points} is not a list of strings")
         if not isinstance(params or {}, Mapping):
-            raise UserError(f"hydra.sweeper.params={params} is no mapping of keys to values")
+            raise UserError(f"hydra.sweeper.params={params} is not a mapping of keys to values")
         self.points = [_words(point) for point in points or ()] or [[]]
         self.params = params or {}
         self._loader: ConfigLoader | None = None
@@ -75,10 +75,10 @@ def _words(point: Any) -> list[str]:
     try:
         if isinstance(point, str):
             return shlex.split(point)
-        problem = "it is no text"
+        problem = "it is not a string"
     except ValueError as error:
         problem = str(error).lower()
     raise UserError(
-        f'hydra.sweeper.points: {point} is no list of overrides such as "seed=0 optimizer.lr=0.1"'
-        f" ({problem})"
+        f'hydra.sweeper.points: {point} is not a list of overrides such as "seed=0'
+        f' optimizer.lr=0.1" ({problem})'
     )

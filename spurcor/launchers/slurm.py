@@ -57,12 +57,15 @@ class Slurm(InProcess):
         under_way |= {point.key for job in jobs for point in job}
         status = f"python -m spurcor.status sweep={config.sweep} watch=true"
         if under_way and not self.options.wait:
-            print(f"to see how they come along: {status}")
+            print(f"to follow them: {status}")
             return None
         try:
             return self._wait(config, under_way)
         except Interrupted as interrupted:
-            print(f"\nspurcor: the jobs go on without this command: {status}", file=sys.stderr)
+            print(
+                f"\nspurcor: the jobs continue without this command; to follow them: {status}",
+                file=sys.stderr,
+            )
             raise SystemExit(interrupted.exit_code) from None
 
     def _submit(self, jobs: Sequence[Sequence[Point]], folder: Path) -> None:

@@ -68,7 +68,7 @@ class Prusc(Method):
         if control == "retrain_alone" and retrain_on != "set":
             raise ValueError(
                 f"control=retrain_alone trains on the de-biasing set, not on retrain_on="
-                f"{retrain_on}; say retrain_on=set"
+                f"{retrain_on}; set retrain_on=set"
             )
         self.epochs = epochs
         self.init = None if init is None else Path(init)

@@ -71,7 +71,7 @@ def read_clusters(path: Path, data: GroupedDataset) -> Tensor:
     table = CsvTable.read(path, (), ("index", "label", name), comment="#")
     if mark not in (None, data.fingerprint):
         raise UserError(
-            f"method.clusters={path} is of other training data than this run's; cluster a run on"
+            f"method.clusters={path} was made from other training data; cluster a run on"
             " the same data set, or leave it out"
         )
     index, label = table.whole("index"), table.whole("label")
@@ -87,12 +87,12 @@ def read_clusters(path: Path, data: GroupedDataset) -> Tensor:
             raise UserError(
                 f"method.clusters={path} {what} {len(positions)} of the indices 0 to"
                 f" {len(data) - 1} of TRAIN (the first is {int(positions[0])}); cluster this data"
-                " set anew"
+                " set again"
             )
     if wrong := int((label != data.y.cpu()[index]).sum()):
         raise UserError(
-            f"method.clusters={path} has other classes than TRAIN for {wrong} of {len(data)}"
-            " samples; it is of another split"
+            f"method.clusters={path} and TRAIN disagree on the class of {wrong} of {len(data)}"
+            " samples; it was made from another split"
         )
     clusters = torch.empty(len(data), dtype=torch.int64)
     clusters[index] = table.whole(name)

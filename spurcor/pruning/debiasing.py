@@ -69,9 +69,9 @@ class DebiasingSet:
             if self.clusters is not None:
                 fewer = "a file of fewer clusters (spurcor.clusters run=<run> num_clusters=<k>)"
             raise RunError(
-                f"every one of the {len(torch.unique(clusters))} clusters holds one class: nothing"
-                f" is there to balance; try {fewer}, or a network trained for fewer epochs: one"
-                " that has learnt TRAIN by heart parts the classes everywhere"
+                f"each of the {len(torch.unique(clusters))} clusters contains a single class, so"
+                f" there is nothing to balance; try {fewer}, or a network trained for fewer epochs"
+                " (one that has memorised TRAIN separates the classes everywhere)"
             )
         return drawn
 
@@ -83,19 +83,22 @@ class DebiasingSet:
         log.info("the de-biasing set has %d of the %d images", len(drawn), len(y))
         if len(drawn) < (batch_size or 0):
             log.warning(
-                "the de-biasing set has %d images, fewer than a batch of %d: clusters mix hardly"
-                " any classes; try a smaller method.num_clusters, or fewer epochs of ERM",
+                "the de-biasing set has %d images, fewer than a batch of %d: clusters hardly mix"
+                " the classes; try a smaller method.num_clusters, or fewer epochs of ERM",
                 len(drawn),
                 batch_size,
             )
         absent = sorted(set(y.tolist()) - set(y[drawn].tolist()))
         if absent:
             names = ", ".join(train.spec.classes[k] for k in absent)
-            log.warning("the de-biasing set has no sample of %s: no cluster mixes it", names)
+            log.warning(
+                "the de-biasing set has no sample of %s: no cluster mixes it with another class",
+                names,
+            )
         if int((contingency(y[drawn], clusters[drawn]) > 0).sum(dim=1).max()) < 2:
             log.warning(
-                "no cluster of the de-biasing set holds two classes, so that the contrastive term"
-                " is 0; method.sampling=balanced keeps them together"
+                "no cluster of the de-biasing set contains two classes, so the contrastive term is"
+                " 0; method.sampling=balanced keeps them together"
             )
 
     def stream(self, run: RunContext, role: str) -> tuple[Stream, Tensor]:

@@ -97,7 +97,7 @@ class Dfr:
         spec.require_groups("Deep Feature Reweighting (dfr=none leaves it out)")
         if self.head.class_weights and spec.num_classes != 2:
             raise UserError(
-                f"dfr.class_weights weigh two classes, and this data set has {spec.num_classes}"
+                f"dfr.class_weights is for two classes, but this data set has {spec.num_classes}"
             )
         refuse_criterion(self.data, self.tuning, counts, spec)
         refuse_absent(self.data, counts, spec)

@@ -87,11 +87,11 @@ class Fitting:
             problems.append(Problem(gather, c, chosen.class_weight))
         head, note = average(self._solve(problems, self.scale)), ""
         if not head.weight.any():
-            note = "every weight is 0, so that it gives all samples the same class"
+            note = "every weight is 0, so it predicts the same class for all samples"
             if chosen.c is not None:
                 note += (
                     f": the best of dfr.c_grid={list(self.tuning.c_grid)} was C={chosen.c}, which"
-                    " leaves no feature; give larger values"
+                    " keeps no feature; use larger values"
                 )
         return dataclasses.replace(chosen, linear=head, note=note)
 
@@ -126,8 +126,8 @@ class Fitting:
             tuning.append(row)
         if not np.isfinite(scores).any():
             raise RunError(
-                f"dfr.criterion={self.tuning.criterion} is undefined on what judges C; choose"
-                " another"
+                f"dfr.criterion={self.tuning.criterion} is undefined on the data that judge C;"
+                " choose another"
             )
         best = int(np.nanargmax(scores))
         c, side = candidates[best]
@@ -164,7 +164,8 @@ class Fitting:
             half = "half of " if self.tuning.tune == "half" else ""
             split = self.data.source
             raise RunError(
-                f"dfr: what is fitted of {half}the {split} split has no sample of class {name}"
+                f"dfr: {half}the {split} split, on which heads are fitted, has no sample of class"
+                f" {name}"
             )
         g = table.g
         if self.data.balance == "none":

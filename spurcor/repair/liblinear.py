@@ -71,8 +71,8 @@ def _load(count: int) -> list[Any]:
             _estimators.append(own_estimator())
     except (ImportError, OSError, AttributeError) as error:
         log.warning(
-            "liblinear cannot be loaded once per thread (%s): the fits run one after the other,"
-            " which takes longer and gives the same",
+            "liblinear cannot be loaded once per thread (%s): the fits run one after another,"
+            " which is slower but gives the same results",
             error,
         )
         return []

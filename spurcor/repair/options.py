@@ -25,7 +25,7 @@ class DataOptions:
             raise ValueError(f"ratio={self.ratio} must be between 0 and 1")
         if self.source is Split.TRAIN and self.add_train:
             raise ValueError(
-                f"add_train=true adds to val or target, and split={self.split} is of train"
+                f"add_train=true adds train to val or target; split={self.split} is train already"
             )
 
     @property
@@ -74,8 +74,8 @@ class HeadOptions:
         cross_entropy = self.regression.loss == "logistic" and self.regression.penalty == "none"
         if self.head == "sgd" and (self.class_weights or not cross_entropy):
             raise ValueError(
-                "head=sgd is trained on cross-entropy: say penalty=none (sgd.weight_decay shrinks),"
-                " loss=logistic and class_weights=[]"
+                "head=sgd minimises the cross-entropy: set penalty=none (sgd.weight_decay is its"
+                " penalty), loss=logistic and class_weights=[]"
             )
 
 
@@ -85,7 +85,7 @@ def refuse_together(data: DataOptions, tuning: TuningOptions, head: HeadOptions)
         raise ValueError("tune=val would choose C on the data that it is fitted on; use half")
     if head.class_weights and data.balance == "groups" and data.source is not Split.TRAIN:
         raise ValueError(
-            f"class_weights={list(head.class_weights)} are for balance=none and for split=train"
+            f"class_weights={list(head.class_weights)} need balance=none and split=train"
         )
 
 

@@ -40,7 +40,7 @@ def refuse_absent(data: DataOptions, counts: Counts, spec: GroupSpec) -> None:
         if not count:
             raise UserError(
                 f"dfr.split={split}: the {split} split has no sample of class {name},"
-                " which a head fitted on it could not tell; choose other reweighting data"
+                " so a head fitted on it would never predict it; choose other reweighting data"
             )
     if data.balance == "none":
         return
@@ -89,4 +89,8 @@ def note_of_few(
         if len(few):
             groups = ", ".join(f"{counts[g]} of {spec.names[g]}" for g in few)
             found.append(f"{what} has {groups}")
-    return f"fewer than {FEW} samples of a group are noise: {'; '.join(found)}" if found else ""
+    return (
+        f"results from fewer than {FEW} samples of a group are mostly noise: {'; '.join(found)}"
+        if found
+        else ""
+    )

@@ -28,10 +28,10 @@ def abstention(trials: Sequence[Trial], rows: Sequence[str], criterion: str) -> 
                     met = one.values(f"{rule}/coverage_at_{nominal}/test")
                     furthest = max([furthest, *(abs(100 * m - float(nominal)) for m in met)])
     notes = [
-        "Error in % of what is answered on TEST, at thresholds that answer the nominal share of"
-        f" VAL; TEST was answered to within {furthest:.1f} points of it. `worst`: accuracy of the"
-        " worst group there. AURC: the mean error over all coverages, in %. All of the weights that"
-        " each run selected.",
+        "Error in % on the answered samples of TEST. Thresholds are those that answer the nominal"
+        f" share of VAL; the share of TEST they answer is within {furthest:.1f} points of it."
+        " `worst`: worst-group accuracy on the answered samples. AURC: the mean error over all"
+        " coverages, in %. Every run is judged by its selected weights.",
     ]
     titles = {title for record in records for title in record}
     lower = sorted(title for title in titles if title.startswith(LOWER_IS_BETTER))

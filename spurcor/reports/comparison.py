@@ -90,8 +90,8 @@ def _notes(pairs: Sequence[_Pair], metric: Metric, without_baseline: Sequence[st
         )
     if without_baseline:
         notes.append(
-            f"In {', '.join(without_baseline)} each is compared with the best other method, which"
-            " test data chose: p is a guide there."
+            f"{', '.join(without_baseline)}: without a baseline, each method is compared with the"
+            " best of the others, which was chosen by test data; take p as a guide only."
         )
     return notes
 

@@ -33,7 +33,7 @@ def document(
         parts += [
             "## Files",
             "`methods`, `criteria`, `comparison`, `settings` as CSV hold these tables at full"
-            " precision, in %; `methods.tex` and `criteria.tex` want the package booktabs;"
+            " precision, in %; `methods.tex` and `criteria.tex` need the package booktabs;"
             " `runs.csv` has a line per run and criterion, fractions as recorded.",
         ]
     return "\n\n".join(parts) + "\n"
@@ -56,7 +56,7 @@ def _opening(found: Collection, options: Options) -> Iterator[str]:
         return
     read = "test data were only read off there"
     if options.criterion == ORACLE:
-        read = "it reads test data, so these figures are bounds and no results"
+        read = "it reads test data, so these figures are bounds, not results"
     repairs = sum(trial.repair is not None for trial in found.trials)
     yield (
         f"{len(runs)} runs, {repairs} repairs. Test accuracy in %, mean ± sample standard deviation"
@@ -66,7 +66,10 @@ def _opening(found: Collection, options: Options) -> Iterator[str]:
     commits = list(dict.fromkeys(run.commit for run in runs))
     yield f"Code: {', '.join(commits)}{' (+: with changes)' if '+' in ''.join(commits) else ''}."
     if moved := sum(run.moved for run in runs):
-        yield f"{moved} runs went on under another device, precision or number of threads."
+        yield (
+            f"{moved} runs were continued on another device, or with another precision or number of"
+            " threads."
+        )
     if options.keep:
         kept = " and ".join(f"{key} {show_value(value)}" for key, value in options.keep.items())
         yield f"Kept: only {kept}."

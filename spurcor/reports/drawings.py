@@ -65,8 +65,8 @@ def learning_curves(shown: Sequence[Candidate], name: str, dataset: str) -> Draw
         if one.name in names
     ]
     notes = [
-        "Mean over seeds, band from the least to the greatest; the vertical line is the mean of"
-        " the chosen epochs.",
+        "Mean over seeds, with a band from the lowest to the highest; the vertical line is the mean"
+        " of the chosen epochs.",
         *note,
     ]
     title = f"Learning curves: {dataset}"

@@ -117,7 +117,7 @@ def _without_unpublished(records: Sequence[Record]) -> list[Record]:
 def _notes(found: Cells, metrics: Sequence[Metric], criterion: str) -> list[str]:
     """How the table was made, how many seeds it is based on, and which cells are empty."""
     what = ", ".join(metric.name for metric in metrics)
-    notes = [f"Test {what} in %, epochs and whatever is no row or column chosen by `{criterion}`."]
+    notes = [f"Test {what} in %. `{criterion}` chose epochs and all settings that are not shown."]
     shown = [cell for row in found.values() for cell in row.values()]
     if seeds := {len(one.picks) for cell in shown for one in cell}:
         between = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else str(*seeds)

@@ -48,9 +48,11 @@ def number(row: Row, key: str) -> float | None:
 def read_run(directory: Path) -> Run:
     """Read a run's directory; ValueError says which file is wrong and why."""
     result = _mapping(_parse(directory / "result.json", (directory / "result.json").read_bytes()))
-    run = _mapping(result.get("run"), "result.json holds no run")
-    config = _mapping(run.get("config"), "result.json holds no run.config: an older version's?")
-    tests = _mapping(result.get("tests", {}), "result.json: tests is no mapping")
+    run = _mapping(result.get("run"), "result.json has no run")
+    config = _mapping(
+        run.get("config"), "result.json has no run.config; an older version may have written it"
+    )
+    tests = _mapping(result.get("tests", {}), "result.json: tests is not a mapping")
     try:
         return Run(
             directory=directory,
@@ -76,7 +78,7 @@ def read_run(directory: Path) -> Run:
         )
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         said = f"{type(error).__name__}: {error}"
-        raise ValueError(f"result.json is not a run's ({said})") from error
+        raise ValueError(f"result.json is not the result of a run ({said})") from error
 
 
 def _parse(path: Path, text: bytes) -> Any:
@@ -88,7 +90,9 @@ def _parse(path: Path, text: bytes) -> Any:
         raise ValueError(f"{path.name} cannot be read ({error})") from error
 
 
-def _mapping(value: Any, sentence: str = "result.json is not a run's") -> Mapping[str, Any]:
+def _mapping(
+    value: Any, sentence: str = "result.json is not the result of a run"
+) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(sentence)
     return value
@@ -108,10 +112,10 @@ def _last_phase(directory: Path, result: Mapping[str, Any]) -> Sequence[Row]:
         return [_as_row(result)]
     lines = path.read_bytes().split(b"\n")
     if lines.pop():
-        raise ValueError("metrics.jsonl ends within a line")
+        raise ValueError("metrics.jsonl ends in the middle of a line")
     rows = _parse(path, b"[" + b",".join(line for line in lines if line) + b"]")
     if not rows or not all(isinstance(row, dict) and type(row.get("epoch")) is int for row in rows):
-        raise ValueError("metrics.jsonl does not hold a run's epochs")
+        raise ValueError("metrics.jsonl does not contain the epochs of a run")
     phase = rows[-1].get("phase")
     rows = [row for row in rows if row.get("phase") == phase]
     if selected["phase"] != phase or selected["epoch"] > rows[-1]["epoch"]:
@@ -121,15 +125,17 @@ def _last_phase(directory: Path, result: Mapping[str, Any]) -> Sequence[Row]:
 
 def _repairs(parts: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Mapping[str, Any], Row]]]:
     for name, value in parts.items():
-        part = _mapping(value, f"dfr {name} is not a repair's result")
-        options = _mapping(part.get("options"), f"dfr {name} holds no options")
+        part = _mapping(value, f"dfr {name} is not the result of a repair")
+        options = _mapping(part.get("options"), f"dfr {name} has no options")
         keys = flat("dfr", options)
         yield name, ({key: _hashable(option) for key, option in keys.items()}, _as_row(part))
 
 
 def _measured(parts: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:
     for folder, value in parts.items():
-        metrics = _mapping(value, f"analysis {folder} is not an analysis's result").get("metrics")
+        metrics = _mapping(value, f"analysis {folder} is not the result of an analysis").get(
+            "metrics"
+        )
         yield folder, _mapping(metrics or {})
 
 

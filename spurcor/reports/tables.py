@@ -78,7 +78,7 @@ def criteria(by_criterion: Mapping[str, Judged], metrics: Sequence[Metric]) -> T
     notes = [
         f"Every criterion judges the same runs. `{LAST}` takes the last epoch and chooses the"
         " setting by validation; `val/worst_class` needs no attributes; `oracle` chooses by test"
-        " data and is no result, only a bound. A repair has one result, so a criterion chooses"
+        " data and is a bound, not a result. A repair has one result, so a criterion chooses"
         " its setting only."
     ]
     if any(record["criterion"] == "none" for record in records):
@@ -149,9 +149,9 @@ def _notes(shown: Sequence[Candidate]) -> list[str]:
             " defined, so each is listed and none is preferred."
         )
     if any(len(one.picks) < one.expected for one in shown):
-        notes.append("Seeds such as 3 of 5: the others are not done.")
+        notes.append("Seeds `3 of 5`: the other two are not finished.")
     if any(one.column == "val/average" and one.criterion == "val/worst" for one in shown):
-        notes.append("Where validation has no attributes, val/average chose.")
+        notes.append("Where validation data have no attributes, val/average was used instead.")
     if fitted := {one.trial.value("dfr.split") for one in shown if one.trial.repair}:
         notes.append(
             f"DFR is fitted on {' or '.join(sorted(map(str, fitted)))}; its images and seconds are"

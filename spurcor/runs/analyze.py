@@ -89,7 +89,7 @@ def kept_weights(directory: Path) -> Iterator[tuple[Moment, Path]]:
     if not rows:
         return
     if len(rows) != checkpoint.count_rows(directory / "checkpoint.pt"):
-        raise Damaged(directory / "metrics.jsonl", "has not the rows that its checkpoint counts")
+        raise Damaged(directory / "metrics.jsonl", "lacks rows that its checkpoint counts")
     steps = {(row["phase"], row["epoch"]): row["step"] for row in rows}
     last = (rows[-1]["phase"], rows[-1]["epoch"])
     selected = results.read_result(directory)["selected"]

@@ -25,7 +25,7 @@ def require_pixels(info: DataInfo) -> None:
     """Images, not their features."""
     if info.shape[1:] == (1, 1):
         raise UserError(
-            "features=frozen leaves no pixels for method=masktune to hide; say features=none"
+            "features=frozen leaves no pixels for method=masktune to hide; use features=none"
         )
 
 

@@ -54,7 +54,9 @@ def copy_code(folder: Path) -> Path:
             if code and path.is_file():
                 digest.update(str(path.relative_to(source.parent)).encode() + path.read_bytes())
     if within := [name for name in plugins() if folder.is_relative_to(sources[name])]:
-        raise UserError(f"paths.outputs lies in the plug-in {within[0]}; name a folder beside it")
+        raise UserError(
+            f"paths.outputs lies in the plug-in {within[0]}; choose a folder outside it"
+        )
     target = folder / f"code-{digest.hexdigest()[:8]}"
     if not target.exists():
         with replacing_folder(target) as beside:

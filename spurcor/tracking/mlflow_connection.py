@@ -187,10 +187,12 @@ def _checked(key: str, uri: str) -> str:
     a_name = re.fullmatch(r"(.*@)?\w[\w-]*(\.[\w-]+)+", first) and not Path(uri).exists()
     if a_port or a_name:
         web = f"http://{uri}"
-        raise UserError(f"{key}={masked(web)[7:]} names no scheme; add http:// or https://")
+        raise UserError(f"{key}={masked(web)[7:]} has no scheme; add http:// or https://")
     try:
         _ = urlparse(uri).port if uri.startswith("http") else None
     except ValueError as error:
         shown = masked(uri)
-        raise UserError(f"{key}={shown} is no address ({error}); say http://host:port") from error
+        raise UserError(
+            f"{key}={shown} is not an address ({error}); use http://host:port"
+        ) from error
     return whole(uri, key)

@@ -82,7 +82,7 @@ class TensorboardTracker(Tracker):
             events.close()
         except (OSError, struct.error) as error:  # costs only itself
             self._refused = True
-            log.warning("TensorBoard does not get %s (%s)", path, error)
+            log.warning("%s cannot be shown in TensorBoard (%s)", path, error)
 
     def finish(self, record: Record, status: Status) -> None:
         """Say in HPARAMS how the record ended."""

@@ -184,7 +184,7 @@ class WandbTracker(Tracker):
             shutil.copyfile(path, copy)
         except OSError as error:  # costs only itself
             self._complete = False
-            log.warning("W&B does not get %s (%s)", path, error.strerror)
+            log.warning("W&B refuses %s (%s)", path, error.strerror)
             return
         run.save(str(copy), base_path=run.dir, policy="now")
 

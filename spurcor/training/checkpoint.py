@@ -45,7 +45,7 @@ def load(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise Damaged(path, "is no checkpoint")
     if missing := [key for key in keys if key not in state]:
-        raise Damaged(path, f"is no checkpoint of this version: it lacks {', '.join(missing)}")
+        raise Damaged(path, f"is not a checkpoint of this version: it lacks {', '.join(missing)}")
     return state
 
 
@@ -53,7 +53,7 @@ def count_rows(path: Path) -> int:
     """How many rows of metrics.jsonl a checkpoint counts."""
     progress = load(path, ("progress",))["progress"]
     if not isinstance(progress, dict) or not isinstance(progress.get("rows"), int):
-        raise Damaged(path, "is no checkpoint of this version: it counts no rows")
+        raise Damaged(path, "is not a checkpoint of this version: it has no count of rows")
     return int(progress["rows"])
 
 
@@ -66,8 +66,8 @@ def of_this_version(path: Path) -> Iterator[None]:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{path} does not fit this version of the code ({reason(error)}); go on with the one"
-            " that wrote it, or rerun=true sets the run aside and starts over"
+            f"{path} does not fit this version of the code ({reason(error)}); continue"
+            " with the one that wrote it, or pass rerun=true to set the run aside and start over"
         ) from error
 
 

@@ -56,7 +56,7 @@ class CosineHistogram:
         by_layer = dict(zip(self.layers, counts, strict=True))
         write_json(directory / "cosines.json", {"edges": edges, "layers": by_layer})
         path = directory / "plots" / "cosines.png"
-        draw_histograms(self.counts.cpu(), self.layers, "cosine of both gradients", path)
+        draw_histograms(self.counts.cpu(), self.layers, "cosine between the two gradients", path)
 
     def state_dict(self) -> dict[str, Any]:
         """What has been counted so far."""

@@ -79,8 +79,8 @@ class RunState:
     def _refuse_other_splits(self, state: Mapping[str, Any]) -> None:
         if state["fingerprints"] != self.context.splits.fingerprints:
             raise UserError(
-                f"{self._checkpoint} was trained on other data splits than the data set gives now;"
-                " rerun=true sets the run aside and starts over"
+                f"{self._checkpoint} was trained on other splits than the data set has now; restore"
+                " the data, or pass rerun=true to set the run aside and start over"
             )
 
     def _load_progress(self, state: Mapping[str, Any]) -> None:
@@ -124,7 +124,7 @@ class RunState:
         if len(self.rows) != self.progress.rows:
             raise UserError(
                 f"{self._metrics} has lost rows that its checkpoint counts;"
-                " rerun=true sets the run aside and starts over"
+                " pass rerun=true to set the run aside and start over"
             )
 
     def _environment(self) -> dict[str, Any]:

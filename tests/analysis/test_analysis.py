@@ -269,7 +269,7 @@ def test_the_selected_and_the_last_weights_are_analysed_too(tmp_path):
     assert found == [(2, "model.safetensors"), (4, "last.safetensors")]
     rows = cfg.directory / "metrics.jsonl"
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(UserError, match=r"metrics\.jsonl has not the rows"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl lacks rows"):
         list(kept_weights(cfg.directory))  # else the last weights would be those of epoch 3
 
 

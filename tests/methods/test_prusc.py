@@ -371,13 +371,13 @@ def test_a_layer_without_a_weight_is_told(tmp_path, caplog):
     assert "is kept" not in caplog.text
     torch.nn.init.constant_(gates.gates_of(method)["backbone.hidden.1.weight"].logit, -1.0)
     phase.end(context)
-    assert "no weight of hidden.1 is kept" in caplog.text
+    assert "every weight of hidden.1 is pruned" in caplog.text
     assert "hidden.0" not in caplog.text
 
 
 def test_what_a_set_cannot_teach_is_told(tmp_path, caplog):
     begun(tmp_path, "method.sampling=minority")
-    assert "no cluster of the de-biasing set holds two classes" in caplog.text
+    assert "no cluster of the de-biasing set contains two classes" in caplog.text
     caplog.clear()
     begun(tmp_path)
     assert caplog.text == ""
@@ -387,7 +387,7 @@ def test_what_a_set_cannot_teach_is_told(tmp_path, caplog):
     clusters = torch.where(split.y > 1, split.y, 0)
     drawn = debiasing_set(split.y, clusters, "balanced", 0)
     DebiasingSet(None, 3, "balanced")._warn(split, clusters, drawn, len(drawn))
-    assert "no sample of third, fourth: no cluster mixes it" in caplog.text
+    assert "no sample of third, fourth: no cluster mixes it with another" in caplog.text
     assert "fewer than a batch" not in caplog.text
     DebiasingSet(None, 3, "balanced")._warn(split, clusters, drawn, len(drawn) + 1)
     assert f"has {len(drawn)} images, fewer than a batch of {len(drawn) + 1}" in caplog.text
@@ -628,7 +628,7 @@ def test_clusters_are_read_as_they_were_written_or_as_upstream_writes_them(tmp_p
         (lambda lines: [*lines[:5], f"{lines[5]}.5", *lines[6:]], "not an integer"),
         (lambda lines: ["index,label", *lines[2:]], "cannot be read|lacks the columns"),
         (lambda lines: [lines[0], "index,label,cluster", *(one_class(li) for li in lines[2:])],
-         "every one of the 2 clusters holds one class.*a file of fewer clusters"),
+         "each of the 2 clusters contains a single class.*a file of fewer clusters"),
     ],
 )  # fmt: skip
 def test_clusters_that_do_not_fit_are_refused_before_anything_is_written(change, message, tmp_path):
@@ -666,5 +666,5 @@ def test_a_network_that_parts_the_classes_everywhere_says_what_to_try(tmp_path, 
     trainer, method = trainer_of(read(*SMALL), tmp_path)
     y = trainer.context.splits[Split.TRAIN].y
     monkeypatch.setattr(clustering, "cluster", lambda *_: y.clone())
-    with pytest.raises(RunError, match="nothing is there to balance; try a smaller"):
+    with pytest.raises(RunError, match="there is nothing to balance; try a smaller"):
         trainer.fit(method)

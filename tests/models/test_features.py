@@ -249,7 +249,7 @@ def test_damaged_features_are_told(damage, tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("method=masktune",), "features=frozen leaves no pixels for method=masktune to hide; say"),
+        (("method=masktune",), "features=frozen leaves no pixels for method=masktune to hide; use"),
         (("backbone=small_cnn", "backbone.padding=0"), "too small for padding=0"),
         (("method=frozen", "features.layer=block9"), "layer=block9 does not exist"),
         (("method.epochs=0",), "method.epochs=0"),

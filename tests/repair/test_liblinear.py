@@ -94,7 +94,7 @@ def test_where_it_cannot_be_loaded_fits_are_serial_and_the_same(
     found = liblinear.run(tasks(3))
     assert all(np.array_equal(one, fit(LogisticRegression, i)) for i, one in enumerate(found))
     assert f"({error})" in caplog.text
-    assert "one after the other" in caplog.text
+    assert "one after another" in caplog.text
 
 
 def test_a_name_that_another_scikit_learn_lacks_is_noticed(monkeypatch):

@@ -116,13 +116,13 @@ def truncate(path, size=40):
 
 DAMAGE = {
     "result.json cannot be read": lambda d: truncate(d / "result.json"),
-    "result.json is not a run's": lambda d: (d / "result.json").write_text("[1, 2]"),
-    "result.json holds no run": lambda d: (d / "result.json").write_text('{"run": 3}'),
-    "result.json holds no run.config": lambda d: (d / "result.json").write_text('{"run": {}}'),
+    "result.json is not the result of a run": lambda d: (d / "result.json").write_text("[1, 2]"),
+    "result.json has no run": lambda d: (d / "result.json").write_text('{"run": 3}'),
+    "result.json has no run.config": lambda d: (d / "result.json").write_text('{"run": {}}'),
     "No such file": lambda d: (d / "result.json").unlink(),
     "Is a directory": lambda d: ((d / "result.json").unlink(), (d / "result.json").mkdir()),
-    "metrics.jsonl ends within a line": lambda d: truncate(d / "metrics.jsonl"),
-    "metrics.jsonl does not hold": lambda d: (d / "metrics.jsonl").write_bytes(b""),
+    "metrics.jsonl ends in the middle of a line": lambda d: truncate(d / "metrics.jsonl"),
+    "metrics.jsonl does not contain": lambda d: (d / "metrics.jsonl").write_bytes(b""),
     "metrics.jsonl cannot be read": lambda d: (d / "metrics.jsonl").write_bytes(b"\0\xff\x80\n"),
     "metrics.jsonl lacks the epoch": lambda d: (d / "metrics.jsonl").write_bytes(
         (d / "metrics.jsonl").read_bytes().split(b"\n")[0] + b"\n"
@@ -478,7 +478,7 @@ def test_empty_choices_are_refused():
 def test_an_oracle_for_all_is_marked_on_top(tmp_path):
     make(tmp_path)
     made = write_report(tmp_path, ["made"], Options(criterion="oracle", plots=False))
-    assert "bounds and no results" in (made.folder / "report.md").read_text().split("##")[0]
+    assert "bounds, not results" in (made.folder / "report.md").read_text().split("##")[0]
 
 
 def test_named_test_sets_are_metrics_too(tmp_path):
@@ -529,7 +529,7 @@ def test_errors_of_networks_that_may_abstain_are_a_table(tmp_path):
     assert (product["rule"], product["error at 100"].mean) == ("product", pytest.approx(10))
     assert (erm["worst at 80"].mean, product["worst at 80"]) == (50, None)
     assert iw["error at 100"].mean == pytest.approx(40)
-    assert "answered to within 1.0 points" in made.tables["selective"].notes[0]
+    assert "within 1.0 points" in made.tables["selective"].notes[0]
     rows = (made.folder / "selective.tex").read_text().splitlines()
     bold = {
         row.split("&")[2].strip(): r"\textbf{8.0 $\pm$ 5.7}" in row for row in rows if "&" in row

@@ -77,15 +77,15 @@ def test_every_point_is_built_as_far_as_is_cheap_before_the_first_starts(command
     [
         (
             ("+sweeps=dominoes/main", "method.gate=linear"),
-            "method.gate is no key of method=erm; say method=scale too",
+            "method=erm has no key method.gate; choose method=scale as well",
         ),
         (
             ("+sweeps=biased_mnist/masktune", "method.mask=saliency"),
-            "method.mask is no key of method=erm; say method=masktune too",
+            "method=erm has no key method.mask; choose method=masktune as well",
         ),
         (
             ("method=erm,iw", "backbone.width=16"),
-            "backbone.width is no key of backbone=small_cnn; say backbone=mlp too",
+            "backbone=small_cnn has no key backbone.width; choose backbone=mlp as well",
         ),
     ],
 )

@@ -297,7 +297,7 @@ def test_a_truncated_checkpoint_is_refused(path):
 @pytest.mark.parametrize("content", [[1, 2], "text", torch.ones(2), {"step": 1}])
 def test_what_is_no_checkpoint_of_a_run_is_refused(path, content):
     torch.save(content, path)
-    with pytest.raises(Damaged, match=r"checkpoint\.pt is no checkpoint.*rerun=true"):
+    with pytest.raises(Damaged, match=r"checkpoint\.pt is not a checkpoint.*rerun=true"):
         checkpoint.load(path, ("step", "method"))
 
 

@@ -179,8 +179,8 @@ def test_once_each_is_what_the_stream_is_without_a_table():
         ({"repeats": COUNTS[:9]}, ValueError, "each of the 10 samples"),
         ({"weights": -COUNTS.float()}, ValueError, "from 0"),
         ({"repeats": 0 * COUNTS}, RunError, "repeats leave none"),
-        ({"repeats": COUNTS, "sampling": "balanced"}, ValueError, "take the place"),
-        ({"repeats": COUNTS, "weights": COUNTS.float()}, ValueError, "take the place"),
+        ({"repeats": COUNTS, "sampling": "balanced"}, ValueError, "choose only one"),
+        ({"repeats": COUNTS, "weights": COUNTS.float()}, ValueError, "choose only one"),
     ],
 )
 def test_a_table_that_cannot_be_is_refused(tables, error, said):
