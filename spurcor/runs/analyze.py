@@ -1,4 +1,4 @@
-"""Analyses of a finished run, on its stored weights."""
+"""Analyses of a finished run, computed from its stored weights."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +24,8 @@ from spurcor.training.moments import Moment
 def analyze_stored(run: Prepared) -> None:
     """Compute the missing analyses of a finished run from its stored predictions and weights.
 
-    Raises `Held` if another process is analysing the same run.
+    Raises `Held` if another process is analysing the same run, and UserError if the run was trained
+    on other data or was set aside meanwhile.
     """
     directory, splits = run.directory, run.splits
     place = directory / "analysis"
@@ -40,7 +41,8 @@ def analyze_stored(run: Prepared) -> None:
         parts = _measured(run, analyses)
         with FileLock(run.guard):
             results.write_result(directory, analysis=parts)
-            for folder, part in parts.items():  # last: what is there is in the other, too
+            # Written last: each part that exists is then in the run's result.json, too.
+            for folder, part in parts.items():
                 write_json(place / folder / "result.json", part)
     record = Record.of_run(directory, run.config)
     run.trackers.start(record)
@@ -68,10 +70,10 @@ def _measured(run: Prepared, analyses: Analyses) -> dict[str, dict[str, Any]]:
 
 
 def restore(method: Method, context: RunContext) -> None:
-    """Give a method what the phases of a finished run have registered on it, as a resumed one has.
+    """Restore what a finished run's phases registered on a method, as a resumed run does.
 
-    What analyses differentiate is then what training did: gates let no gradient through to the
-    weights that they close.
+    Analyses then differentiate the same function as training did: a closed gate, for example,
+    passes no gradient to the weights that it masks.
     """
     weights.make_plain(method)
     for phase in method.phases():
@@ -84,7 +86,11 @@ def restore(method: Method, context: RunContext) -> None:
 
 
 def kept_weights(directory: Path) -> Iterator[tuple[Moment, Path]]:
-    """Weights of `train.keep_epochs`, of the selected and of the last epoch, each epoch once."""
+    """Yield moment and file of all stored weights, in the order of training, each epoch once.
+
+    These are the epochs of `train.keep_epochs`, the selected and the last epoch. Raises `Damaged`
+    if the number of rows in metrics.jsonl differs from the checkpoint's count.
+    """
     rows = read_lines(directory / "metrics.jsonl", Row)
     if not rows:
         return
@@ -103,7 +109,7 @@ def kept_weights(directory: Path) -> Iterator[tuple[Moment, Path]]:
     for phase, epoch in sorted(files, key=lambda at: (phases.index(at[0]), at[1])):
         ends = [row for row in rows if row["phase"] == phase]
         before = rows[rows.index(ends[0]) - 1]["step"] if rows.index(ends[0]) else 0
-        # An epoch without a row: all epochs of a phase have the same number of steps.
+        # For an epoch without a row, interpolate: a phase's epochs have equally many steps.
         between = before + (ends[-1]["step"] - before) * epoch // ends[-1]["epoch"]
         step = steps.get((phase, epoch), between)
         yield Moment(phase, epoch, step), files[phase, epoch]

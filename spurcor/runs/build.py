@@ -1,4 +1,4 @@
-"""Builds the objects that a configuration describes."""
+"""Building of data, models and analyses from a configuration."""
 
 import dataclasses
 import functools
@@ -24,24 +24,27 @@ from spurcor.tracking import Trackers
 from spurcor.training import checkpoint
 from spurcor.training.method import Method, RunContext
 
-DEFAULT_THREADS = torch.get_num_threads()  # before any run has set its own
+DEFAULT_THREADS = torch.get_num_threads()  # before any run sets its own
 
 
 def device(options: str) -> torch.device:
-    """The named device; `auto` is the GPU if there is one."""
+    """Return the named device, or for `auto` the GPU if there is one; UserError if unavailable."""
     if options == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what is refused anyway
+        with warnings.catch_warnings(action="ignore"):  # an error follows anyway
             chosen = torch.device(options)
-            torch.zeros(1, device=chosen).item()  # meta has no values
+            torch.zeros(1, device=chosen).item()  # fails on meta, which has no values
     except (RuntimeError, AssertionError, ImportError, ValueError, TypeError) as error:
         raise UserError(f"train.device={options} is not available here; use cpu or auto") from error
     return chosen
 
 
 def build(config: TrainConfig) -> tuple[Splits, Method]:
-    """Data and untrained method of a run; every draw of its initialisation is seeded."""
+    """Build data and untrained method of a run; all random initialisation is seeded.
+
+    With `features`, the splits hold the extracted features of a frozen network.
+    """
     options = config.train
     torch.set_num_threads(options.num_threads or DEFAULT_THREADS)
     source: DataSource = config.dataset.build()
@@ -52,15 +55,15 @@ def build(config: TrainConfig) -> tuple[Splits, Method]:
     from spurcor.models.features import fixed_network, freeze
 
     network, info = fixed_network(config.features, splits.info, config.seed)
-    # Extraction may take hours: what does not fit features is refused before.
+    # Built before extraction, which may take hours, so that misfits are refused at once.
     method = _method(config, info, splits.device)
-    with torch.random.fork_rng():  # what training draws is the same whether they are there or not
+    with torch.random.fork_rng():  # training draws the same numbers if the features are cached
         splits = freeze(splits, network, config.features, config.dataset, config.paths.data)
     return splits, method
 
 
 def _refuse_missing_weights(config: TrainConfig, source: DataSource) -> None:
-    """Check pretrained weights first, since decoding photographs may take hours."""
+    """Check that pretrained weights exist first, since decoding photographs may take hours."""
     size = getattr(source.transform, "size", None)
     if size is None:  # no photographs
         return
@@ -90,9 +93,10 @@ def _method(config: TrainConfig, info: DataInfo, place: torch.device) -> Method:
 
 
 def start_from(directory: Path, splits: Splits, method: Method) -> Method:
-    """Give a method the last backbone and head of a finished run, trained on the same splits.
+    """Load last backbone and head of a finished run into a method; return that run's own network.
 
-    Returns that run's own network, since the method's may have parts that it had not.
+    The two may differ, since the method may add parts of its own. Raises UserError if the run was
+    trained on other splits or has no validation metrics.
     """
     result = read_result(directory)
     refuse_leak(result["run"]["splits"], splits)
@@ -110,7 +114,7 @@ def start_from(directory: Path, splits: Splits, method: Method) -> Method:
 
 
 def validate(config: TrainConfig) -> None:
-    """Build whatever is cheap, so that bad values are found before a sweep starts."""
+    """Build all cheap objects of a configuration, so that bad values are found before a sweep."""
     config.dataset.build()
     if config.dfr is not None:
         config.dfr.build()
@@ -120,21 +124,24 @@ def validate(config: TrainConfig) -> None:
 
 
 def context_of(config: TrainConfig, splits: Splits, directory: Path) -> RunContext:
-    """The context for the phases of a run; also tries out optimiser and schedule."""
+    """Return the context of a run's phases; also checks optimiser and schedule."""
     optimizer, schedule = _optimizers(config)
     batch_size, untrained = config.train.batch_size, functools.partial(_untrained, config, splits)
     return RunContext(splits, config.seed, batch_size, directory, optimizer, schedule, untrained)
 
 
 def _untrained(config: TrainConfig, splits: Splits, draw: int) -> Method:
-    """The method as `build` makes it, by the run's seed where `draw` is 0; leaves no trace."""
+    """Return the untrained method under the initialisation number `draw`; 0 is the run's own.
+
+    The global random state is left untouched.
+    """
     seed = derive_seed(config.seed, "draw", draw) if draw else config.seed
     with torch.random.fork_rng():
         return _method(dataclasses.replace(config, seed=seed), splits.info, splits.device)
 
 
 def _optimizers(config: TrainConfig) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Factories of optimisers and schedules, tried once on a dummy parameter."""
+    """Return factories of optimiser and schedule, tried once on a dummy parameter."""
 
     def optimizer(parameters: Any) -> Any:
         return config.optimizer.build(params=list(parameters))

@@ -1,4 +1,4 @@
-"""Carries out a run: trains, repairs and analyses it, and reports the result."""
+"""Execution of a run: training, repair, analyses and the report on the terminal."""
 
 import dataclasses
 import logging
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a command on a run."""
+    """How a command on a run ended."""
 
     status: Literal["done", "failed", "held", "interrupted"]
     directory: Path
@@ -47,10 +47,10 @@ class Outcome:
 def execute(
     config: TrainConfig, terminal: Terminal, on_start: Callable[[], None] = lambda: None
 ) -> Outcome:
-    """Train and repair what is missing, then show the results.
+    """Train, repair and analyse what is missing of a run, then show its results.
 
-    User mistakes are found before `on_start`, which writes the manifest, and before the run's
-    first file is written.
+    User errors are raised before `on_start`, which writes the manifest, and before the run's first
+    file is written.
     """
     trackers = Trackers.build(config.tracker, config.paths.outputs)
     if _finished_before(config):
@@ -68,9 +68,9 @@ def execute(
 
 
 def retrain(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome:
-    """Repair a finished run, rebuilt from its own configuration.
+    """Repair a finished run, rebuilt from its stored configuration.
 
-    The run itself is not locked, so several repairs can run at the same time; each repair is.
+    Only the repair is locked, not the run, so several repairs can run at the same time.
     """
     asked = dataclasses.replace(config, analysis={})
     trackers = Trackers.build(config.tracker, config.paths.outputs)
@@ -88,7 +88,7 @@ def retrain(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome
 
 
 def analyze(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome:
-    """Analyse a finished run, rebuilt from its own configuration, by the weights that it kept."""
+    """Analyse a finished run, rebuilt from its stored configuration, with its stored weights."""
     if not config.analysis:
         raise UserError(
             "analysis=none requests nothing; choose one, as in analysis=[gradient_basis]"
@@ -108,7 +108,7 @@ def analyze(directory: Path, config: TrainConfig, terminal: Terminal) -> Outcome
 
 
 def set_aside(directory: Path) -> None:
-    """Keep a run under another name; the caller holds its lock."""
+    """Rename a run's directory to <name>.old<k>; the caller holds the run's lock."""
     if directory.exists():
         number = 1
         while (aside := directory.with_name(f"{directory.name}.old{number}")).exists():
@@ -120,7 +120,10 @@ def set_aside(directory: Path) -> None:
 
 
 def _finished_before(config: TrainConfig) -> bool:
-    """Whether the run and the requested repairs and analyses are on disk, from the same data."""
+    """Return whether the run with its requested repairs and analyses is on disk.
+
+    Raises UserError if the data or the defaults have changed since.
+    """
     directory = config.directory
     if config.rerun:
         return False
@@ -133,7 +136,10 @@ def _finished_before(config: TrainConfig) -> bool:
 
 
 def _refuse_other_data(config: TrainConfig, directory: Path) -> None:
-    """Under another root a table may name other images: a result is shown for its own data only."""
+    """Refuse a finished run if `paths.data` has changed and holds other data.
+
+    Under another root, a table may refer to other images.
+    """
     if read_config(directory).paths.data == config.paths.data:
         return
     found = build(config)[0].fingerprints
@@ -145,7 +151,7 @@ def _refuse_other_data(config: TrainConfig, directory: Path) -> None:
 
 
 def _show_in_its_sweep(config: TrainConfig, trackers: Trackers) -> None:
-    """A run in two sweeps carries a tag of each."""
+    """Tag a run that another sweep has trained with this sweep, too, in the trackers."""
     if (before := read_config(config.directory)).sweep != config.sweep:
         trackers.start(
             Record.of_run(config.directory, dataclasses.replace(before, sweep=config.sweep))
@@ -157,7 +163,7 @@ def _show_in_its_sweep(config: TrainConfig, trackers: Trackers) -> None:
 
 
 def _carry_out(run: Prepared, terminal: Terminal, prepared: tuple[float, float]) -> Outcome:
-    """Under the run's lock: train, repair, analyse what is missing."""
+    """Train, repair and analyse what is missing, holding the run's lock."""
     directory, outputs = run.directory, run.config.paths.outputs
     try:
         with locked(lock_of(directory), run.guard):
@@ -180,14 +186,17 @@ def _carry_out(run: Prepared, terminal: Terminal, prepared: tuple[float, float])
 
 
 def _make_room(run: Prepared) -> None:
-    """The run's folder, as a killed process or rerun=true may have left it."""
+    """Create the run's directory, without leftovers of a killed process.
+
+    With `rerun`, an existing run is set aside first; raises `Held` if it is being repaired.
+    """
     directory = run.directory
     if run.config.rerun:
         for held in repairing(directory):
             raise held
         set_aside(directory)
     directory.mkdir(exist_ok=True)
-    if not (directory / "done").exists():  # else another process may be repairing it
+    if not (directory / "done").exists():  # a finished run may be under repair
         remove_leftovers(directory)
 
 
@@ -203,7 +212,7 @@ def _work(run: Prepared, terminal: Terminal) -> None:
 
 @contextmanager
 def _told(run: Prepared) -> Iterator[None]:
-    """What happens is written to train.log and sent to the trackers."""
+    """Log to train.log, and close the trackers at the end."""
     try:
         with logged(run.directory / "train.log"):
             yield
@@ -230,15 +239,15 @@ def _report(
     _tidy(directory, config.paths.outputs)
     result = read_result(directory)
     made, now = result["run"].get("commit", "unknown"), versions.commit()
-    if made != now and not result["run"].get("code"):  # else it is known whether that matters
+    if made != now and not result["run"].get("code"):  # `code` shows what matters
         how += f" (trained at commit {made}; the code is at {now})"
     show_result(terminal, result, directory, how, trackers)
     return Outcome("done", directory, result=result)
 
 
 def _tidy(directory: Path, outputs: Path) -> None:
-    """Remove what a process killed just after the word `done` would have removed itself."""
-    with suppress(OSError):  # whoever only looks at a run may not be allowed to
+    """Remove files and locks that a process killed right after writing `done` left behind."""
+    with suppress(OSError):  # readers may lack write permission
         for path in directory.glob("selected-*.safetensors"):
             path.unlink(missing_ok=True)
         repairs = directory.glob("dfr/*.lock")
@@ -256,7 +265,7 @@ def _failed(directory: Path, error: Exception, terminal: Terminal) -> Outcome:
     if not directory.exists():
         message = "the run's folder was removed during the run; run the same command to start over"
         return Outcome("failed", directory, message, exit_code=1)
-    with suppress(OSError):  # the disk may be what failed
+    with suppress(OSError):  # the disk may have failed
         write_text(directory / "failed", traceback.format_exc())
     log.error("the run failed: %s", error)
     if not isinstance(error, RunError | OSError):

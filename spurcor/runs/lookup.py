@@ -1,4 +1,4 @@
-"""Finds finished and unfinished runs on disk, and reads their configuration."""
+"""Lookup of finished and unfinished runs on disk, and of their configurations."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -16,14 +16,15 @@ from spurcor.system.passwords import masked
 
 
 def read_config(directory: Path) -> TrainConfig:
-    """The configuration of a run."""
+    """Return the stored configuration of a run."""
     return read_frozen(directory / "config.yaml")
 
 
 def find(reference: str, outputs: Path, key: str = "run") -> Path:
-    """A run from its folder, the first digits of its identity [/seed<k>], or mlflow:<run id>.
+    """Return a run's directory, given its path, its identity, or mlflow:<run id>.
 
-    `key` is the option with which the user named it.
+    An identity may be cut to its first digits and followed by /seed<k>. `key` is the option that
+    named the run. Raises UserError if no run or several runs match.
     """
     reference = reference.rstrip("/")
     if reference.startswith("mlflow:"):
@@ -63,7 +64,7 @@ def _from_mlflow(reference: str, outputs: Path, key: str) -> Path:
     uri = store_uri(outputs)
     try:
         if (database := database_of(uri)) is not None and not database.exists():
-            raise KeyError(reference)  # it would be created
+            raise KeyError(reference)  # opening would create it
         run = open_store(uri, outputs).get_run(reference.removeprefix("mlflow:"))
         return Path(run.data.tags["spurcor.directory"])
     except (MlflowException, KeyError) as error:
@@ -73,7 +74,7 @@ def _from_mlflow(reference: str, outputs: Path, key: str) -> Path:
 
 
 def find_done(reference: str, outputs: Path, key: str = "run") -> Path:
-    """The same, for a run that must be finished."""
+    """Return a run's directory as `find` does; UserError if the run is not finished."""
     directory = find(reference, outputs, key)
     if not (directory / "done").exists():
         raise UserError(f"{key}={directory} is not finished; run its command again to continue")
@@ -81,12 +82,16 @@ def find_done(reference: str, outputs: Path, key: str = "run") -> Path:
 
 
 def has_all(directory: Path, needs: Iterable[str]) -> bool:
-    """Whether a run's directory has all files that something asks for."""
+    """Return whether a run's directory contains all the required files."""
     return all((directory / path).exists() for path in needs)
 
 
 def reopen(reference: str, paths: RunPaths, **asked: Any) -> tuple[Path, TrainConfig]:
-    """A finished run with its own configuration and what is requested now (dfr, analysis)."""
+    """Return directory and configuration of a finished run, with `asked` replacing its options.
+
+    Such options are `dfr`, `analysis` and `tracker`. `paths` replace its paths, except for an unset
+    `data`.
+    """
     directory = find_done(reference, paths.outputs)
     config = read_config(directory)
     here = Paths(data=paths.data or config.paths.data, outputs=paths.outputs)
@@ -97,7 +102,10 @@ CHOSEN = ("dataset", "backbone", "method")  # every run has one of each
 
 
 def read_frozen(path: Path, fix: str | None = None) -> TrainConfig:
-    """A configuration stored on disk. It is data: nothing in it is resolved or imported."""
+    """Load a configuration stored on disk, as pure data: nothing is resolved or imported.
+
+    Raises `Damaged`, with the remedy `fix`, if the file does not fit this version of the code.
+    """
     with decoding(path, fix):
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(tree, dict):

@@ -1,4 +1,4 @@
-"""A run on disk, sent to the trackers."""
+"""Sending of a run on disk to the trackers."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from spurcor.training import checkpoint
 
 
 def mirror(directory: Path, config: TrainConfig, trackers: Trackers) -> None:
-    """Send everything on disk of a run that no process is using."""
+    """Send all rows, results and repairs of a run to the trackers; no process may be using it."""
     record = Record.of_run(directory, config)
     rows = read_lines(directory / "metrics.jsonl", Row)
     done = (directory / "done").exists()
-    if not done:  # later rows will be written again, with another time
+    if not done:  # later rows are repeated on resume, with other times
         saved = directory / "checkpoint.pt"
         rows = rows[: checkpoint.count_rows(saved) if saved.exists() else 0]
     trackers.start(record)

@@ -1,4 +1,4 @@
-"""Everything that a run needs, built once and handed on."""
+"""The objects that a run needs, built once and passed on."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,20 +24,20 @@ from spurcor.training.method import Method, Phase, RunContext
 
 @dataclass(frozen=True)
 class Repair:
-    """A requested repair: its options, and the object that fits it."""
+    """A requested repair: its options and the object that fits it."""
 
     node: Node
     dfr: Dfr
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Name of the repair's folder."""
         return dfr_name(self.node)
 
 
 @dataclass
 class Prepared:
-    """A run that is ready to start: its configuration, built and checked against its data."""
+    """A run that is ready to start, checked against its data."""
 
     config: TrainConfig
     directory: Path
@@ -48,21 +48,21 @@ class Prepared:
     analyses: Analyses
     repair: Repair | None
     trackers: Trackers
-    origin: Method | None = None  # the network of the run that it starts from
+    origin: Method | None = None  # network of the run named by method.init
 
     @property
     def guard(self) -> Path:
-        """The lock held while result.json is written."""
+        """Path of the lock that is held while result.json is written."""
         return self.config.paths.outputs / ".guard"
 
 
 def prepare(config: TrainConfig, trackers: Trackers) -> Prepared:
-    """Build what a run is trained, repaired and analysed with; what is impossible is refused."""
+    """Build all objects for training, repair and analyses; UserError for impossible requests."""
     run = _built(config, config.directory, trackers)
     origin = None if config.init is None else start_from(config.init, run.splits, run.method)
     for phase in run.phases:
         phase.check(run.context)
-    if run.phases:  # else there is no epoch to select
+    if run.phases:  # otherwise there is no epoch to select
         refuse_unknown_criterion(config.train, run.splits)
         refuse_blind_selection(config.train, run.splits)
         refuse_blind_stopping(config.train, run.phases)
@@ -73,7 +73,7 @@ def prepare(config: TrainConfig, trackers: Trackers) -> Prepared:
 
 
 def prepare_finished(config: TrainConfig, directory: Path, trackers: Trackers) -> Prepared:
-    """The same for a run that is only repaired or analysed, wherever its folder is now."""
+    """Build and check the objects for repairs or analyses of a finished run in `directory`."""
     run = _built(config, directory, trackers)
     _check_parts(run)
     return run

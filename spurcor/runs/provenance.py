@@ -1,8 +1,9 @@
-"""Which code a run's results come from, and whether it would still give the same results.
+"""Fingerprints of the code behind a run's results, to tell whether it would still give them.
 
-The classes that a configuration names, with all that they use of spurcor and of their plug-ins, are
-compared as syntax trees. Comments, docstrings, annotations, messages and module names do not
-affect results, so moving, reformatting and rewording code does not count as a change.
+The classes that a configuration names are compared as syntax trees, together with all the
+definitions in spurcor and in their plug-ins that they use. Comments, docstrings, annotations,
+messages and module names do not affect results, so moving, reformatting and rewording code does not
+count as a change.
 """
 
 import ast
@@ -22,18 +23,18 @@ from spurcor.system.shapes import Row
 from spurcor.training import selection
 
 NODES = ("dataset", "features", "backbone", "method", "optimizer", "schedule")
-# These modules do not affect results: dependencies are not followed into them.
+# Dependencies are not followed into these modules, which do not affect results.
 SILENT = {
     *("archives", "config", "console", "downloads", "errors", "files", "lock", "logging"),
     *("pictures", "tracking"),
 }
 TELLING = ("log", "logger", "warnings")
 _BLOCKS = (ast.If, ast.Try, ast.ExceptHandler, ast.With)
-Name = tuple[str, str]  # of a definition: its module and its name there
+Name = tuple[str, str]  # module and name of a definition
 
 
 def code_of(config: TrainConfig) -> dict[str, str]:
-    """A fingerprint per part of a configuration that classes of spurcor or of plug-ins make."""
+    """Return a fingerprint for each configuration part that spurcor or a plug-in implements."""
     found = {}
     for key in NODES:
         part = getattr(config, key)
@@ -46,20 +47,23 @@ def code_of(config: TrainConfig) -> dict[str, str]:
 
 
 def changed(recorded: Mapping[str, str], config: TrainConfig) -> list[str]:
-    """The parts, as typed on the command line, whose code differs from the recorded one."""
+    """Return the parts, as typed on the command line, whose code differs from the recorded one."""
     now = code_of(config)
     parts = [key for key, value in recorded.items() if now.get(key, value) != value]
     return [f"{key}={config.choices.get(key, '')}" for key in parts]
 
 
 def begun_by(directory: Path) -> dict[str, str]:
-    """Fingerprints of the code that a run was started with; earlier versions kept none."""
+    """Load the fingerprints of the code that a run started with; empty for older runs."""
     path = directory / "code.json"
     return read_json(path) if path.exists() else {}
 
 
 def outdated(config: TrainConfig) -> list[str]:
-    """What a finished run's results depend on that has changed since, as typed."""
+    """Return the parts, as typed, that have changed since a run finished and affect its results.
+
+    `train.selection` is among them if today's code would select another epoch.
+    """
     directory = config.directory
     result = read_result(directory)
     parts = changed(result["run"].get("code", {}), config)
@@ -74,7 +78,7 @@ def outdated(config: TrainConfig) -> list[str]:
 
 
 def _targets(node: Node) -> Iterator[str]:
-    """Classes of a node and of those within it that are not from torch and the like."""
+    """Yield the classes of a node and its children that spurcor or a plug-in defines."""
     if own(locate(node.target).__module__):
         yield node.target
     for value in node.arguments.values():
@@ -84,9 +88,10 @@ def _targets(node: Node) -> Iterator[str]:
 
 @functools.cache
 def fingerprint(owner: type) -> str:
-    """Hash of a class and of every definition of its own that it uses, directly or not.
+    """Return a hash of a class and of all definitions in spurcor or plug-ins that it depends on.
 
-    A class that is made in a way that its module does not show counts as the whole module.
+    Dependencies are followed recursively. A class without a definition at the top level of its
+    module is represented by the whole module.
     """
     waiting, seen, texts = [(owner.__module__, owner.__qualname__)], set(), []
     while waiting:
@@ -106,14 +111,17 @@ def fingerprint(owner: type) -> str:
 
 @dataclass(frozen=True)
 class _Module:
-    """The top level of a module: its definitions, and what its imported names refer to."""
+    """The top level of a module: its definitions, and the targets of its imported names."""
 
     name: str
     definitions: Mapping[str, ast.stmt]
     imports: Mapping[str, tuple[str, str]]
 
     def resolve(self, name: str) -> Name | None:
-        """Where spurcor defines what a name refers to, if it does."""
+        """Return the definition that a name refers to.
+
+        None if it is not in spurcor or a plug-in, or in a silent module.
+        """
         if name in self.definitions:
             return self.name, name
         if name not in self.imports:
@@ -122,7 +130,7 @@ class _Module:
         return _module(module).resolve(there) if _readable(module) else None
 
     def member(self, alias: str, name: str) -> Name | None:
-        """The same for `alias.name`, where `alias` is a module."""
+        """Return the definition that `alias.name` refers to, where `alias` is a module, or None."""
         package, there = self.imports.get(alias, ("", ""))
         module = f"{package}.{there}"
         return _module(module).resolve(name) if package and _readable(module) else None
@@ -134,13 +142,13 @@ def _readable(module: str) -> bool:
         return False
     try:
         spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # the parent is no package: a definition, not a module
+    except ModuleNotFoundError:  # the parent is no package, so this is a definition
         return False
     return spec is not None and spec.origin is not None and spec.origin.endswith(".py")
 
 
 def text_of(module: str) -> str:
-    """The source of a module."""
+    """Return the source code of a module."""
     spec = importlib.util.find_spec(module)
     assert spec is not None
     assert spec.origin is not None
@@ -164,7 +172,7 @@ def _module(name: str) -> _Module:
 
 
 def _top(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements of a module, those of its conditions too."""
+    """Yield the top-level statements of a module, including those in conditional blocks."""
     for node in body:
         yield node
         for block in ("body", "orelse", "finalbody", "handlers"):
@@ -173,7 +181,7 @@ def _top(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def _imports(name: str, tree: ast.Module) -> Iterator[tuple[str, tuple[str, str]]]:
-    """What names stand for elsewhere: a module, and the name there."""
+    """Yield each imported name with the module and the name that it refers to."""
     package = importlib.util.find_spec(name)
     parent = "" if package is None else package.parent or ""
     for node in ast.walk(tree):
@@ -189,18 +197,18 @@ def _imports(name: str, tree: ast.Module) -> Iterator[tuple[str, tuple[str, str]
 
 
 class _Reader(ast.NodeTransformer):
-    """Keeps what affects results of a definition, and collects what it uses of spurcor."""
+    """Reduces a definition to what affects results, and collects the names that it uses."""
 
     def __init__(self, module: _Module) -> None:
         self.module = module
         self.used: list[Name] = []
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        """A name, possibly an alias of a definition of spurcor."""
+        """Replace a name by the name of the definition that it refers to, if any."""
         return self._reference(node, self.module.resolve(node.id))
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-        """`module.name` becomes the name of the definition that it refers to."""
+        """Replace `module.name` by the name of the definition that it refers to."""
         if isinstance(node.value, ast.Name):
             found = self.module.member(node.value.id, node.attr)
             if found is not None:
@@ -208,33 +216,33 @@ class _Reader(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        """Without docstring and annotations."""
+        """Drop docstring, imports, logging and the return annotation."""
         copy = ast.FunctionDef(**{**dict(ast.iter_fields(node)), "returns": None})
         copy.body = _silenced(node.body)
         return self.generic_visit(copy)
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        """Without docstring."""
+        """Drop docstring, imports and logging."""
         return self.generic_visit(
             ast.ClassDef(**{**dict(ast.iter_fields(node)), "body": _silenced(node.body)})
         )
 
     def visit_arg(self, node: ast.arg) -> ast.AST:
-        """A parameter without its annotation."""
+        """Drop the annotation of a parameter."""
         return ast.arg(node.arg)
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        """A value, or a field, without its annotation."""
+        """Drop the annotation of a value or field."""
         value = ast.Constant(None) if node.value is None else node.value
         return ast.Assign([self.visit(node.target)], self.visit(value))
 
     def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        """A value; a text with a space is a sentence for people, wherever it is put together."""
+        """Blank strings that contain a space: they are messages."""
         sentence = isinstance(node.value, str) and " " in node.value
         return ast.Constant("") if sentence else node
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        """A raise statement without its message."""
+        """Drop the exception with its message."""
         return ast.Raise()
 
     def _reference(self, node: ast.AST, found: Name | None) -> ast.AST:
@@ -245,7 +253,7 @@ class _Reader(ast.NodeTransformer):
 
 
 def _silenced(body: list[ast.stmt]) -> list[ast.stmt]:
-    """Without docstring, imports and logging."""
+    """Return the statements without docstring, imports and logging."""
     return [
         statement
         for statement in body

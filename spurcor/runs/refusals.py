@@ -1,4 +1,4 @@
-"""Checks before anything is written, for runs that would fail or be meaningless later."""
+"""Checks, before anything is written, for runs that would fail or be meaningless."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,11 +15,15 @@ from spurcor.training.method import Method, Phase
 
 log = logging.getLogger(__name__)
 
-GROUPED = ("worst", "balanced", "group/", "aligned", "conflicting")  # criteria that read groups
+GROUPED = ("worst", "balanced", "group/", "aligned", "conflicting")  # criteria that need groups
 
 
 def refuse_impossible_repair(dfr: Dfr, splits: Splits, method: Method) -> None:
-    """What a repair would fail on after hours of training."""
+    """Refuse a repair that would only fail after training.
+
+    Raises UserError if groups, splits or the layer are missing, or if the repair reads a split that
+    the network is trained on.
+    """
     spec = splits.info.spec
     spec.require_groups("Deep Feature Reweighting (dfr=none turns it off)")
     for name in dfr.reads:
@@ -35,7 +39,7 @@ def refuse_impossible_repair(dfr: Dfr, splits: Splits, method: Method) -> None:
 
 
 def refuse_unknown_criterion(options: TrainOptions, splits: Splits) -> None:
-    """Refuse criteria that val does not have: they would silently select the last epoch."""
+    """Refuse criteria that VAL does not define: they would select the last epoch silently."""
     val = splits.data.get(Split.VAL)
     if val is None:
         return
@@ -57,7 +61,7 @@ def refuse_unknown_criterion(options: TrainOptions, splits: Splits) -> None:
 
 
 def refuse_blind_selection(options: TrainOptions, splits: Splits) -> None:
-    """Refuse val/worst if val lacks a group of test, or the other way round."""
+    """Refuse val/worst if a group has samples in only one of VAL and TEST."""
     key, criterion = "train.selection", options.selection
     if options.early_stopping is not None and criterion != "val/worst":
         key, criterion = "train.early_stopping.metric", options.early_stopping.metric
@@ -76,7 +80,7 @@ def refuse_blind_selection(options: TrainOptions, splits: Splits) -> None:
 
 
 def warn_of_few(options: TrainOptions, splits: Splits) -> None:
-    """Warn of groups with so few samples that their accuracy is mostly noise."""
+    """Warn of groups in VAL with so few samples that their accuracy is mostly noise."""
     val = splits.data.get(Split.VAL)
     criterion = options.selection.partition("/")[2]
     if val is None or val.spec.task == "multilabel" or not criterion.startswith(GROUPED):
@@ -105,11 +109,11 @@ def refuse_blind_stopping(options: TrainOptions, phases: Sequence[Phase]) -> Non
 
 
 def refuse_changed_defaults(config: TrainConfig, before: TrainConfig) -> None:
-    """Refuse to reuse a run whose defaults have changed: the identity leaves defaults out."""
+    """Refuse to reuse a run whose defaults have changed: the identity leaves them out."""
     for name in ("dataset", "backbone", "method", "optimizer", "schedule", "train"):
         nodes = [getattr(c, name) for c in (before, config)]
         then, now = (_flat(name, n.arguments if isinstance(n, Node) else n) for n in nodes)
-        # What only one of them has is a default that a file did not list: the same, by the hash.
+        # Identities are equal, so a key in only one of them is an unlisted, unchanged default.
         for key in sorted(then.keys() & now.keys()):
             files = content(then[key], before.paths.data), content(now[key], config.paths.data)
             if then[key] != now[key] and files[0] != files[1]:
@@ -121,13 +125,13 @@ def refuse_changed_defaults(config: TrainConfig, before: TrainConfig) -> None:
 
 
 def _flat(name: str, values: Any) -> dict[str, Any]:
-    """Options with dotted keys, those of the machine left out."""
+    """Return options by dotted key, without machine options and others that may differ."""
     elsewhere = ("store", "workers", "init", *MACHINE)
     return flat(name, {key: v for key, v in plain(values).items() if key not in elsewhere})
 
 
 def refuse_leak(trained: Mapping[str, str], splits: Splits) -> None:
-    """Refuse splits other than those a run was trained with, by their fingerprints."""
+    """Refuse splits whose fingerprints differ from those that a run was trained with."""
     changed = [name for name, print_ in splits.fingerprints.items() if trained.get(name) != print_]
     if changed:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Deep Feature Reweighting of a finished run: features from its network, results to its folder."""
+"""Deep Feature Reweighting of a finished run: feature extraction, fit and evaluation."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ from spurcor.training.metrics import apply
 
 log = logging.getLogger(__name__)
 
-# Of a repair that came to nothing; the run itself is as finished as any.
+# Result of a repair that could not be fitted; the run itself stays finished.
 NO_FIGURES: dict[str, Any] = {
     **{"c": None, "class_weight": None, "tuning": []},
     **{"val": None, "test": None, "tests": {}, "val_is": "none"},
@@ -38,7 +38,7 @@ NO_FIGURES: dict[str, Any] = {
 
 
 def repair(run: Prepared, asked: Repair) -> Path:
-    """Deep Feature Reweighting of a finished run, unless it exists; returns its folder.
+    """Fit Deep Feature Reweighting to a finished run, unless done before; return its folder.
 
     Raises `Held` if another process is fitting the same repair. Other repairs of the run may be
     fitted at the same time.
@@ -57,23 +57,23 @@ def repair(run: Prepared, asked: Repair) -> Path:
             raise UserError(f"run={directory} was set aside; repeat this once it is trained again")
         part = _make(folder, trained["seed"], asked, run)
         with FileLock(run.guard):
-            for path in directory.glob(".result.json.*.tmp"):  # of a process killed just here
+            for path in directory.glob(".result.json.*.tmp"):  # left by a kill
                 path.unlink()
             results.write_result(directory, dfr={folder.name: part})
-            write_json(folder / "result.json", part)  # last: what is there is in the other, too
+            write_json(folder / "result.json", part)  # last: then it is in the run's, too
         run.trackers.report(Record.of_dfr(directory, folder, asked.node, run.config))
     return folder
 
 
 def repairing(directory: Path) -> Iterator[Held]:
-    """Who is making repairs or analyses of a run now."""
+    """Yield a `Held` for each repair or analysis of a run that is under way."""
     for lock in (*sorted(directory.glob("dfr/*.lock")), lock_of(directory / "analysis")):
         if (owner := holder(lock)) is not None:
             yield Held(lock, owner)
 
 
 def _make(folder: Path, seed: int, asked: Repair, run: Prepared) -> dict[str, Any]:
-    """Everything but result.json, of which the content is returned."""
+    """Fit and evaluate a repair, write its files, and return the content of its result.json."""
     dfr, splits, method = asked.dfr, run.splits, run.method
     layer = method.backbone.layer(dfr.layer)
     name = {"last": "last.safetensors", "selected": "model.safetensors"}[dfr.weights]
@@ -85,7 +85,7 @@ def _make(folder: Path, seed: int, asked: Repair, run: Prepared) -> dict[str, An
         tables = {name: _table(features, splits, name) for name in dfr.reads}
         try:
             fit = dfr.fit(tables, splits.info.spec, seed, splits.device)
-        except RunError as error:  # the same data would fail again: the failure is the result
+        except RunError as error:  # deterministic, so recorded as the result
             log.warning("%s cannot be fitted: %s (features of layer %s)", folder, error, layer)
             return {**about, **NO_FIGURES, "note": f"cannot be fitted: {error}"}
         weight = torch.from_numpy(fit.linear.weight).to(splits.device)
@@ -117,7 +117,7 @@ def _features(dfr: Dfr, backbone: Backbone, layer: str) -> Callable[[Tensor], Te
 
 
 def _table(features: Callable[[Tensor], Tensor], splits: Splits, name: str) -> Table:
-    """Features and labels of a split without augmentation, also for TRAIN."""
+    """Return features, labels and groups of a split, without augmentation even for TRAIN."""
     split = splits[name]
     x = apply(features, split, splits.transform)
     return Table(x.double().cpu().numpy(), split.y.cpu().numpy(), split.g.cpu().numpy())

@@ -1,4 +1,4 @@
-"""Results of a finished run: predictions, result.json, and its parts."""
+"""The results of a finished run in result.json."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ PARTS: dict[str, Any] = {"dfr": Repair, "analysis": Found}
 
 
 def read_result(directory: Path) -> dict[str, Any]:
-    """result.json of a finished run, with all that its readers count on."""
+    """Load result.json of a finished run, checked for all required entries."""
     return read_json(directory / "result.json", Result)
 
 
@@ -21,11 +21,12 @@ def write_result(
     trained: Mapping[str, Any] | None = None,
     **given: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Rebuild result.json from the training's part, those in its folders, and those given.
+    """Rebuild result.json from the training results and all repairs and analyses; return it.
 
-    The folders of `dfr` and `analysis` hold a part each; parts that are not written yet are given
-    as `dfr={name: part}`. Repairs of a run may end at the same time: whoever rebuilds last must
-    have seen all parts, so the caller holds a lock.
+    The results of training are `trained`, or those already in result.json. Repairs and analyses are
+    read from the folders `dfr` and `analysis`; those not yet written there are passed as
+    `dfr={name: part}`. The caller holds a lock, since several repairs of a run may finish at the
+    same time and the last to rebuild must see them all.
     """
     parts = dict(trained) if trained is not None else read_result(directory)
     for kind, shape in PARTS.items():

@@ -1,4 +1,4 @@
-"""The table at the end of a run."""
+"""The table that is shown at the end of a run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ MANY_GROUPS = 16  # beyond this the table shows the worst groups only
 def show_result(
     terminal: Terminal, result: Mapping[str, Any], directory: Path, how: str, trackers: Trackers
 ) -> None:
-    """The table of groups, the run's directory, and the way to the trackers' pages."""
+    """Print the table of groups, the run's directory, and the trackers' addresses."""
     run = result["run"]
     terminal.say("")
     terminal.say(f"{run['dataset']} {run['method']} seed {run['seed']}: {how}")
@@ -27,7 +27,11 @@ def show_result(
 
 
 def group_table(result: Mapping[str, Any]) -> Table:
-    """Test accuracy of every group and class after each phase and DFR, and the usual summaries."""
+    """Return a table of test accuracy per group and class after each phase and DFR.
+
+    Precision, recall and F1 of multi-label tasks, summaries over groups, and the worst group of
+    each further test set follow.
+    """
     table = Table("test group", title_justify="left")
     table.add_column("count", justify="right")
     columns = dict(result.get("phases", {}))
@@ -50,7 +54,7 @@ def group_table(result: Mapping[str, Any]) -> Table:
         cells = [percent(share.get(name)) for share in shares]
         table.add_row(name, str(first["groups"][name]["count"]), *cells)
     table.add_section()
-    classes = [report.get("classes", {}) for report in reports]  # older results have none
+    classes = [report.get("classes", {}) for report in reports]  # absent from older results
     if all(classes) and len(classes[0]) < min(len(first["groups"]), MANY_GROUPS):
         for name in classes[0]:
             table.add_row(name, "", *(percent(accuracy.get(name)) for accuracy in classes))

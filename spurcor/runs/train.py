@@ -1,4 +1,4 @@
-"""A run is trained to its end, and its result written."""
+"""Training of a run to its end, and writing of its result."""
 
 import logging
 from pathlib import Path
@@ -24,11 +24,11 @@ from spurcor.training.progress import Progress
 from spurcor.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-NOT_SELECTED = {"criterion": None, "phase": None, "epoch": None}  # of a run without an evaluation
+NOT_SELECTED = {"criterion": None, "phase": None, "epoch": None}  # for a run without evaluation
 
 
 def train(run: Prepared, terminal: Terminal) -> None:
-    """Train to the end, from wherever a process before came to, and write the result."""
+    """Train a run from scratch or from its checkpoint, and write the result."""
     config, trackers = run.config, run.trackers
     _keep_origin(run)
     _write_down(run)
@@ -51,7 +51,7 @@ def train(run: Prepared, terminal: Terminal) -> None:
 
 
 def _write_down(run: Prepared) -> None:
-    """Write what the run is made from; warn if it continues with other code."""
+    """Write configuration and code fingerprints; warn if a resumed run's code has changed."""
     directory, config = run.directory, run.config
     if not (directory / "config.yaml").exists():
         tree = {**plain(config), "rerun": False}
@@ -67,10 +67,10 @@ def _write_down(run: Prepared) -> None:
 
 
 def _keep_origin(run: Prepared) -> None:
-    """Leave to readers of a run, of the one that it starts from, what a phase of its own leaves.
+    """Store results of the run that this one starts from, like those of an earlier phase.
 
-    Figures are of the last weights, as a phase's are, since training goes on from them; MaskTune's
-    masks alone are of the `selected` ones, here by that run's criterion.
+    They come from its last weights, as for any phase, since training continues from them. Only
+    MaskTune's masks use the `selected` weights, chosen by that run's criterion.
     """
     init, origin = run.config.init, run.origin
     if init is None or origin is None:
@@ -86,17 +86,17 @@ def _keep_origin(run: Prepared) -> None:
         with untouched(origin):
             predict = origin.predict
             predictions.write_phase(folder, predict, run.splits, origin=about, selected=selected)
-    run.origin = None  # its memory is for training
+    run.origin = None  # frees its memory for training
 
 
 def _finish(run: Prepared, progress: Progress) -> None:
-    """Weights, predictions and result.json; the word `done` comes last."""
+    """Write weights, predictions and result.json; the file `done` comes last."""
     directory, method = run.directory, run.method
     weights.save_weights(directory / "last.safetensors", weights.snapshot(method))
     selected = progress.selected
     weights.load_weights(method, directory / (selected.file if selected else "last.safetensors"))
     weights.save_weights(directory / "model.safetensors", weights.snapshot(method))
-    reports: dict[str, Any] = {"val": None, "test": None, "tests": {}}  # of what was not trained
+    reports: dict[str, Any] = {"val": None, "test": None, "tests": {}}  # if nothing was trained
     with untouched(method):
         if selected is not None:
             reported = run.splits.without(method.consumed)
@@ -113,7 +113,7 @@ def _finish(run: Prepared, progress: Progress) -> None:
 
 
 def _facts(run: Prepared, progress: Progress) -> dict[str, Any]:
-    """The facts about the run in result.json."""
+    """Return the entry `run` of result.json."""
     config, directory = run.config, run.directory
     facts = {
         "identity": config.identity,
@@ -133,7 +133,7 @@ def _facts(run: Prepared, progress: Progress) -> dict[str, Any]:
 
 
 def _origin_images(directory: Path) -> dict[str, int]:
-    """A run that started from another costs what that one did, too."""
+    """Return the images seen by the run that this one started from, as part of its cost."""
     parts = predictions.kept_phases(directory).values()
     origins = [part["origin"]["images_seen"] for part in parts if "origin" in part]
     return {"origin_images_seen": origins[-1]} if origins else {}

@@ -1,4 +1,4 @@
-"""Who watches a run: bars on a terminal, lines when piped, rows to the trackers."""
+"""Progress of a training run: bars on a terminal, lines when piped, rows for the trackers."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ LINE_SECONDS = 10.0  # when piped, epochs are printed at most this often
 
 @contextmanager
 def watch(terminal: Terminal, rows: Callable[[Rows], None]) -> Iterator["Watcher"]:
-    """An observer of a training run that shows it on the terminal and hands its safe rows on."""
+    """Yield an observer that shows training on the terminal and passes checkpointed rows on."""
     if not terminal.console.is_terminal:
         yield Watcher(terminal, rows, None)
         return
@@ -41,7 +41,7 @@ def watch(terminal: Terminal, rows: Callable[[Rows], None]) -> Iterator["Watcher
 
 
 class Watcher:
-    """Shows a training run; an `Observer` of the trainer."""
+    """Shows the progress of a training run; an `Observer` of the trainer."""
 
     def __init__(
         self, terminal: Terminal, rows: Callable[[Rows], None], bars: Progress | None
@@ -52,7 +52,7 @@ class Watcher:
         self._drawn = self._told = 0.0
 
     def step(self, progress: RunProgress, phase: Phase, num_steps: int) -> None:
-        """Move the phase's bar, a few times a second."""
+        """Advance the phase's bar, at most once per `REDRAW_SECONDS`."""
         now = time.monotonic()
         if self._bars is None or now - self._drawn < REDRAW_SECONDS:
             return
@@ -60,7 +60,7 @@ class Watcher:
         self._move(phase, progress.epoch * num_steps + progress.step, num_steps, progress)
 
     def row(self, row: Mapping[str, Any], phase: Phase) -> None:
-        """Tell an epoch."""
+        """Show the loss and worst-group accuracy of a finished epoch."""
         worst = row.get("val/worst")
         self._worst = "" if worst is None else f"val worst {worst:.3f}"
         loss = row.get("train/loss")
@@ -78,7 +78,7 @@ class Watcher:
             )
 
     def rows(self, rows: Rows) -> None:
-        """Hand on what a checkpoint holds."""
+        """Pass on the rows that a checkpoint holds."""
         self._rows(rows)
 
     def _move(self, phase: Phase, done: int, num_steps: int, progress: RunProgress) -> None:
@@ -86,7 +86,7 @@ class Watcher:
         if phase.name not in self._tasks:
             total = phase.epochs * num_steps
             self._tasks[phase.name] = self._bars.add_task(phase.name, total=total, status="")
-        if progress.images:  # losses are looked at now and then, not to wait for the device
+        if progress.images:  # read only at redraws, as reading waits for the device
             self._loss = f"loss {progress.sums.get('loss', 0.0) / progress.images:.3f}"
         status = f"{self._loss}  {self._worst}"
         self._bars.update(self._tasks[phase.name], completed=done, status=status)
