@@ -1,4 +1,4 @@
-"""Reports of sweeps, made only from the files of their runs."""
+"""Reports of sweeps, computed only from the files of their runs."""
 
 import contextlib
 import hashlib
@@ -25,8 +25,8 @@ from spurcor.reports.trials import Trial
 from spurcor.system.files import write_text
 
 AS_LATEX = ("methods", "criteria", "table", "selective")
-AS_MARKDOWN = ("table", "selective")  # in files of their own
-# Files that an earlier report of the same sweeps may have left and this one does not write.
+AS_MARKDOWN = ("table", "selective")  # each in its own file
+# Files that a report may write; those left by an earlier report of the same sweeps are removed.
 OPTIONAL = (
     *(f"{name}.*" for name in ("methods", "criteria", "comparison", "published", "settings")),
     *("table.*", "selective.*", "runs.csv", "curve.*", "learning_curves_*", "worst_vs_average.*"),
@@ -35,7 +35,7 @@ OPTIONAL = (
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and what is shown on the terminal."""
+    """The files of a report, and the tables and gaps to show on the terminal."""
 
     folder: Path
     files: tuple[Path, ...]
@@ -59,7 +59,7 @@ def write_report(outputs: Path, sweeps: Sequence[str], options: Options) -> Repo
             found = replace(found, trials=tuple(choices.keep(found.trials, options.keep)))
             metrics = choices.check(options, found.trials)
             main = tables.judge_all(found.trials, options.criterion, found.planned)
-            if artist is not None:  # first: drawing goes on while the tables are made
+            if artist is not None:  # first, to draw in parallel with the tables
                 figures = _figures(tables.chosen(main), found.trials, options)
                 folder.mkdir(parents=True, exist_ok=True)
                 artist.draw(folder, figures)
@@ -83,7 +83,7 @@ def write_report(outputs: Path, sweeps: Sequence[str], options: Options) -> Repo
 
 
 def _texts(shown: Sequence[Table]) -> dict[str, str]:
-    """The files of the tables: name and content."""
+    """Return the text files of the tables, by file name."""
     texts = {f"{table.name}.csv": render.csv_text(table) for table in shown}
     texts |= {f"{table.name}.tex": render.latex(table) for table in shown if table.name in AS_LATEX}
     pasted = [table for table in shown if table.name in AS_MARKDOWN]
@@ -91,7 +91,7 @@ def _texts(shown: Sequence[Table]) -> dict[str, str]:
 
 
 def _remove_outdated(folder: Path, files: Sequence[Path]) -> None:
-    """Remove optional files that an earlier report has left."""
+    """Remove optional files of earlier reports that this one does not write."""
     for pattern in OPTIONAL:
         for path in set(folder.glob(pattern)) - set(files):
             path.unlink()
@@ -139,7 +139,7 @@ def _figures(
 
 
 def _name(sweeps: Sequence[str]) -> str:
-    """The name of the report's folder; file systems allow at most 255 bytes."""
+    """Return the name of the report's folder; file systems allow at most 255 bytes."""
     name = "+".join(sweeps)
     if len(name) <= 200:
         return name

@@ -1,4 +1,4 @@
-"""The table of selective classification: errors among the samples that a network answers."""
+"""Table of selective classification: errors on the samples that a network answers."""
 
 import re
 from collections.abc import Sequence
@@ -9,15 +9,18 @@ from spurcor.reports.selection import Candidate
 from spurcor.reports.tables import Metric
 from spurcor.reports.trials import Trial
 
-LOWER_IS_BETTER = ("error", "AURC")  # how titles of such columns start
+LOWER_IS_BETTER = ("error", "AURC")  # prefixes of column titles
 ERROR = re.compile(r"(selective[^/]*/[^/]+)/error_at_([^/]+)/test")
 
 
 def abstention(trials: Sequence[Trial], rows: Sequence[str], criterion: str) -> Table:
-    """Errors at nominal coverages by row keys and rule: mean and deviation over seeds."""
+    """Return a table of errors at nominal coverages per row keys and selection rule.
+
+    Values in %, mean and standard deviation over seeds.
+    """
     rows, found = cells(trials, rows, (), criterion)
     records: list[Record] = []
-    furthest = 0.0  # that a coverage on TEST is from its nominal one
+    furthest = 0.0  # largest |coverage on TEST - nominal coverage|, in percentage points
     for row, by_column in found.items():
         for one in by_column[()]:
             seeds = Seeds(len(one.picks), one.expected)
@@ -39,7 +42,7 @@ def abstention(trials: Sequence[Trial], rows: Sequence[str], criterion: str) -> 
 
 
 def _rules(one: Candidate) -> dict[str, list[str]]:
-    """The nominal coverages of every rule, as the columns name them, in ascending order."""
+    """Return the nominal coverages of each rule in ascending order, as in column names."""
     found: dict[str, list[str]] = {}
     for match in filter(None, map(ERROR.fullmatch, one.trial.measured)):
         found.setdefault(match[1], []).append(match[2])

@@ -1,4 +1,4 @@
-"""Reads the runs of sweeps into trials, and notes what is missing."""
+"""Loading of the runs of sweeps as trials, with a record of unfinished and unreadable ones."""
 
 import contextlib
 import gc
@@ -26,29 +26,29 @@ class Missing:
 
 @dataclass(frozen=True)
 class Collection:
-    """All trials, unfinished points, and the runs that were skipped, with reasons."""
+    """All trials, unfinished points, and skipped runs with the reason, by directory."""
 
     trials: tuple[Trial, ...]
     missing: tuple[Missing, ...]
     skipped: Mapping[str, str]
-    planned: Mapping[str, int]  # number of seeds requested, by identity of the run
+    planned: Mapping[str, int]  # number of requested seeds, by identity of the run
     notes: tuple[str, ...]
 
     @property
     def runs(self) -> list[Run]:
-        """Each run once, however many repairs it has."""
+        """All runs, each once, however many repairs it has."""
         return list({trial.run.directory: trial.run for trial in self.trials}.values())
 
 
 @dataclass
 class _Asked:
-    """What the points of the sweeps ask for, and which of them are done."""
+    """What the points of the sweeps request, and which runs have a finished point."""
 
     seeds: dict[str, set[int]] = field(default_factory=dict)  # by identity of the run
     folders: dict[Path, set[str]] = field(
         default_factory=dict
-    )  # of repairs and analyses, by run directory
-    done: set[Path] = field(default_factory=set)  # run directories for which some point is done
+    )  # names of folders of repairs and analyses, by run directory
+    done: set[Path] = field(default_factory=set)  # run directories with a finished point
     missing: list[Missing] = field(default_factory=list)
 
     def add(self, sweep: str, point: "PointState") -> None:
@@ -66,10 +66,10 @@ class _Asked:
 
 
 def collect(outputs: Path, sweeps: Sequence[str], *, all_repairs: bool = False) -> Collection:
-    """Read the runs of the sweeps; a run that is in several sweeps counts once.
+    """Load the runs of the sweeps; a run in several sweeps counts once.
 
-    Only those repairs and analyses are kept that some point asked for; with `all_repairs`, all
-    repairs are.
+    Only repairs and analyses that a point requested are kept; with `all_repairs`, all repairs are.
+    Unreadable runs are skipped. Raises UserError for a sweep that does not exist.
     """
     from spurcor.sweeps.states import states
 
@@ -92,7 +92,7 @@ def collect(outputs: Path, sweeps: Sequence[str], *, all_repairs: bool = False) 
 
 
 def _read(asked: _Asked) -> tuple[list[Run], dict[str, str]]:
-    """Finished runs, and by directory why others cannot be read."""
+    """Return finished runs, and the reasons why others cannot be read, by directory."""
     runs, skipped = [], {}
     with _without_collector():
         for directory in asked.folders:
@@ -105,21 +105,24 @@ def _read(asked: _Asked) -> tuple[list[Run], dict[str, str]]:
 
 
 def _only(run: Run, folders: Set[str], all_repairs: bool) -> Run:
-    """The run with only the repairs and analyses in these folders."""
+    """Return the run with only the repairs and analyses in these folders."""
     repairs = {k: v for k, v in run.repairs.items() if all_repairs or k in folders}
     measured = {k: v for k, v in run.measured.items() if k in folders}
     return replace(run, repairs=repairs, measured=measured)
 
 
 def _repair_notes(run: Run) -> list[str]:
-    """Notes that the repairs of a run have left."""
+    """Return the notes that the repairs of a run recorded."""
     place = f"{run.identity}/seed{run.seed}"
     return [f"DFR `{k}` of {place}: {note}." for k, note in run.notes.items() if k in run.repairs]
 
 
 @contextlib.contextmanager
 def _without_collector() -> Iterator[None]:
-    """Rows are millions of objects without cycles; looking for cycles takes a third of the time."""
+    """Disable garbage collection, which takes a third of the time of loading.
+
+    Rows are millions of objects without reference cycles.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -139,7 +142,10 @@ def _trials(run: Run, labels: Mapping[Path, str]) -> Iterable[Trial]:
 
 
 def _labels(runs: Sequence[Run]) -> tuple[dict[Path, str], list[str]]:
-    """The label of each run's data set, numbered if several versions of its splits occur."""
+    """Return the label of each run's data set, and notes on data sets with several versions.
+
+    Labels are numbered if the splits of a data set differ among the runs.
+    """
     versions: dict[str, dict[frozenset[tuple[str, str]], list[Run]]] = {}
     for run in runs:
         marks = frozenset(run.splits.items())

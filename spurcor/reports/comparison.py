@@ -12,7 +12,7 @@ from spurcor.reports.tables import Metric
 
 @dataclass(frozen=True)
 class _Pair:
-    """A method, what it is compared with, and their differences by seed."""
+    """A method, its opponent, and their differences by seed."""
 
     one: Candidate
     other: Candidate
@@ -25,7 +25,7 @@ class _Pair:
 
 
 def comparison(shown: Sequence[Candidate], metric: Metric, baseline: str | None) -> Table:
-    """Paired differences between every method and the baseline, or else the best other method.
+    """Return paired differences of each method from the baseline, or else from the best other.
 
     p-values are corrected by Holm's procedure over the comparisons within a data set.
     """
@@ -47,7 +47,7 @@ def comparison(shown: Sequence[Candidate], metric: Metric, baseline: str | None)
 def _pairs(
     candidates: Sequence[Candidate], fixed: Candidate | None, metric: Metric
 ) -> Iterator[_Pair]:
-    """Each candidate paired with the fixed one, or else with the best of the others."""
+    """Yield each candidate paired with the fixed one, or else with the best of the others."""
     for one in candidates:
         other = fixed or _best([rival for rival in candidates if rival is not one], metric)
         if other is not None and other is not one:
@@ -55,7 +55,7 @@ def _pairs(
 
 
 def _records(pairs: Sequence[_Pair], metric: Metric) -> Iterator[Record]:
-    """One row per pair of a data set."""
+    """Yield one row per pair of a data set."""
     p_values = {pair.one.name: sign_flip_p(pair.differences) for pair in pairs if pair.testable}
     corrected = holm(p_values)
     for pair in pairs:
@@ -73,7 +73,7 @@ def _records(pairs: Sequence[_Pair], metric: Metric) -> Iterator[Record]:
 
 
 def _notes(pairs: Sequence[_Pair], metric: Metric, without_baseline: Sequence[str]) -> list[str]:
-    """What the differences are, and the limits of the p-values."""
+    """Return notes on how differences are defined and on the limits of the p-values."""
     notes = [
         f"Differences of test {metric.name} in percentage points, seed by seed; p by a two-sided"
         " sign-flip test, corrected over the comparisons in a data set."
@@ -97,7 +97,7 @@ def _notes(pairs: Sequence[_Pair], metric: Metric, without_baseline: Sequence[st
 
 
 def paired(one: Candidate, other: Candidate, metric: Metric) -> list[float]:
-    """Differences of a metric in percentage points, for each seed that both have."""
+    """Return differences of a metric in percentage points, one per shared seed."""
     left, right = _by_seed(one, metric), _by_seed(other, metric)
     return [left[seed] - right[seed] for seed in sorted(left.keys() & right.keys())]
 

@@ -1,4 +1,4 @@
-"""report.md: all tables and figures with their notes, and what is missing."""
+"""report.md: all tables and figures with their notes, and the missing points."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -9,7 +9,7 @@ from spurcor.reports.collection import Collection, Missing
 from spurcor.reports.options import Options
 from spurcor.reports.trials import show_value
 
-AFTER_FIGURES = ("settings",)  # long tables that few people read
+AFTER_FIGURES = ("settings",)  # long and rarely read
 
 
 def document(
@@ -19,7 +19,7 @@ def document(
     figures: Sequence[Drawing],
     options: Options,
 ) -> str:
-    """The Markdown text of a report; the same files give the same text."""
+    """Return the Markdown text of a report; it depends on the files of the runs only."""
     parts = [f"# {', '.join(sweeps)}", *_opening(found, options), *found.notes]
     for table in shown:
         parts += _section(table) if table.name not in AFTER_FIGURES else []
@@ -40,7 +40,7 @@ def document(
 
 
 def left_out(missing: Sequence[Missing], skipped: Mapping[str, str]) -> list[str]:
-    """What no table includes, and why: unfinished points and unreadable directories."""
+    """Return a line per unfinished point and per unreadable directory, with the reason."""
     lines = [f"{one.status}: {one.overrides} ({one.sweep}) {one.message}" for one in missing]
     return [line.strip() for line in lines] + [f"left out: {k}: {v}" for k, v in skipped.items()]
 

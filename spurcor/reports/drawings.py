@@ -1,4 +1,4 @@
-"""The data of the figures; another process draws them."""
+"""The data of a report's figures; another process draws them."""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -16,7 +16,10 @@ BARS = "Bars: standard deviation over seeds."
 
 
 def worst_against_average(shown: Sequence[Candidate]) -> Drawing:
-    """One point per method and data set, with standard deviations over seeds."""
+    """Return a plot of worst-group against average test accuracy, a panel per data set.
+
+    Each method is a point with standard deviations over seeds.
+    """
     worst, average = Metric("worst", "test/worst"), Metric("average", "test/average")
     points = [
         (one, x, y)
@@ -46,7 +49,10 @@ def worst_against_average(shown: Sequence[Candidate]) -> Drawing:
 
 
 def learning_curves(shown: Sequence[Candidate], name: str, dataset: str) -> Drawing:
-    """Test accuracy by epoch, one panel per method of a data set. Repairs have no epochs."""
+    """Return test accuracy by epoch, one panel per method of a data set.
+
+    Repairs have no epochs and are left out.
+    """
     own = [one for one in shown if one.trial.dataset == dataset and one.trial.repair is None]
     runs = [one for one in own if len(one.trial.rows) > 1]
     names, note = _first_few([one.name for one in runs], "methods")
@@ -74,7 +80,7 @@ def learning_curves(shown: Sequence[Candidate], name: str, dataset: str) -> Draw
 
 
 def curve(found: Cells, x: str, metric: Metric) -> Drawing:
-    """A metric over the values of a key, one line per row of the cells."""
+    """Return a metric as a function of a key's values, one line per row of the cells."""
     values, ticks = _axis(found)
     names, note = _first_few([_text(line) for line in in_order(found)], "lines")
     series = [
@@ -87,7 +93,7 @@ def curve(found: Cells, x: str, metric: Metric) -> Drawing:
 
 
 def quantities(found: Cells, x: str, metrics: Sequence[Metric]) -> Drawing:
-    """Quantities of analyses over the values of a key, one panel per row of the cells."""
+    """Return quantities of analyses over a key's values, one panel per row of the cells."""
     values, ticks = _axis(found)
     names, note = _first_few([_text(line) for line in in_order(found)], "panels")
     labels, shared = _distinct_parts([metric.name for metric in metrics[:MOST]])
@@ -109,7 +115,7 @@ def quantities(found: Cells, x: str, metrics: Sequence[Metric]) -> Drawing:
 
 
 def _distinct_parts(names: Sequence[str]) -> tuple[list[str], str]:
-    """The parts in which names with slashes differ, and the parts that they share."""
+    """Return the parts in which names with slashes differ, and the parts they share."""
     parts = [name.split("/") for name in names]
     first = last = 0
     shortest = min(map(len, parts))
@@ -124,7 +130,7 @@ def _distinct_parts(names: Sequence[str]) -> tuple[list[str], str]:
 
 
 def _axis(found: Cells) -> tuple[list[Any], list[str]]:
-    """The values of the key, and their names if they are not all numbers."""
+    """Return the values of the key, and tick labels if they are not all numbers."""
     values = [place[0] for place in in_order(place for row in found.values() for place in row)]
     numbers = [value for value in values if type(value) in (int, float)]
     return values, [] if len(numbers) == len(values) else [show_value(value) for value in values]
@@ -142,7 +148,7 @@ def _over_values(
     label: str,
     style: int,
 ) -> Series:
-    """A metric of one row of the cells over the values, without undecided cells."""
+    """Return a metric of one row of the cells over the values, without undecided cells."""
     summaries = {
         value: metric.of(cell[0]) for value in values if len(cell := row.get((value,), [])) == 1
     }
@@ -169,7 +175,7 @@ def _by_epoch(one: Candidate, column: str, label: str, style: int) -> Series:
 
 
 def _first_few(names: Sequence[str], what: str) -> tuple[list[str], list[str]]:
-    """The first unique names, as many as one figure distinguishes, and a note if there are more."""
+    """Return the first `MOST` unique names, and a note if there are more."""
     unique = list(dict.fromkeys(names))
     note = f"The figure shows the first {MOST} of {len(unique)} {what}."
     return unique[:MOST], [note] if len(unique) > MOST else []

@@ -1,4 +1,4 @@
-"""runs.csv: every run under every criterion, for plots and tests of your own."""
+"""runs.csv: each run under each criterion, for custom plots and tests."""
 
 import csv
 import io
@@ -13,13 +13,13 @@ HEAD = (
     "data set", "method", "setting", "seed", "criterion", "chosen by", "chosen", "phase", "epoch",
     "identity", "dfr", "images seen", "seconds", "commit", "moved", "directory",
 )  # fmt: skip
-OMITTED = {"phase", "epoch", "step", "time", "seconds"}  # in the header already, or of no use here
+OMITTED = {"phase", "epoch", "step", "time", "seconds"}  # already in HEAD, or not useful here
 
 
 def listing(judged: Mapping[str, Judged]) -> str:
-    """CSV with one line per criterion and run or repair: the row picked, as fractions.
+    """Return CSV text with a line per criterion and run or repair: the selected row, as fractions.
 
-    Options are those that differ anywhere in the report.
+    Its option columns are those that differ anywhere in the report.
     """
     candidates = [
         (criterion, one)

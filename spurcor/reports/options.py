@@ -19,10 +19,10 @@ SHOWN_METRICS = tuple(name for name in METRICS if name != "loss")
 
 @dataclass(frozen=True)
 class Curve:
-    """A metric over the values of a configuration key, with one line per value of `lines`.
+    """A metric over the values of the configuration key `x`, one line per value of `lines`.
 
-    If `quantities` of analyses are given, <analysis>/<quantity>/<split>, they are the lines, and
-    every value of `lines` is a panel.
+    If `quantities` of analyses are given, as <analysis>/<quantity>/<split>, each of them is a line
+    and each value of `lines` is a panel.
     """
 
     x: str
@@ -33,7 +33,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """See conf/report.yaml."""
+    """Options of a report; see conf/report.yaml."""
 
     rows: tuple[str, ...] = DEFAULT_ROWS
     columns: tuple[str, ...] = ()
@@ -55,7 +55,10 @@ class Options:
 
 
 def keep(trials: Sequence[Trial], wanted: Mapping[str, Any] | None) -> list[Trial]:
-    """The trials that have the values wanted, one or several per key; UserError if none has."""
+    """Return the trials with one of the wanted values for each key.
+
+    Raises UserError if a value, or the combination of all, matches no trial.
+    """
     for key, value in (wanted or {}).items():
         _check("keep", key, _keys(trials))
         values = value if isinstance(value, list | tuple) else [value]
@@ -70,7 +73,7 @@ def keep(trials: Sequence[Trial], wanted: Mapping[str, Any] | None) -> list[Tria
 
 
 def check(options: Options, trials: Sequence[Trial]) -> list[Metric]:
-    """Refuse options that match no run; returns the metrics."""
+    """Refuse options that match no run; return the metrics."""
     keys = _keys(trials)
     for name in ("rows", "columns"):
         for key in getattr(options, name):
@@ -90,8 +93,10 @@ def check(options: Options, trials: Sequence[Trial]) -> list[Metric]:
 
 
 def metric(option: str, name: str, trials: Iterable[Trial], columns: Iterable[str] = ()) -> Metric:
-    """A metric by name: of TEST, of a further test set (<name>/<metric>), or of an analysis at the
-    end of a run (<analysis>/<quantity>/<split>).
+    """Return a metric by name; UserError if no run has it.
+
+    It is a metric of TEST, of a further test set (<name>/<metric>), or of an analysis at the end of
+    a run (<analysis>/<quantity>/<split>).
     """
     tests = list(dict.fromkeys(test for trial in trials for test in trial.run.tests))
     own = [key.removeprefix("test/") for key in columns if key.startswith("test/group/")]
@@ -102,7 +107,10 @@ def metric(option: str, name: str, trials: Iterable[Trial], columns: Iterable[st
 
 
 def measured(quantities: Iterable[str], trials: Iterable[Trial]) -> list[Metric]:
-    """Quantities of analyses, not scaled: entries of rows that do not start with a split."""
+    """Return quantities of analyses by name, unscaled; UserError if no run has one.
+
+    They are the columns of rows that do not start with a split.
+    """
     keys = dict.fromkeys(key for trial in trials for row in trial.rows for key in row)
     splits = {"train", "val", "test", *(test for trial in trials for test in trial.run.tests)}
     known = [key for key in keys if "/" in key and key.partition("/")[0] not in splits]

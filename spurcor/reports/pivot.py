@@ -1,4 +1,4 @@
-"""Tables whose rows and columns the user chooses."""
+"""Tables with rows and columns chosen by the user."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -9,17 +9,17 @@ from spurcor.reports.tables import Metric
 from spurcor.reports.trials import Trial, short_names, show_value, with_settings
 
 Place = tuple[object, ...]
-PUBLISHED = " published"  # ends the title of a column of published figures
+PUBLISHED = " published"  # suffix of column titles
 Cells = dict[Place, dict[Place, list[Candidate]]]
 
 
 def cells(
     trials: Sequence[Trial], rows: Sequence[str], columns: Sequence[str], criterion: str
 ) -> tuple[list[str], Cells]:
-    """Candidates by the values of the row keys and of the column keys.
+    """Return the row keys, and the candidates by values of the row keys and of the column keys.
 
     Nothing is selected over a key that is a row or a column. Data set, method and version of the
-    splits become rows too where a cell would otherwise mix several of them.
+    splits become row keys, too, where a cell would otherwise mix several of them.
     """
     trials = [trial for trial in trials if all(trial.value(key) is not None for key in columns)]
     trials = with_settings(trials, without=[*rows, *columns])
@@ -41,7 +41,7 @@ def cells(
 
 
 def _mixed(trials: Sequence[Trial], key: str, rows: Sequence[str], columns: Sequence[str]) -> bool:
-    """Whether some cell holds trials with different values of the key."""
+    """Return whether some cell holds trials with different values of the key."""
     values: dict[tuple[Place, Place], set[object]] = {}
     for trial in trials:
         cell = (_place(trial, rows), _place(trial, columns))
@@ -57,7 +57,10 @@ def pivot(
     criterion: str,
     known: Sequence[Entry] = (),
 ) -> Table:
-    """Mean and deviation over seeds, by configuration keys, beside published figures `known`."""
+    """Return a table of mean and standard deviation over seeds by configuration keys.
+
+    Published figures `known` are shown beside ours.
+    """
     rows, found = cells(trials, rows, columns, criterion)
     names = short_names([*rows, *columns])
     places = in_order(place for row in found.values() for place in row)
@@ -79,14 +82,14 @@ def pivot(
 
 
 def _decided(cell: Sequence[Candidate]) -> Candidate | None:
-    """The candidate that a cell shows; None if there are several and nothing selects among them."""
+    """Return the candidate that a cell shows; None if it holds several or none."""
     return cell[0] if len(cell) == 1 else None
 
 
 def _titles(
     columns: Sequence[str], place: Place, names: Mapping[str, str], metrics: Sequence[Metric]
 ) -> dict[str, Metric]:
-    """Metrics by column title; if there is only one metric, titles leave its name out."""
+    """Return metrics by column title; a single metric is not named in titles."""
     options = zip(columns, place, strict=True)
     keys = [f"{names[key]}={show_value(value)}" for key, value in options]
     if keys and len(metrics) == 1:
@@ -97,7 +100,7 @@ def _titles(
 def _figures(
     one: Candidate | None, titles: Mapping[str, Metric], known: Sequence[Entry]
 ) -> dict[str, Cell]:
-    """Our figures, each followed by the published one if any are known."""
+    """Return our figures, each followed by the published one if any are known."""
     figures: dict[str, Cell] = {}
     for title, metric in titles.items():
         figures[title] = None if one is None else metric.of(one)
@@ -108,14 +111,14 @@ def _figures(
 
 
 def _without_unpublished(records: Sequence[Record]) -> list[Record]:
-    """The records without those columns of published figures that are empty in all of them."""
+    """Drop columns of published figures that are empty in all records."""
     titles = [title for title in (records[0] if records else ()) if title.endswith(PUBLISHED)]
     empty = [title for title in titles if all(record[title] is None for record in records)]
     return [{k: v for k, v in record.items() if k not in empty} for record in records]
 
 
 def _notes(found: Cells, metrics: Sequence[Metric], criterion: str) -> list[str]:
-    """How the table was made, how many seeds it is based on, and which cells are empty."""
+    """Return notes on selection, the number of seeds, and empty cells."""
     what = ", ".join(metric.name for metric in metrics)
     notes = [f"Test {what} in %. `{criterion}` chose epochs and all settings that are not shown."]
     shown = [cell for row in found.values() for cell in row.values()]
@@ -131,7 +134,7 @@ def _notes(found: Cells, metrics: Sequence[Metric], criterion: str) -> list[str]
 
 
 def in_order(places: Iterable[Place]) -> list[Place]:
-    """The unique places: numbers in ascending order, other values in order of appearance."""
+    """Return the unique places: numbers in ascending order, other values as they appear."""
     found = list(dict.fromkeys(places))
     ranks = []
     for values in zip(*found, strict=True):
@@ -145,7 +148,7 @@ def in_order(places: Iterable[Place]) -> list[Place]:
 def shown_keys(
     keys: Sequence[str], values: Place, names: Mapping[str, str] | None = None
 ) -> Record:
-    """The cells of a record that name its row."""
+    """Return the cells of a record that name its row."""
     titles = {**(names or short_names(keys)), "dataset": "data set"}
     return {titles[key]: _show(value) for key, value in zip(keys, values, strict=True)}
 

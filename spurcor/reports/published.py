@@ -1,4 +1,4 @@
-"""Published figures, to be compared with ours."""
+"""Published figures, for comparison with ours."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ Entry = Mapping[str, Any]
 
 
 def entries() -> list[Entry]:
-    """The figures in conf/published.yaml, one per entry: grids are expanded."""
+    """Load the figures in conf/published.yaml, with grids expanded to one entry per figure."""
     import yaml
 
     found = yaml.safe_load((CONF / "published.yaml").read_text(encoding="utf-8"))
@@ -20,7 +20,7 @@ def entries() -> list[Entry]:
 
 
 def published(shown: Sequence[Candidate]) -> Table:
-    """Published figures of the methods shown, where the options match."""
+    """Return a table of published figures for the shown methods whose options match."""
     known = entries()
     records = [
         {
@@ -43,13 +43,13 @@ def published(shown: Sequence[Candidate]) -> Table:
 
 
 def known_figures(known: Sequence[Entry], one: Candidate, metric: str) -> str | None:
-    """The published figures of a candidate's metric, as the text of one cell."""
+    """Return a candidate's published figures of a metric as the text of a cell, or None."""
     found = [_figure(e) for e in known if e["metric"] == metric and _matches(e, one)]
     return " / ".join(found) or None
 
 
 def _figures(entry: Entry) -> Iterator[Entry]:
-    """The entry itself, or one entry per cell of its grid."""
+    """Yield the entry itself, or one entry per cell of its grid."""
     if "grid" not in entry:
         yield entry
         return
@@ -66,7 +66,7 @@ def _figures(entry: Entry) -> Iterator[Entry]:
 
 
 def _column(metric: str) -> str:
-    """The column of a metric of TEST, or of a further test set given as <name>/<metric>."""
+    """Return the column of a metric of TEST, or of a further test set (<name>/<metric>)."""
     return metric if "/" in metric else f"test/{metric}"
 
 

@@ -1,4 +1,4 @@
-"""Finished runs, read from their files; files that cannot be trusted are refused."""
+"""Loading of finished runs; unreliable files are refused."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,9 +16,9 @@ class Run:
     """A finished run.
 
     `rows` are the epochs of its last phase; a method without phases has one row, its result.
-    `repairs` has the options of each DFR and its result as a row, `measured` what each analysis
-    measured of the selected weights as <quantity>/<split>, both by folder name. `images` counts the
-    images that this run and the run it started from have seen.
+    `repairs` holds options and result row of each DFR, and `measured` the quantities of each
+    analysis at the selected weights as <quantity>/<split>, both by folder name. `images` counts the
+    images seen by this run and the run that it started from.
     """
 
     directory: Path
@@ -34,11 +34,11 @@ class Run:
     seconds: float
     commit: str
     moved: bool
-    notes: Mapping[str, str] = field(default_factory=dict)  # on repairs, by folder name
+    notes: Mapping[str, str] = field(default_factory=dict)  # of repairs, by folder name
 
 
 def number(row: Row, key: str) -> float | None:
-    """The number in a row's column; None if undefined."""
+    """Return the value of a row's column as a float; None unless it is a finite number."""
     value = row.get(key)
     if value is None or type(value) not in (float, int) or not math.isfinite(value):
         return None
@@ -46,7 +46,7 @@ def number(row: Row, key: str) -> float | None:
 
 
 def read_run(directory: Path) -> Run:
-    """Read a run's directory; ValueError says which file is wrong and why."""
+    """Load a run from its directory; ValueError says which file is wrong and why."""
     result = _mapping(_parse(directory / "result.json", (directory / "result.json").read_bytes()))
     run = _mapping(result.get("run"), "result.json has no run")
     config = _mapping(
@@ -99,7 +99,7 @@ def _mapping(
 
 
 def _hashable(value: Any) -> Any:
-    """Configuration values as they can be put into sets."""
+    """Return a configuration value with lists as tuples and mappings as text."""
     if isinstance(value, list):
         return tuple(_hashable(item) for item in value)
     return str(value) if isinstance(value, dict) else value
@@ -140,7 +140,7 @@ def _measured(parts: Mapping[str, Any]) -> Iterator[tuple[str, Row]]:
 
 
 def _as_row(result: Mapping[str, Any]) -> Row:
-    """Final figures in the form of an epoch's row, so that the same code judges both."""
+    """Return final results in the form of an epoch's row, so that the same code judges both."""
     reports = {"val": result.get("val"), "test": result["test"], **result.get("tests", {})}
     row: dict[str, Any] = {"phase": None, "epoch": None}
     for split, report in reports.items():

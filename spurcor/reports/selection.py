@@ -1,7 +1,7 @@
-"""Which epoch of a run and which setting of a method a criterion selects.
+"""Selection of the epoch of a run and the setting of a method by a criterion.
 
-All criteria judge the same rows. Only `_score` reads them here, and only `oracle` may read anything
-other than the validation split.
+All criteria judge the same rows. Only `_score` reads their values, and only `oracle` may read
+anything other than the validation split.
 """
 
 import math
@@ -19,7 +19,7 @@ ORACLE_COLUMN = "test/worst"
 
 @dataclass(frozen=True)
 class Pick:
-    """The row that a criterion selects of a trial; the score is None if undefined."""
+    """The row of a trial that a criterion selects; its score is None if undefined."""
 
     trial: Trial
     row: Row
@@ -27,13 +27,16 @@ class Pick:
     tie: float | None = None  # breaks ties between equal scores
 
     def value(self, column: str) -> float | None:
-        """A column of the row, or else of what was measured at the end; None if undefined."""
+        """Return a column of the row, or else of the final measurements; None if undefined."""
         return number(self.row if column in self.row else self.trial.measured, column)
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """All seeds of one setting. `column` selected epochs and settings; None if nothing could."""
+    """All seeds of one setting.
+
+    `column` is the one that selected epochs and settings, or None if nothing could select.
+    """
 
     criterion: str
     column: str | None
@@ -44,17 +47,17 @@ class Candidate:
 
     @property
     def trial(self) -> Trial:
-        """That of the first seed, which stands for what all seeds share."""
+        """The trial of the first seed, for properties that all seeds share."""
         return self.picks[0].trial
 
     @property
     def score(self) -> float | None:
-        """Mean score over the seeds."""
+        """Mean score over the seeds with a score; None without any."""
         known = [pick.score for pick in self.picks if pick.score is not None]
         return fmean(known) if known else None
 
     def rank(self) -> tuple[float, float]:
-        """Sorts by score, then by the tie-breaker; candidates without a score come last."""
+        """Return the sort key: score, then tie-breaker; candidates without a score rank last."""
         ties = [pick.tie for pick in self.picks if pick.tie is not None]
         score = -math.inf if self.score is None else self.score
         return score, fmean(ties) if ties else -math.inf
@@ -71,7 +74,7 @@ class Candidate:
         return self.column is None and self.rivals > 0
 
     def values(self, column: str) -> list[float]:
-        """The defined values of a column at the selected rows."""
+        """Return the defined values of a column at the selected rows."""
         found = (pick.value(column) for pick in self.picks)
         return [value for value in found if value is not None]
 
@@ -79,11 +82,11 @@ class Candidate:
 def judge(
     trials: Sequence[Trial], criterion: str, planned: Mapping[str, int] | None = None
 ) -> list[Candidate]:
-    """The settings of one data set and method, with the best one marked as chosen.
+    """Return the settings of one data set and method, with the best one marked as chosen.
 
     Each trial is judged by the first row with the best score, each setting by its mean score over
-    seeds. Average accuracy breaks ties. Settings without any score are marked as chosen too, as
-    nothing can rule them out.
+    seeds. Average accuracy breaks ties. Settings without any score are marked as chosen, too, since
+    nothing rules them out.
     """
     column = _column(trials, criterion)
     settings: dict[str, list[Pick]] = {}
@@ -101,7 +104,10 @@ def judge(
 
 
 def _column(trials: Iterable[Trial], criterion: str) -> str:
-    """The column that a criterion reads: without attributes, the average for the worst group."""
+    """Return the column that a criterion reads.
+
+    For val/worst, it is val/average if no row has a worst-group accuracy.
+    """
     if criterion == ORACLE:
         return ORACLE_COLUMN
     column = "val/worst" if criterion == LAST else criterion
@@ -119,7 +125,7 @@ def _pick(trial: Trial, column: str, criterion: str) -> Pick:
         for row in rows
     ]
     known = [pick for pick in picks if pick.score is not None]
-    if not known:  # the last epoch, as in training, if no epoch has a score
+    if not known:  # no epoch has a score: the last one, as in training
         return Pick(trial, rows[-1], None)
     return max(known, key=_order)
 
@@ -130,7 +136,7 @@ def _order(pick: Pick) -> tuple[float, float]:
 
 
 def _score(row: Row, column: str, criterion: str) -> float | None:
-    """The only place where a criterion reads a row; larger is better."""
+    """Return the score of a row, larger is better; only here does a criterion read a row."""
     if criterion != ORACLE and not column.startswith("val/"):
         raise ValueError(f"{criterion} may not read {column}: it selects on validation data")
     value = number(row, column)

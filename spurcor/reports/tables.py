@@ -1,4 +1,4 @@
-"""The tables of a report as records, which all output formats share."""
+"""The tables of a report as records, shared by all output formats."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from spurcor.presentation.tables import LAST, ORACLE, Cell, Interval, Record, Se
 from spurcor.reports.selection import Candidate, Pick, judge
 from spurcor.reports.trials import Trial
 
-Judged = Mapping[tuple[str, str], Sequence[Candidate]]  # by data set and method
+Judged = Mapping[tuple[str, str], Sequence[Candidate]]  # by (data set, method)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of a table, the column of the rows that it shows, and the factor between them."""
+    """A table column: its title, the column of the rows it shows, and the factor between them."""
 
     name: str
     column: str
@@ -26,12 +26,12 @@ class Metric:
         return any(part.startswith(("error", "aurc")) for part in self.column.split("/")[2:-1])
 
     def of(self, candidate: Candidate) -> Summary | None:
-        """Its summary over the seeds, at the selected rows."""
+        """Return a summary over the seeds at the selected rows; None without a value."""
         return Summary.of([self.factor * value for value in candidate.values(self.column)])
 
 
 def judge_all(trials: Sequence[Trial], criterion: str, planned: Mapping[str, int]) -> Judged:
-    """The candidates of every data set and method under one criterion."""
+    """Return the candidates of each data set and method under one criterion."""
     groups: dict[tuple[str, str], list[Trial]] = {}
     for trial in trials:
         groups.setdefault((trial.dataset, trial.method), []).append(trial)
@@ -41,12 +41,12 @@ def judge_all(trials: Sequence[Trial], criterion: str, planned: Mapping[str, int
 
 
 def chosen(judged: Judged) -> list[Candidate]:
-    """The candidates that the criterion chose, and those among which it could not choose."""
+    """Return the candidates that the criterion chose or could not choose among."""
     return [candidate for found in judged.values() for candidate in found if candidate.chosen]
 
 
 def methods(judged: Judged, metrics: Sequence[Metric]) -> Table:
-    """One row per method at the setting that the criterion chose, with its cost."""
+    """Return a row per method at the setting that the criterion chose, with its cost."""
     records = [
         {**_head(one), **_figures(one, metrics), **_budget(one.picks)} for one in chosen(judged)
     ]
@@ -55,7 +55,7 @@ def methods(judged: Judged, metrics: Sequence[Metric]) -> Table:
 
 
 def criteria(by_criterion: Mapping[str, Judged], metrics: Sequence[Metric]) -> Table:
-    """The epoch and setting that each criterion selects, and the resulting test accuracy.
+    """Return the epoch and setting that each criterion selects, with their test accuracy.
 
     A method with one setting and one result leaves nothing to select and has one row.
     """
@@ -104,7 +104,7 @@ def _choice(one: Candidate, criterion: str, metrics: Sequence[Metric]) -> Record
 
 
 def settings(judged: Judged, metrics: Sequence[Metric]) -> Table:
-    """One row per setting, at the epochs that the criterion selected."""
+    """Return a row per setting, at the epochs that the criterion selected."""
     records = []
     for found in judged.values():
         for one in found:
@@ -141,7 +141,7 @@ def _budget(picks: Sequence[Pick]) -> dict[str, Cell]:
 
 
 def _notes(shown: Sequence[Candidate]) -> list[str]:
-    """What readers must know about the candidates shown."""
+    """Return notes that readers need about the candidates shown."""
     notes = []
     if any(one.undecided for one in shown):
         notes.append(

@@ -1,4 +1,4 @@
-"""What a report compares: runs and repairs of runs, and the names of their settings."""
+"""Trials: the runs and repairs that a report compares, and the names of their settings."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +12,8 @@ class Trial:
     """A run, judged by its epochs, or a repair, judged by its result.
 
     Trials with the same `identity` differ only in the seed. `dataset` is numbered if the splits of
-    a data set differ among the runs; `setting` names the options in which trials of the same data
-    set and method differ.
+    a data set differ among the runs. `setting` names the options that differ among trials of the
+    same data set and method.
     """
 
     run: Run
@@ -27,9 +27,9 @@ class Trial:
 
     @property
     def measured(self) -> Row:
-        """What analyses measured at the end of the run, as <analysis>/<quantity>/<split>.
+        """Quantities of analyses at the end of the run, as <analysis>/<quantity>/<split>.
 
-        Two analyses of the same name are named by their folders. Repairs have none.
+        If two analyses have the same name, their folder names are used. Repairs have none.
         """
         parts = {} if self.repair else self.run.measured
         names = [folder.rpartition("-")[0] for folder in parts]
@@ -40,7 +40,7 @@ class Trial:
         }
 
     def value(self, key: str) -> Any:
-        """The value of a configuration key or of a label of the trial; None if it has none."""
+        """Return the value of a configuration key or of a label; None if undefined."""
         own = {"method": self.method, "setting": self.setting, "splits": self.dataset}
         return own[key] if key in own else self.config.get(key)
 
@@ -48,8 +48,8 @@ class Trial:
 def with_settings(trials: Sequence[Trial], without: Iterable[str] = ()) -> list[Trial]:
     """Name each trial's setting by the options that differ within its data set and method.
 
-    Options in `without` are left out, as the table shows them elsewhere. Identities that no option
-    distinguishes are named by their hash.
+    Options in `without` are left out, as the table shows them elsewhere. If there are none,
+    settings that no option distinguishes are marked with their identity.
     """
     groups: dict[tuple[str, str], dict[str, Trial]] = {}
     for trial in trials:
@@ -74,17 +74,18 @@ def with_settings(trials: Sequence[Trial], without: Iterable[str] = ()) -> list[
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """The last part of each key if it is unambiguous, else the whole key."""
+    """Map each key to its last part if that is unambiguous, else to the whole key."""
     keys = sorted(set(keys))
     last = [key.rpartition(".")[2] for key in keys]
     return {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys in which configurations differ, in their order.
+    """Return the keys in which configurations differ, in their order.
 
-    An option that only some have counts if its values differ, or if all chose the same class: that
-    only SGD has a momentum already follows from optimizer=sgd.
+    A key that only some configurations have counts if its values differ, or if all configurations
+    chose the same class. Otherwise the class already implies it: that only SGD has a momentum
+    follows from optimizer=sgd.
     """
     values: dict[str, set[Any]] = {}
     counts: dict[str, int] = {}
@@ -101,7 +102,7 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _distinguishing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that differ, without options of a repair that earlier ones of it determine."""
+    """Return the differing keys, except repair options that earlier ones determine."""
     kept: list[str] = []
     for key in differing(configs):
         before = [name for name in kept if name.startswith("dfr.")]
@@ -115,12 +116,12 @@ def _distinguishing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def described(config: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    """The values of a configuration, each as name=value."""
+    """Return the values of a configuration as text, each as name=value."""
     return " ".join(f"{name}={show_value(config[k])}" for k, name in names.items() if k in config)
 
 
 def show_value(value: Any) -> str:
-    """A configuration value as it is typed on the command line."""
+    """Return a configuration value as it is typed on the command line."""
     if isinstance(value, tuple):
         return f"[{','.join(map(show_value, value))}]"
     if value is None or isinstance(value, bool):

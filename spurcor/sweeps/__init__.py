@@ -1,1 +1,1 @@
-"""A sweep on disk: its points, how far they are, how they are carried out."""
+"""Sweeps on disk: their points, the state of each point, and how points are run."""

@@ -1,4 +1,4 @@
-"""Points carried out in this process."""
+"""Execution of a sweep's points in this process."""
 
 import logging
 import sys
@@ -27,7 +27,7 @@ HELD = 3  # exit code of a point that another process works on
 
 
 def run_single(cfg: DictConfig) -> int:
-    """A run on its own belongs to the sweep it names."""
+    """Run a single point, adding it to the manifest of its sweep; return the exit code."""
     config = read(cfg, HydraConfig.get().runtime.choices)
     point = Point(tuple(HydraConfig.get().overrides.task), config)
     log_to_terminal()
@@ -36,7 +36,7 @@ def run_single(cfg: DictConfig) -> int:
 
 
 def warn_of_other_code(points: Sequence[Point]) -> None:
-    """Numbers on disk that this version of the code might not give again are named, not hidden."""
+    """Warn of finished points whose code has changed since, so that results may differ."""
     done = {point.config.directory: point.config for point in points if point.done}
     found = list(filter(None, map(_outdated, done.values())))
     if found:
@@ -53,19 +53,25 @@ def _outdated(config: TrainConfig) -> list[str]:
 
     try:
         return [] if config.rerun else outdated(config)
-    except Damaged:  # which is told where the run is opened
+    except Damaged:  # reported when the run is opened
         return []
 
 
 def run_points(paths: Iterable[Path]) -> int:
-    """Points of a submitted sweep, from the configurations frozen at submission."""
+    """Run points of a submitted sweep from their frozen configurations.
+
+    Returns the largest exit code; `HELD` counts for points that another process works on.
+    """
     outcomes = carry_out([read_point(path) for path in paths])
     codes = [HELD if one.status == "held" else one.exit_code for one in outcomes.values()]
     return max(codes, default=0)
 
 
 def carry_out(configs: Iterable[TrainConfig]) -> dict[Path, "Outcome"]:
-    """One run after the other; what is wrong with one does not keep the next from running."""
+    """Run configurations one after another and return their outcomes by run directory.
+
+    A failed run does not stop the next; an interrupt ends the loop.
+    """
     from spurcor.runs.execute import Outcome
 
     outcomes: dict[Path, Outcome] = {}
@@ -92,7 +98,7 @@ def carry_out(configs: Iterable[TrainConfig]) -> dict[Path, "Outcome"]:
 
 
 def _execute(config: TrainConfig, on_start: Callable[[], None] = lambda: None) -> "Outcome":
-    """Carry out a run in this process."""
+    """Run a configuration in this process."""
     import spurcor.runs.execute
     from spurcor.system.terminal import Terminal
 

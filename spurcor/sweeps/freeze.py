@@ -1,4 +1,4 @@
-"""Configuration and code frozen at submission: what was submitted is what runs."""
+"""Configuration and code frozen at submission, so that later edits do not reach queued jobs."""
 
 import hashlib
 import shutil
@@ -20,7 +20,7 @@ COPIED = ("spurcor", "conf", "sweeps")
 
 
 def write_point(point: Point) -> Path:
-    """Write the checked configuration of a point for its process to read.
+    """Write the checked configuration of a point for its process to read; return the file.
 
     The name contains a hash of the content, so later commands cannot change a queued point.
     """
@@ -35,15 +35,18 @@ def write_point(point: Point) -> Path:
 
 
 def read_point(path: Path) -> TrainConfig:
-    """The configuration of a frozen point."""
+    """Load the configuration of a frozen point; UserError if it cannot be read."""
     try:
         return read_frozen(path, "start the sweep again to rewrite its points")
-    except UserError as error:  # which begins with the path
+    except UserError as error:  # its message begins with the path
         raise UserError(f"point={error}") from error
 
 
 def copy_code(folder: Path) -> Path:
-    """Freeze code and configuration, those of plug-ins too: what was submitted is what runs."""
+    """Copy code and configuration, including plug-ins, and return the copy's folder.
+
+    Its name contains a hash of the content, so equal code is copied once. Passwords are masked.
+    """
     from spurcor.system.versions import commit
 
     sources = {name: REPO / name for name in COPIED} | {name: folder_of(name) for name in plugins()}
@@ -65,7 +68,7 @@ def copy_code(folder: Path) -> Path:
                 shutil.copytree(source, beside / name, symlinks=links, ignore=ignored)
             for path in (path for path in beside.rglob("*.yaml") if not path.is_symlink()):
                 text = path.read_text(encoding="utf-8")
-                if masked(text) != text:  # the points have such values from their own files
+                if masked(text) != text:  # jobs read frozen points instead
                     path.write_text(masked(text), encoding="utf-8")
             (beside / "commit").write_text(commit() + "\n")
     return target

@@ -1,4 +1,4 @@
-"""The points of a sweep, written down before any of them starts."""
+"""The manifest of a sweep: its points, recorded before any of them starts."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,16 +15,19 @@ from spurcor.system.shapes import Entry
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a sweep, and the job that it was given to."""
+    """One run of a sweep, and the job that it was assigned to."""
 
     overrides: tuple[str, ...]
     config: TrainConfig
-    job: str | None = None  # SLURM job, with the index of an array: 123_4
-    log: Path | None = None  # what its process prints
+    job: str | None = None  # SLURM job id, e.g. 123, or 123_4 in an array
+    log: Path | None = None  # output of its process
 
     @property
     def entry(self) -> dict[str, Any]:
-        """Its line in the manifest; places are relative to the outputs folder, which may move."""
+        """The point's line in the manifest.
+
+        Paths are relative to the outputs folder, which may move.
+        """
         outputs = self.config.paths.outputs
         return {
             "overrides": list(self.overrides),
@@ -38,22 +41,29 @@ class Point:
 
     @property
     def key(self) -> tuple[str, ...]:
-        """Identifies it among the sweep's points, some of which may repair the same run."""
+        """Run directory and required files, which identify the point in its sweep.
+
+        Points that repair the same run differ in the required files.
+        """
         return (str(self.config.directory), *self.config.needs)
 
     @property
     def done(self) -> bool:
-        """Whether everything it requests is on disk."""
+        """Whether all requested files are on disk."""
         return has_all(self.config.directory, self.config.needs)
 
 
 def sweep_folder(config: TrainConfig) -> Path:
-    """Where a sweep keeps its manifest, points and code."""
+    """Return the folder with the manifest, frozen points and frozen code of a sweep."""
     return config.paths.outputs / "sweeps" / config.sweep
 
 
 def manifest(outputs: Path, name: str) -> list[dict[str, Any]]:
-    """The points of a sweep, in the order of their first request; a later line updates one."""
+    """Return the entries of a sweep's points, in the order of first request, with absolute paths.
+
+    A later line of the same point replaces an earlier one. Raises UserError if there is no such
+    sweep.
+    """
     path = outputs / "sweeps" / name / "points.jsonl"
     if not path.exists():
         found = sorted(p.parent.name for p in (outputs / "sweeps").glob("*/points.jsonl"))
@@ -71,7 +81,7 @@ def manifest(outputs: Path, name: str) -> list[dict[str, Any]]:
 
 
 def write_manifest(points: Sequence[Point]) -> None:
-    """Add points to their sweep's manifest, or what is new about those that are there."""
+    """Append new points, and known points with a new job, to their sweep's manifest."""
     path = sweep_folder(points[0].config) / "points.jsonl"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,20 +99,20 @@ def write_manifest(points: Sequence[Point]) -> None:
 
 
 def _entries(path: Path) -> dict[tuple[str, ...], dict[str, Any]]:
-    """The lines of a manifest, the last of each point."""
+    """Return the last line of each point in a manifest, by key."""
     lines = read_lines(path, Entry, "remove that line and run the sweep again")
     return {key_of(entry): entry for entry in lines}
 
 
 def key_of(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    """Points that repair one run in two ways share its directory, but not what they need."""
+    """Return the key of a manifest entry, as `Point.key`."""
     return (entry["directory"], *entry["needs"])
 
 
 def open_sweep(points: Sequence[Point]) -> None:
     """Create the trackers' stores and the sweep's own record before any point starts.
 
-    A run that another sweep has finished is shown in this one too.
+    Runs that another sweep has finished are shown in this one, too.
     """
     from contextlib import ExitStack
 

@@ -1,4 +1,4 @@
-"""From what Hydra composed to a point."""
+"""Conversion of a composed Hydra configuration to a checked one."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,7 +16,10 @@ GROUPS = ("dataset", "backbone", "method", "optimizer", "schedule", "features", 
 
 
 def read(cfg: DictConfig, choices: Mapping[str, Any]) -> TrainConfig:
-    """Check a composed configuration; the names chosen for the groups become part of it."""
+    """Check a composed configuration and return it with the names chosen for its groups.
+
+    Raises UserError for unknown keys and bad values.
+    """
     tree = composed(cfg)
     if "choices" in tree:
         raise UserError("unknown key choices; use dataset=..., method=... and so on")
@@ -29,9 +32,10 @@ def read(cfg: DictConfig, choices: Mapping[str, Any]) -> TrainConfig:
 
 
 def _with_origin(config: TrainConfig, init: str) -> TrainConfig:
-    """The run that `method.init` names in any of the ways of run=..., by its directory.
+    """Replace `method.init`, in any of the forms of run=..., by the directory of that run.
 
-    An identity without a seed is the run of the same seed.
+    An identity without a seed refers to the run with the same seed. Raises UserError if the run is
+    not finished or was moved.
     """
     from spurcor.runs import lookup
     from spurcor.runs.results import read_result

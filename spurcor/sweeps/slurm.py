@@ -1,4 +1,4 @@
-"""SLURM: what a job runs, how it is submitted, and how its state is queried."""
+"""SLURM: the task of a job, its submission, and queries of its state."""
 
 import os
 import re
@@ -23,30 +23,30 @@ ENDED_WELL = "COMPLETED"
 
 @dataclass(frozen=True)
 class Job:
-    """The scheduler's information about a job."""
+    """State of a job according to the scheduler."""
 
-    name: str  # 123, or 123_4 of an array
-    state: str  # its word, e.g. RUNNING; "" if it has forgotten the job
+    name: str  # 123, or 123_4 in an array
+    state: str  # in SLURM's terms, e.g. RUNNING; "" if SLURM no longer knows the job
     reason: str = ""
     active: bool = False
 
     @property
     def ending(self) -> str:
-        """How it ended without finishing its point."""
+        """How the job ended without completing; "" if it is active, completed or forgotten."""
         return "" if self.active or self.state in ("", ENDED_WELL) else f"SLURM: {self.reason}"
 
     def owns(self, owner: Mapping[str, Any]) -> bool:
-        """Whether a lock is that of this job."""
+        """Return whether the owner of a lock is this job."""
         number, _, index = self.name.partition("_")
         return owner.get("job") == number and index in ("", owner.get("task"))
 
 
 class Unanswered(Exception):  # noqa: N818 - the scheduler may be restarting
-    """The scheduler does not answer; this may be temporary."""
+    """The scheduler does not answer, possibly only for a while."""
 
 
 def query(names: Iterable[str]) -> dict[str, Job]:
-    """Jobs by name. Empty where there is no SLURM; raises `Unanswered` where it is away."""
+    """Return jobs by name; empty without SLURM. Raises `Unanswered` if SLURM does not answer."""
     wanted = set(names)
     if not wanted or shutil.which("squeue") is None:
         return {}
@@ -62,7 +62,10 @@ def query(names: Iterable[str]) -> dict[str, Job]:
 
 
 def _ended(names: set[str], numbers: str) -> dict[str, Job]:
-    """How jobs ended, if SLURM keeps accounting; only the job step shows OUT_OF_MEMORY."""
+    """Return how jobs ended, if SLURM keeps accounting.
+
+    Job steps are read as well, since only they show OUT_OF_MEMORY.
+    """
     if shutil.which("sacct") is None:
         return {}
     columns = ("--noheader", "--parsable2", "--format=JobID,State,ExitCode")
@@ -81,7 +84,7 @@ def _ended(names: set[str], numbers: str) -> dict[str, Job]:
 
 
 def _tasks(listed: str) -> list[str]:
-    """Tasks of an array that sacct shows as one: 7_[1-2,5%4] is 7_1, 7_2 and 7_5."""
+    """Expand array tasks that sacct lists as one: 7_[1-2,5%4] to 7_1, 7_2 and 7_5."""
     match = re.fullmatch(r"(\d+_)\[([\d,-]+)(?:%\d+)?\]", listed)
     if match is None:
         return [listed]
@@ -101,35 +104,35 @@ def _ask(*command: str) -> str:
 
 @dataclass(frozen=True)
 class Task:
-    """The points of one job, one after the other. Its class is read from the frozen code."""
+    """The points of one job, run one after another; unpickled with the frozen code."""
 
     points: tuple[Path, ...]
 
     def __call__(self) -> None:
-        """Carry out the points; called by submitit inside the job."""
+        """Run the points; called by submitit inside the job."""
         from spurcor.sweeps.carry_out import run_points
 
         code = run_points(self.points)
         number = code - 128
         if number in (signal.SIGUSR1, signal.SIGUSR2) or (number == signal.SIGTERM and _goes_on()):
-            # The run has saved itself. Now the signal may have the effect that submitit gives it:
-            # the job is requeued, and continues in the same folder.
+            # The run has saved its checkpoint. submitit's own handler now requeues the job, which
+            # resumes in the same folder.
             signal.raise_signal(signal.SIGUSR2)
         if code:
-            raise SystemExit(code)  # so that the scheduler's state is that of the points
+            raise SystemExit(code)  # the scheduler then shows the points' failure
 
     def checkpoint(self) -> "DelayedSubmission":
-        """What a requeued job runs: the same task, which resumes."""
+        """Return the submission of a requeued job: the same task, which resumes its points."""
         from submitit.core.utils import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def _goes_on() -> bool:
-    """Whether SLURM still counts this job as running after SIGTERM.
+    """Return whether SLURM still lists this job as running after SIGTERM.
 
-    Then it is in the grace time of a preemption, and a job that ends by itself there is not
-    requeued. One that was cancelled or requeued by hand counts as ended already.
+    It is then in the grace period of a preemption, where a job that exits by itself is not
+    requeued. A job that was cancelled or requeued by hand is no longer listed as running.
     """
     environment = os.environ
     number = environment.get("SLURM_ARRAY_JOB_ID") or environment["SLURM_JOB_ID"]
@@ -143,7 +146,7 @@ def _goes_on() -> bool:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job that the scheduler has taken."""
+    """A job that the scheduler has accepted."""
 
     name: str
     log: Path
@@ -152,9 +155,9 @@ class Submitted:
 def submit(
     tasks: Sequence[Task], folder: Path, code: Path, requeues: int, **options: Any
 ) -> list[Submitted]:
-    """Submit tasks as one array; if SLURM rejects them, its own message is shown.
+    """Submit tasks as one array; raises UserError with SLURM's own message if it rejects them.
 
-    `options` are those of submitit.SlurmExecutor.
+    `options` are parameters of submitit.SlurmExecutor.
     """
     import submitit
 
@@ -175,12 +178,12 @@ def submit(
 
 
 def search_path(code: Path) -> str:
-    """Where a point's process imports from: the frozen copy, then what its user has added."""
+    """Return the PYTHONPATH of a job: the frozen copy, then the user's own entries."""
     return os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def require_slurm(launcher: str) -> None:
-    """Refuse a launcher whose programs this machine does not have."""
+    """Refuse a launcher whose programs are not installed on this machine."""
     if absent := [program for program in ("sbatch", "srun") if shutil.which(program) is None]:
         raise UserError(
             f"hydra/launcher={launcher} needs {' and '.join(absent)}, which this machine does not"
@@ -189,7 +192,7 @@ def require_slurm(launcher: str) -> None:
 
 
 def try_submission(options: Mapping[str, Any]) -> None:
-    """Ask SLURM whether it would take such a job, before anything is written."""
+    """Ask SLURM whether it would accept such a job, before anything is written."""
     named = ("partition", "account", "qos", "constraint", "time", "mem", "gpus_per_node")
     asked = {key: options.get(key) for key in (*named, "cpus_per_task")}
     asked |= options["additional_parameters"]
@@ -203,14 +206,14 @@ def try_submission(options: Mapping[str, Any]) -> None:
 
 
 def _words(output: str) -> str:
-    """The error message of sbatch."""
+    """Return the error message in the output of sbatch."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     said = [line for line in lines if line.startswith(("sbatch: ", "allocation failure: "))]
     return " ".join(dict.fromkeys(said or lines))
 
 
 def longest_array() -> int:
-    """The most tasks that one array may have."""
+    """Return SLURM's `MaxArraySize`; 1000 if it names none."""
     match = re.search(
         r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.MULTILINE
     )

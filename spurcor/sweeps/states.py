@@ -1,4 +1,4 @@
-"""The state of every point of a sweep."""
+"""The state of each point of a sweep, from its files and from SLURM."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ UNDER_WAY = ("queued", "running")
 
 @dataclass(frozen=True)
 class PointState:
-    """The state of a point, from its files and from SLURM."""
+    """State of a point, with a message and its progress."""
 
     entry: Mapping[str, Any]
     status: PointStatus
@@ -37,12 +37,12 @@ class PointState:
 
     @property
     def run(self) -> str:
-        """Short name of the run."""
+        """Short name of the run, <identity>/seed<k>."""
         return f"{self.entry['identity']}/seed{self.entry['seed']}"
 
 
 def states(outputs: Path, name: str) -> list[PointState]:
-    """Every point of a sweep, live."""
+    """Return the current state of all points of a sweep."""
     entries = manifest(outputs, name)
     unfinished = [entry["job"] for entry in entries if entry["job"] and not _done(entry)]
     jobs = slurm.query(unfinished)
@@ -50,7 +50,7 @@ def states(outputs: Path, name: str) -> list[PointState]:
 
 
 def state(entry: Mapping[str, Any], job: slurm.Job | None = None) -> PointState:
-    """The state of a point, from its files and from SLURM's information about its job."""
+    """Return the state of a point from its files and from SLURM's state of its job."""
     directory = Path(entry["directory"])
     if _done(entry):
         return PointState(entry, "done")
@@ -76,7 +76,7 @@ def state(entry: Mapping[str, Any], job: slurm.Job | None = None) -> PointState:
 
 
 def inspected(state: PointState) -> PointState:
-    """The same state, or `damaged` if the result of a finished point cannot be read."""
+    """Return the same state, or `damaged` if a finished point's result cannot be read."""
     from spurcor.runs.results import read_result
 
     if state.status != "done":
@@ -89,7 +89,7 @@ def inspected(state: PointState) -> PointState:
 
 
 def last_line(path: Path) -> str:
-    """The last message of spurcor in a log, or else the path of the log."""
+    """Return the last message of spurcor in a log, or else a pointer to the log."""
     own = [line for line in tail(path).splitlines() if line.startswith("spurcor: ")]
     return own[-1].removeprefix("spurcor: ") if own else f"see {path}"
 
@@ -99,7 +99,7 @@ def _done(entry: Mapping[str, Any]) -> bool:
 
 
 def _progress(directory: Path) -> str:
-    """Epochs done, and the time that the others will take at the same pace."""
+    """Return the last epoch and the remaining time at the same pace; "" before the first row."""
     try:
         phases = read_json(directory / "phases.json", Plan)["phases"]
         row = json.loads(tail(directory / "metrics.jsonl").splitlines()[-1])
@@ -108,13 +108,13 @@ def _progress(directory: Path) -> str:
         total, done = sum(phase["epochs"] for phase in phases), before + row["epoch"]
         left = row["seconds"] / max(done, 1) * (total - done)
         epochs = phases[names.index(row["phase"])]["epochs"]
-    except (OSError, ValueError, TypeError, KeyError, IndexError):  # the first row is yet to come
+    except (OSError, ValueError, TypeError, KeyError, IndexError):  # no row yet
         return ""
     return f"{row['phase']} {row['epoch']}/{epochs}, {duration(left)} left"
 
 
 def duration(seconds: float) -> str:
-    """A readable duration."""
+    """Format a duration, given in seconds, in s, min or h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

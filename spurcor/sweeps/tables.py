@@ -1,4 +1,4 @@
-"""Tables of a sweep's points."""
+"""Tables of the points of a sweep."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ PLACES = ("paths.", "sweep=", "site.", "site=", "tracker", "hydra")
 
 
 def sweep_table(points: Sequence["PointState"]) -> Table:
-    """Status and test worst-group accuracy of every point of a sweep."""
+    """Return a table of status and worst-group test accuracy of each point of a sweep."""
     table = Table("point", "status", "run")
     table.add_column("test worst", justify="right")
     table.add_column("+ DFR", justify="right")
@@ -31,7 +31,7 @@ def sweep_table(points: Sequence["PointState"]) -> Table:
 
 
 def status_table(points: Sequence["PointState"]) -> Table:
-    """Status and progress of every point of a sweep."""
+    """Return a table of status and progress of each point of a sweep."""
     table = Table("point", "status", "progress", "job", "run")
     for point, overrides in zip(points, distinct(points), strict=True):
         status = f"{point.status} {point.message}".strip()
@@ -42,7 +42,7 @@ def status_table(points: Sequence["PointState"]) -> Table:
 
 
 def distinct(points: Sequence["PointState"]) -> list[str]:
-    """Overrides of each point, without those shared by all and those about where it runs."""
+    """Return each point's overrides, without shared ones and those on where it runs."""
     typed = [point.entry["overrides"] for point in points]
     shared = set.intersection(*map(set, typed)) if len(typed) > 1 else set()
     return [
@@ -52,12 +52,15 @@ def distinct(points: Sequence["PointState"]) -> list[str]:
 
 
 def figures(state: PointState) -> tuple[float | None, float | None]:
-    """Test accuracy of the worst group, before and after the requested repair."""
+    """Return worst-group test accuracy before and after the first requested repair.
+
+    None for a value that is missing or cannot be read.
+    """
     from spurcor.runs.results import read_result
 
     try:
         result = read_result(Path(state.entry["directory"]))
-    except (UserError, OSError):  # none yet, or damaged, as `inspected` says
+    except (UserError, OSError):  # not finished, or damaged as `inspected` reports
         return None, None
     repairs = [need.split("/")[1] for need in state.entry["needs"] if need.startswith("dfr/")]
     repaired = [(result["dfr"].get(name, {}).get("test") or {}).get("worst") for name in repairs]
