@@ -1,4 +1,4 @@
-"""Trackers mirror the files of a run; the files are the record, and training never waits."""
+"""Trackers mirror the files of a run; the files are authoritative, and training never waits."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from spurcor.system.shapes import Repair, Result, Row
 
 log = logging.getLogger(__name__)
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
-UNTRACKED = ("phase", "time", "step")  # row entries that are no metrics
+UNTRACKED = ("phase", "time", "step")  # entries of a row that are not metrics
 
 
 @dataclass(frozen=True)
 class Record:
-    """One thing that trackers show: a run, a DFR of a run, or a sweep."""
+    """An entry of a tracker: a run, a DFR of a run, or a sweep."""
 
     directory: Path
     kind: Literal["run", "dfr", "sweep"]
@@ -35,7 +35,10 @@ class Record:
 
     @classmethod
     def of_run(cls, directory: Path, config: TrainConfig) -> Record:
-        """A training run: the settings that move its weights as params, the machine's as tags."""
+        """Return the record of a training run.
+
+        Settings that affect its weights are parameters; machine options are tags.
+        """
         params = _texts({**config.settings, "seed": config.seed})
         train = plain(config.train)
         tags = {
@@ -49,7 +52,10 @@ class Record:
 
     @classmethod
     def of_dfr(cls, directory: Path, folder: Path, node: Node, config: TrainConfig) -> Record:
-        """A DFR of a run, shown below it; it repeats what runs are compared by."""
+        """Return the record of a DFR, shown below its run.
+
+        It repeats the parameters by which runs are compared: data set, backbone, method and seed.
+        """
         run = cls.of_run(directory, config)
         shown = ("dataset", "backbone", "seed")
         params = {name: run.params[name] for name in shown}
@@ -62,7 +68,7 @@ class Record:
 
     @property
     def times(self) -> tuple[int | None, int | None]:
-        """Begin and end of a run by its rows, in epoch ms; of what has none, the present."""
+        """Start and end of a run in epoch ms, from its rows; (None, None) without rows."""
         rows = read_lines(self.directory / "metrics.jsonl", Row)
         if not rows:
             return None, None
@@ -70,7 +76,7 @@ class Record:
 
     @property
     def label(self) -> str:
-        """A readable name that no other record of the outputs folder has; a DFR's is below it."""
+        """A readable name, unique in the outputs folder; a DFR's extends that of its run."""
         if self.kind == "sweep":
             return self.sweep
         run = self.parent if self.kind == "dfr" and self.parent else self.directory
@@ -79,7 +85,7 @@ class Record:
 
     @classmethod
     def of_sweep(cls, folder: Path) -> Record:
-        """A sweep, above its runs."""
+        """Return the record of a sweep, shown above its runs."""
         return cls(folder, "sweep", f"sweep {folder.name}", folder.name)
 
 
@@ -88,16 +94,16 @@ def _texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def metrics_of(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The metrics of a row that have a value."""
+    """Yield name and value of the metrics in a row that are not None."""
     for key, value in row.items():
         if key not in UNTRACKED and value is not None:
             yield key, float(value)
 
 
 def require(package: str) -> None:
-    """Refuse a tracker whose package is missing, before anything has started."""
+    """Refuse a tracker whose package is not installed, before anything has started."""
     spec = importlib.util.find_spec(package)
-    # A folder of that name in the working directory, such as a tracker's own, is found as well.
+    # A folder of that name in the working directory is found as well, but has no origin.
     if spec is None or spec.origin is None:
         raise UserError(
             f"tracker={package} needs the package {package}: pip install 'spurcor[{package}]'"
@@ -105,47 +111,47 @@ def require(package: str) -> None:
 
 
 class Tracker(Protocol):
-    """A mirror. Calls return at once and may come twice with the same content."""
+    """A mirror of runs; calls return at once and may be repeated with the same content."""
 
     @property
     def title(self) -> str:
-        """What people call it."""
+        """Display name of the tracker."""
 
     @property
     def address(self) -> str | None:
-        """An address, or the command that opens what is mirrored."""
+        """Address of the mirrored runs, or the command that opens them."""
 
     @property
     def alive(self) -> bool:
-        """Whether everything sent so far was taken."""
+        """Whether everything sent so far was accepted."""
 
     def prepare(self) -> None:
-        """Import what the first call needs, which may take seconds; nothing is sent."""
+        """Import the packages for the first call, which may take seconds; nothing is sent."""
 
     def start(self, record: Record) -> None:
-        """Show a record as running, continuing what is shown of it already."""
+        """Show a record as running, continuing its existing entry."""
 
     def log(self, record: Record, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Show metrics: rows with `step` and `time` (epoch ms); other numbers are metrics."""
+        """Log rows with `step` and `time` (epoch ms); their other numbers are metrics."""
 
     def result(self, record: Record, row: Mapping[str, Any]) -> None:
-        """Show what the record is compared by: a row like those of `log`."""
+        """Log the final metrics, by which records are compared, as a row like those of `log`."""
 
     def artifact(self, record: Record, path: Path, folder: str = "") -> None:
-        """Show a file, in a folder of the record's files; it takes the place of its namesake.
+        """Show a file in a folder of the record's files, replacing one of the same name.
 
         The file may be read as late as in `close`.
         """
 
     def finish(self, record: Record, status: Status) -> None:
-        """Show how the record ended."""
+        """Set the final status of a record."""
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send everything that is still queued."""
 
 
 class Trackers:
-    """All trackers of a run. One that fails is dropped with a warning."""
+    """All trackers of a run; one that fails is dropped with a warning."""
 
     def __init__(self, trackers: Iterable[Tracker]) -> None:
         self._trackers = list(trackers)
@@ -154,28 +160,28 @@ class Trackers:
 
     @property
     def alive(self) -> bool:
-        """Whether no mirror has failed."""
+        """Whether no tracker has failed."""
         return not self._dropped and all(tracker.alive for tracker in self._trackers)
 
     @classmethod
     def build(cls, nodes: Mapping[str, Node], outputs: Path) -> Trackers:
-        """Build the trackers that a configuration names; nothing is started by it."""
+        """Build the trackers named in a configuration, without starting them."""
         return cls(node.build(outputs=outputs) for node in nodes.values())
 
     @classmethod
     def open(cls, config: TrainConfig, stack: ExitStack) -> Trackers:
-        """The same, closed with the stack."""
+        """Build the trackers and register their `close` with the stack."""
         trackers = cls.build(config.tracker, config.paths.outputs)
         stack.callback(trackers.close)
         return trackers
 
     @property
     def addresses(self) -> dict[str, str]:
-        """By title, where each mirror is seen."""
+        """Address of each tracker, by title."""
         return {tracker.title: tracker.address for tracker in self._trackers if tracker.address}
 
     def prepare(self) -> None:
-        """See `Tracker.prepare`; who does not call it waits later."""
+        """See `Tracker.prepare`; without it, the first call waits for the imports."""
         self._each("prepare")
 
     def start(self, record: Record) -> None:
@@ -183,14 +189,14 @@ class Trackers:
         self._each("start", record)
 
     def rows(self, record: Record, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Send those of a run's rows that were not sent yet."""
+        """Log those of a run's rows that have not been sent yet."""
         sent = self._sent.get(record.directory, 0)
         if fresh := rows[sent:]:
             self._each("log", record, fresh)
             self._sent[record.directory] = len(rows)
 
     def report(self, record: Record) -> None:
-        """Send the result of a finished record and show it as finished."""
+        """Send metrics, configuration, result and plots of a finished record."""
         if record.kind == "dfr":
             self.start(record)
         self._each("result", record, _result_row(record))
@@ -204,7 +210,7 @@ class Trackers:
         self.finish(record, "FINISHED")
 
     def attach(self, record: Record, paths: Iterable[Path], folder: str) -> None:
-        """Show files of a record that is finished, in a folder beside its others."""
+        """Add files in a folder to a finished record."""
         self.start(record)
         for path in paths:
             self._each("artifact", record, path, folder)
@@ -222,14 +228,17 @@ class Trackers:
         for tracker in list(self._trackers):
             try:
                 getattr(tracker, call)(*arguments)
-            except Exception as error:  # whatever a tracker does, the run goes on
+            except Exception as error:  # a tracker must never stop a run
                 log.warning("%s is switched off: %s", type(tracker).__name__, error)
                 self._trackers.remove(tracker)
                 self._dropped.append(tracker)
 
 
 def _result_row(record: Record) -> dict[str, Any]:
-    """Metrics of result.json as one row; `selected/` marks those of a run's selected epoch."""
+    """Return the metrics of result.json as one row.
+
+    For a run, the prefix `selected/` marks metrics of the selected epoch.
+    """
     path = record.directory / "result.json"
     result = read_json(path, Result if record.kind == "run" else Repair)
     prefix = "selected/" if record.kind == "run" else ""

@@ -1,6 +1,7 @@
-"""Shows a report in the trackers: python -m spurcor.tracking.messenger, lines of JSON on stdin.
+"""Separate process that adds a report to the trackers; reads lines of JSON from stdin.
 
-A process of its own: it imports the trackers' packages, seconds, while the report is made.
+Started as `python -m spurcor.tracking.messenger`, it imports the trackers' packages, which takes
+seconds, while the report is made.
 """
 
 import gc
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Address:
-    """Where files are to be shown: the process's first line."""
+    """The record that files are added to; the first line that the process reads."""
 
     sweep: str
     tracker: dict[str, Node]
@@ -31,11 +32,14 @@ class Address:
 
 
 class Messenger(Companion):
-    """The process that shows files below a sweep; a tracker that cannot be built is refused."""
+    """Handle of the process that adds files to a sweep's record.
+
+    Raises UserError if a tracker cannot be built.
+    """
 
     def __init__(self, sweep: str, tracker: Mapping[str, Node], outputs: Path) -> None:
         super().__init__("spurcor.tracking.messenger")
-        Trackers.build(tracker, outputs)  # for the refusal, before there is anything to show
+        Trackers.build(tracker, outputs)  # raises UserError before the report is made
         self._address = Address(sweep, dict(tracker), OutputPaths(outputs))
 
     def __enter__(self) -> Self:
@@ -44,25 +48,25 @@ class Messenger(Companion):
         return self
 
     def attach(self, files: Sequence[Path], folder: str) -> None:
-        """Begin to show files that are complete; `finish` waits for it."""
+        """Start adding complete files; `finish` waits for the end."""
         self.tell({"files": [str(path) for path in files], "folder": folder})
 
     def finish(self) -> None:
-        """Wait until the trackers have the files or were given up, and say which were."""
+        """Wait until the files are sent or given up, and log failures."""
         code, said = self.wait()
         sys.stderr.write(said)
-        if code:  # the files are the record: this stops no report
+        if code:  # the files are authoritative, so the report goes on
             log.warning("the trackers were not told of the report: exit code %d", code)
 
 
 def main() -> None:
-    """Show what stdin names."""
-    gc.disable()  # imports leave no garbage: looking for it takes a quarter of their time
+    """Add the files named on stdin to the record of a sweep."""
+    gc.disable()  # a quarter of the imports' time, and they leave no garbage
     address = check(json.loads(sys.stdin.readline()), Address)
     trackers = Trackers.build(address.tracker, address.paths.outputs)
     trackers.prepare()
     line = sys.stdin.readline()
-    if not line:  # there is no report after all
+    if not line:  # no report was made
         return
     from spurcor.system.terminal import log_to_terminal
 

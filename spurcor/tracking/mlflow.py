@@ -1,4 +1,4 @@
-"""MLflow as a mirror: everything is sent from one background thread."""
+"""MLflow tracker: everything is sent from one background thread."""
 
 import contextlib
 import functools
@@ -15,18 +15,18 @@ from spurcor.tracking.names import mlflow_name
 from spurcor.tracking.sender import Rows, Sender, Task
 
 log = logging.getLogger(__name__)
-BATCH = 1000  # metrics in one request, MLflow's limit
-# A server needs a third of a second for 1000: among many writers small requests are answered in
-# time where large ones run into their timeouts.
+BATCH = 1000  # metrics per request, MLflow's limit
+# A server takes a third of a second for 1000 metrics; with many writers, requests of that size time
+# out where small ones do not.
 SERVER_BATCH = 250
 
 
 class MlflowTracker(Tracker):
-    """One MLflow experiment per sweep; runs below their sweep, DFR below its run.
+    """One MLflow experiment per sweep, with runs below their sweep and DFR below its run.
 
-    The id of the MLflow run is kept in the record's folder, so a requeued or resumed run continues
-    it. A store that is busy or away is tried again; one that stays so switches the mirror off for
-    this process, and `spurcor.sync` catches up.
+    The id of the MLflow run is stored in the record's folder, so a requeued or resumed run
+    continues it. Requests to a busy or unreachable store are retried; if it stays so, the tracker
+    is switched off for this process, and `spurcor.sync` sends what is missing.
     """
 
     title = "MLflow"
@@ -34,7 +34,7 @@ class MlflowTracker(Tracker):
     def __init__(self, outputs: Path, uri: str | None = None, patience: float = 60.0) -> None:
         """`uri` null: MLFLOW_TRACKING_URI, or else a sqlite store in the outputs folder.
 
-        `patience`: seconds for which a request is repeated while the run goes on.
+        `patience`: seconds for which a request is retried while the run goes on.
         """
         self._connection = Connection(outputs, uri)
         self._runs = Runs(self._connection)
@@ -42,28 +42,28 @@ class MlflowTracker(Tracker):
 
     @property
     def uri(self) -> str:
-        """The store, without passwords."""
+        """Address of the store, with passwords masked."""
         return self._connection.uri
 
     @property
     def failure(self) -> Exception | None:
-        """Why the store was given up, if it was."""
+        """The error for which the store was given up, or None."""
         return self._sender.failure
 
     @property
     def alive(self) -> bool:
-        """Whether the store has taken everything so far."""
+        """Whether the store has accepted everything so far."""
         return self.failure is None and not self._runs.refused
 
     @property
     def address(self) -> str:
-        """A server's address, or the command that opens a local store."""
+        """Address of a server, or the command that opens a local store."""
         if self._connection.server is not None:
             return self.uri
         return shlex.join(["mlflow", "ui", "--backend-store-uri", self.uri])
 
     def prepare(self) -> None:
-        """Import mlflow, unless its server is dead: that is told by the first call."""
+        """Import mlflow, unless its server is unreachable: the first request reports that."""
         with contextlib.suppress(OSError):
             self._connection.prepare()
 
@@ -74,11 +74,11 @@ class MlflowTracker(Tracker):
         self._sender.put(lambda: self._runs.start(record))
 
     def log(self, record: Record, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Metrics with the row's own time: a row that is sent twice is stored once."""
+        """Log metrics with the row's own time, so a row that is sent twice is stored once."""
         self._sender.put(Rows(record, [dict(row) for row in rows]))
 
     def result(self, record: Record, row: Mapping[str, Any]) -> None:
-        """Metrics like those of any row."""
+        """Log metrics as for any other row."""
         self.log(record, [row])
 
     def artifact(self, record: Record, path: Path, folder: str = "") -> None:
@@ -86,17 +86,17 @@ class MlflowTracker(Tracker):
         self._sender.put(lambda: self._runs.artifact(record, path, folder))
 
     def finish(self, record: Record, status: Status) -> None:
-        """Close the MLflow run."""
+        """Terminate the MLflow run."""
         self._sender.put(lambda: self._runs.finish(record, status))
 
     def close(self) -> None:
-        """Wait until everything is sent or has failed, or the store is silent for too long."""
+        """Wait until all is sent or has failed, or the store has not answered for too long."""
         self._sender.close()
 
     # --- for the sender ---------------------------------------------------------------------------
 
     def _batches(self, waiting: Sequence[Rows]) -> Iterator[Task]:
-        """Requests that send the rows of each record together, each repeated on its own."""
+        """Yield requests that send the rows of each record in batches, each retried separately."""
         size = SERVER_BATCH if self._connection.server else BATCH
         for record in {entry.record.directory: entry.record for entry in waiting}.values():
             metrics = [

@@ -1,4 +1,4 @@
-"""The way to an MLflow store: its address, its client, turns among writers, and its errors."""
+"""Connection to an MLflow store: address, client, turns among writers, and errors."""
 
 import contextlib
 import logging
@@ -23,11 +23,11 @@ from spurcor.tracking.sender import Answers
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-WRITERS = 4  # of an outputs folder that use the store at the same time
+WRITERS = 4  # of an outputs folder, at the same time
 TURN_SECONDS, TURN_PAUSE = 30.0, 0.03
 CONNECT_SECONDS = 1.0
-# Set before mlflow is imported. Its own retries block for minutes on a dead server and know
-# nothing of the run's end; a busy server may need most of the timeout.
+# Set before mlflow is imported. Its own retries would block for minutes on an unreachable server,
+# even at the end of a run; a busy server may need most of the timeout.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -38,7 +38,7 @@ ENVIRONMENT = {
 
 
 class Connection:
-    """One process's way to the store that an outputs folder is mirrored in; a `sender.Store`."""
+    """Connection of one process to the MLflow store of an outputs folder; a `sender.Store`."""
 
     def __init__(self, outputs: Path, uri: str | None) -> None:
         """`uri` null: MLFLOW_TRACKING_URI, or else a sqlite store in the outputs folder."""
@@ -47,12 +47,12 @@ class Connection:
         self.uri = masked(self._address)
         self.answers = Answers()
         self._client: MlflowClient | None = None
-        # Not the common generator: training may draw from that.
+        # Not the global generator, from which training may draw.
         self._turn_of = random.Random().randrange(WRITERS)
 
     @property
     def client(self) -> "MlflowClient":
-        """MLflow's own, once `connect` was called."""
+        """MLflow's client; available after `connect`."""
         assert self._client is not None
         return self._client
 
@@ -65,21 +65,21 @@ class Connection:
         return address.hostname or "", address.port or {"http": 80, "https": 443}[address.scheme]
 
     def prepare(self) -> None:
-        """Import mlflow; a dead server, which raises an OSError, is spared that."""
+        """Import mlflow; raises OSError before that if the server is unreachable."""
         self._knock()
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        # It logs every lock of the database with its traceback, also those that pass.
+        # It logs each locked database with a traceback, even if a retry succeeds.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         import mlflow
 
-        if self.uri.startswith("sqlite"):  # else imported by the first request
+        if self.uri.startswith("sqlite"):  # otherwise imported by the first request
             import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
     def connect(self) -> None:
-        """Open the store, unless that is done."""
+        """Open the store, unless it is open already."""
         if self._client is not None:
             return
         self.prepare()
@@ -91,27 +91,27 @@ class Connection:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """A courtesy among the writers of an outputs folder; one whose turn never comes goes on.
+        """Limit the writers of an outputs folder to `WRITERS` at a time; no turn is no error.
 
-        Many at once keep a sqlite file's writers waiting beyond its own patience. And a server
-        takes more than one database connection for a request, so that as many requests as it has
-        connections wait for each other until they time out.
+        With many at once, writers of a sqlite file wait longer than sqlite's own timeout. A server
+        takes more than one database connection per request, so as many requests as it has
+        connections would wait for each other until they time out.
         """
         lock = _lock(self.outputs, str(self._turn_of))
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(Timeout):
                 stack.enter_context(lock.acquire(TURN_SECONDS, TURN_PAUSE / 2))
             yield
-        time.sleep(TURN_PAUSE)  # or the next task takes the lock before anybody else looks at it
+        time.sleep(TURN_PAUSE)  # lets others take the lock before the next task does
 
     def may_pass(self, error: BaseException) -> bool:
-        """Whether the same request may succeed in a moment."""
+        """Return whether a retry of the same request may succeed."""
         if self.server is None:
             return "database is locked" in str(error)
         return unanswered(error)
 
     def reachable(self) -> bool:
-        """Whether a server takes connections; a local store always does."""
+        """Return whether a server accepts connections; a local store always does."""
         try:
             self._knock()
         except OSError:
@@ -119,8 +119,8 @@ class Connection:
         return True
 
     def reason(self, error: Exception) -> str:
-        """What an error says in one line, without passwords."""
-        # The innermost reason says it: those around it repeat addresses.
+        """Return an error's message in one line, with passwords masked."""
+        # The innermost cause is specific; the outer ones repeat addresses.
         reasons = [e for e in _chain(error) if isinstance(e, OSError | sqlite3.Error)]
         text = str([error, *reasons][-1]).replace(self._address, self.uri).strip().splitlines()
         return masked(text[0])[:200] if text else type(error).__name__
@@ -131,7 +131,7 @@ class Connection:
 
 
 def unanswered(error: BaseException) -> bool:
-    """Whether the store did not answer, rather than answer with a refusal."""
+    """Return whether the store did not answer at all, as opposed to refusing the request."""
     import requests
 
     network = (
@@ -143,19 +143,19 @@ def unanswered(error: BaseException) -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what it came from, the innermost last."""
+    """Yield an exception and its causes, the innermost last."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
 def open_store(address: str, outputs: Path) -> "MlflowClient":
-    """A client of a store; one on this machine is made first, if it must be."""
+    """Return a client of a store; a local store is created or migrated first if needed."""
     from mlflow import MlflowClient
 
     database = store.database_of(address)
     with contextlib.ExitStack() as stack:
-        if urlparse(address).scheme not in ("http", "https"):  # many may need a fresh one at once
+        if urlparse(address).scheme not in ("http", "https"):  # many may create it at once
             stack.enter_context(_lock(outputs if database is None else database.parent, "create"))
         if database is not None:
             store.make(database, outputs / store.ARTIFACTS)
@@ -172,7 +172,10 @@ def _lock(folder: Path, name: str) -> FileLock:
 
 
 def store_uri(outputs: Path, uri: str | None = None) -> str:
-    """The MLflow store that is written to, with its password."""
+    """Return the address of the MLflow store, including its password.
+
+    It is `uri`, MLFLOW_TRACKING_URI, or a sqlite file in the outputs folder, in this order.
+    """
     if uri is not None:
         return _checked("tracker.mlflow.uri", uri)
     if named := os.environ.get("MLFLOW_TRACKING_URI"):
@@ -181,7 +184,10 @@ def store_uri(outputs: Path, uri: str | None = None) -> str:
 
 
 def _checked(key: str, uri: str) -> str:
-    """An address with its password; a server without a scheme, for MLflow a folder, is refused."""
+    """Return an address with its password; UserError for an invalid one.
+
+    A server without a scheme is refused, since MLflow would take it for a folder.
+    """
     first = uri.partition("/")[0]
     a_port = re.fullmatch(r"(.*@)?([\w.-]+|\[[\w:]+\]):\d+", first)
     a_name = re.fullmatch(r"(.*@)?\w[\w-]*(\.[\w-]+)+", first) and not Path(uri).exists()

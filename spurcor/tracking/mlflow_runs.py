@@ -1,4 +1,4 @@
-"""MLflow's runs of records: created once, continued, described, closed."""
+"""MLflow runs of records: created once, then continued, described and terminated."""
 
 import logging
 import uuid
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     Entity = Metric | Param | RunTag
 
 log = logging.getLogger(__name__)
-PARAM_LENGTH, TAG_LENGTH = 6000, 8000  # of their values
-# The page opens on tables and charts of runs; without it, on traces of language models.
+PARAM_LENGTH, TAG_LENGTH = 6000, 8000  # maximum length of values
+# Makes the page open on tables and charts of runs instead of traces of language models.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 
 class Runs:
-    """What is sent of records. Every call is a request, or a few, that may be repeated."""
+    """The requests to MLflow about records; each method may be repeated."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.refused: set[str] = set()  # what the store refused, while it took other things
+        self.refused: set[str] = set()  # entries that the store refused
         self._experiments: dict[str, str] = {}
         self._statuses: dict[Path, str] = {}
         self._unsure: set[Path] = set()  # records that a failed request may have created
@@ -43,7 +43,7 @@ class Runs:
         """Create the MLflow run, or continue it."""
         path = record.directory / "mlflow.json"
         fresh = not path.exists()
-        if fresh:  # written before the MLflow run, so that a kill in between loses nothing
+        if fresh:  # written first, so that a run created just before a kill is found again
             write_json(path, {"id": uuid.uuid4().hex})
         tags = {
             **record.tags,
@@ -72,18 +72,18 @@ class Runs:
         self._describe(run, record.params, tags)
 
     def finish(self, record: Record, status: Status) -> None:
-        """Close the MLflow run."""
+        """Terminate the MLflow run."""
         run_id = self._run_id(record)
-        if record.directory in self._unsure:  # a request that timed out may have been carried out
+        if record.directory in self._unsure:  # a request that timed out may have succeeded
             for run in self._search(record):
                 if run.info.run_id != run_id:
                     self._client.delete_run(run.info.run_id)
-        if self._statuses.get(record.directory) != status:  # else it keeps its end time
+        if self._statuses.get(record.directory) != status:  # otherwise keep its end time
             self._client.set_terminated(run_id, status, end_time=record.times[1])
             self._statuses[record.directory] = status
 
     def metrics(self, record: Record, rows: Sequence[tuple[str, float, int, int]]) -> None:
-        """Log metrics: name, value, time in epoch ms, step."""
+        """Log metrics as tuples of name, value, time in epoch ms, and step."""
         from mlflow.entities import Metric
 
         named: dict[str, list[Entity]] = {}
@@ -102,7 +102,7 @@ class Runs:
             self._lose(f"file {Path(folder, path.name)}", error)
 
     def _describe(self, run: "Run", params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        """Log those parameters and tags that a run has not."""
+        """Log parameters that a run lacks, and tags that it lacks or that have changed."""
         from mlflow.entities import Param, RunTag
 
         fresh: dict[str, list[Entity]] = {}
@@ -124,7 +124,7 @@ class Runs:
                     created = self._client.create_experiment(name, place, EXPERIMENT_TAGS)
                 except Exception:
                     found = self._client.get_experiment_by_name(name)
-                    if found is None:  # not created by another process meanwhile either
+                    if found is None:  # nor created by another process meanwhile
                         raise
             if found is not None and found.lifecycle_stage == "deleted":
                 self._client.restore_experiment(found.experiment_id)
@@ -133,22 +133,22 @@ class Runs:
         return self._experiments[name]
 
     def _close_stale(self, experiment: str) -> None:
-        """Runs shown as running whose process is gone."""
+        """Mark runs as killed that are shown as running but whose process is gone."""
         for run in self._client.search_runs([experiment], "attributes.status = 'RUNNING'"):
             directory = Path(run.data.tags.get("spurcor.directory", "/nowhere"))
             kind = run.data.tags.get("spurcor.kind")
             owner = directory.parents[1] if kind == "dfr" else directory
-            # What is not on this disk is the run of another machine.
+            # A run that is not on this disk belongs to another machine.
             if kind not in ("run", "dfr") or not directory.exists():
                 continue
             if holder(lock_of(owner)) is not None:
                 continue
-            # It may have finished since the search: it says so before it lets go of its lock.
+            # It may have finished since the search: its status is set before its lock is released.
             if self._client.get_run(run.info.run_id).info.status == "RUNNING":
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _known(self, record: Record) -> "Run | None":
-        """The MLflow run of a record: by its stored id, or by its tag if that is missing."""
+        """Return the MLflow run of a record by its stored id, or else by its tag, or None."""
         from mlflow.exceptions import MlflowException
 
         if stored := self._stored_id(record.directory):
@@ -163,7 +163,7 @@ class Runs:
         return found[0] if found else None
 
     def _search(self, record: Record) -> "list[Run]":
-        """The MLflow runs that carry the record's own id."""
+        """Return the MLflow runs that carry the record's own id."""
         key = read_json(record.directory / "mlflow.json")["id"]
         experiments = [self._experiment(record.sweep)]
         return list(self._client.search_runs(experiments, f"tags.`spurcor.id` = '{key}'"))
@@ -179,9 +179,9 @@ class Runs:
         return run_id
 
     def _log(self, run_id: str, named: "Mapping[str, Sequence[Entity]]") -> None:
-        """Log metrics, parameters or tags: together, or name by name if the store refuses that.
+        """Log metrics, parameters or tags together, or name by name if that is refused.
 
-        What it refuses alone costs only itself; if it refuses all, something else is wrong.
+        A name that is refused on its own is skipped; if all are refused, the error is raised.
         """
         try:
             self._log_together(run_id, [entity for group in named.values() for entity in group])
@@ -213,7 +213,7 @@ class Runs:
             )
 
     def _lose(self, what: str, error: Exception) -> None:
-        """Go on without one thing that the store refuses; that is told once."""
+        """Skip an entry that the store refuses, with one warning for each."""
         if what not in self.refused:
             self.refused.add(what)
             log.warning(
@@ -225,7 +225,7 @@ class Runs:
 
 
 def _taken(values: Mapping[str, str], length: int) -> dict[str, str]:
-    """Parameters or tags as MLflow takes them; a text that is too long is cut, as its end shows."""
+    """Return parameters or tags valid for MLflow; longer values are cut and end in "..."."""
     return {
         mlflow_name(key, also=":"): text if len(text) <= length else f"{text[: length - 3]}..."
         for key, text in values.items()

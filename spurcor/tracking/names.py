@@ -1,20 +1,20 @@
-"""Names that a tracker takes: those that it would refuse are changed, no two into the same."""
+"""Valid names for trackers: invalid ones are changed, so that they stay distinct."""
 
 import hashlib
 import re
 
-MLFLOW_LENGTH = 250  # of the key of a metric, parameter or tag
+MLFLOW_LENGTH = 250  # of the name of a metric, parameter or tag
 
 
 def mlflow_name(name: str, also: str = "") -> str:
-    """A name as MLflow takes it: of letters, digits and `_-. /`, and a path in its plain form.
+    """Return a valid MLflow name: letters, digits and `_-. /`, and a normalised path.
 
-    `also`: more characters that stay. What is changed ends in a hash of the name, so names that
-    only a changed character told apart are still two.
+    `also`: further characters that are allowed. A changed name ends in a hash of the original, so
+    different names stay different.
     """
     taken = re.sub(rf"[^\w\-. /{re.escape(also)}]", "_", name)
     parts = [part if part not in ("", ".", "..") else "_" for part in taken.split("/")]
-    if parts[0].startswith(".."):  # a folder above, MLflow thinks
+    if parts[0].startswith(".."):  # MLflow takes it for a parent folder
         parts[0] = f"_{parts[0]}"
     return (
         name
@@ -24,11 +24,11 @@ def mlflow_name(name: str, also: str = "") -> str:
 
 
 def hashed(shown: str, name: str, length: int) -> str:
-    """A changed name with a hash of the original, in no more than `length` characters."""
+    """Append a hash of the original to a changed name, within `length` characters."""
     digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
     return f"{shown[: length - 9]}-{digest}"
 
 
 def shortened(name: str, length: int) -> str:
-    """A name that is cut only where it must be, and then is still no other's."""
+    """Return a name cut to `length` characters, if needed, with a hash that keeps it unique."""
     return name if len(name) <= length else hashed(name, name, length)

@@ -1,4 +1,4 @@
-"""Sends to a store from a background thread: in order, in batches, and again where it must."""
+"""Background thread that sends to a store: in order, in batches, with retries."""
 
 import contextlib
 import queue
@@ -13,10 +13,10 @@ from typing import Any, Protocol
 from spurcor.tracking import Record
 
 FLUSH_SECONDS = 5.0  # rows are collected for this long
-FIRST_ANSWER_SECONDS = 15.0  # a server that is silent for longer from the beginning is dead
-CLOSE_PATIENCE = 20.0  # for a store that refuses while nothing but the mirror is left to do
-CLOSE_SECONDS = 60.0  # since the last answer of a store that has work left when a run ends
-PAUSE_SECONDS = (0.2, 5.0)  # between two attempts: the first, and the longest
+FIRST_ANSWER_SECONDS = 15.0  # a server without any answer by then is taken as unreachable
+CLOSE_PATIENCE = 20.0  # for retries at the end of a run
+CLOSE_SECONDS = 60.0  # without an answer at the end of a run
+PAUSE_SECONDS = (0.2, 5.0)  # between attempts: the first and the longest pause
 Task = Callable[[], None]
 
 
@@ -29,22 +29,22 @@ class Rows:
 
 
 class Answers:
-    """When a store was first asked and last answered."""
+    """Times of the first request to a store and of its last answer."""
 
     def __init__(self) -> None:
         self._asked: float | None = None
         self._answered: float | None = None
 
     def asked(self) -> None:
-        """A first request is on its way, which only a server may leave unanswered."""
+        """Record the time of the first request; only a server may leave it unanswered."""
         self._asked = self._asked or time.monotonic()
 
     def answered(self) -> None:
-        """A request was carried out."""
+        """Record that a request succeeded."""
         self._answered = time.monotonic()
 
     def stopped(self, begin: float) -> bool:
-        """Whether a store that is waited for since `begin` deserves no more of it."""
+        """Return whether to stop waiting for a store, after having waited since `begin`."""
         now = time.monotonic()
         if now - max(begin, self._answered or begin) > CLOSE_SECONDS:
             return True
@@ -54,29 +54,29 @@ class Answers:
 
 
 class Store(Protocol):
-    """What a sender knows of the store that its tasks write to."""
+    """The interface of a store that a sender writes to."""
 
     answers: Answers
 
     def connect(self) -> None:
-        """Open it, unless that is done."""
+        """Open the store, unless it is open already."""
 
     def turn(self) -> AbstractContextManager[None]:
-        """Held while a task writes, so that other processes get their turns."""
+        """Return a context that is held while a task writes, so that processes take turns."""
 
     def may_pass(self, error: BaseException) -> bool:
-        """Whether the same request may succeed in a moment."""
+        """Return whether a retry of the same request may succeed."""
 
     def reachable(self) -> bool:
-        """Whether anything is there to answer."""
+        """Return whether the store accepts connections."""
 
 
 class Sender:
-    """A queue and the thread that empties it; after a failure nothing is sent any more.
+    """A queue and the thread that empties it; after a failure, nothing more is sent.
 
-    A task that the store is too busy for is repeated: for `patience` seconds while the run goes
-    on, and for `CLOSE_PATIENCE` at most once nothing else is left to do. `batches` makes tasks of
-    rows that have waited together; `on_failure` says that the store was given up.
+    A task is retried while the store is busy or unreachable: for `patience` seconds during the run,
+    and for at most `CLOSE_PATIENCE` seconds in `close`. `batches` turns rows that have waited
+    together into tasks; `on_failure` is called when the store is given up.
     """
 
     def __init__(
@@ -92,17 +92,17 @@ class Sender:
         self._queue: queue.Queue[Task | Rows | None] = queue.Queue()
         self._worker: threading.Thread | None = None
         self._closing = threading.Event()
-        self._random = random.Random()  # its own: training may draw from the common one
+        self._random = random.Random()  # training may draw from the global one
 
     def put(self, task: Task | Rows) -> None:
-        """Send this after what was put before; returns at once."""
-        if self._worker is None:  # a tracker that is only asked for its address needs no thread
+        """Queue a task or rows, to be sent in order; returns at once."""
+        if self._worker is None:  # no thread if only the address is read
             self._worker = threading.Thread(target=self._work, name="mlflow", daemon=True)
             self._worker.start()
         self._queue.put(task)
 
     def close(self) -> None:
-        """Wait until everything is sent or has failed, or the store is silent for too long."""
+        """Wait until all is sent or has failed, or the store has not answered for too long."""
         if self._worker is None:
             return
         self._closing.set()
@@ -117,7 +117,7 @@ class Sender:
 
     def _work(self) -> None:
         waiting: list[Rows] = []
-        due = 0.0  # when rows are sent
+        due = 0.0  # time of the next flush of rows
         while not (self._closing.is_set() and self._queue.empty() and not waiting):
             task: Task | Rows | None = None
             with contextlib.suppress(queue.Empty):
@@ -137,8 +137,8 @@ class Sender:
                 self._carry_out(task)
 
     def _carry_out(self, task: Task) -> None:
-        """Do a task, again if the store was only busy or away; nothing after a failure."""
-        refused: float | None = None  # since when
+        """Execute a task, with retries while the store is busy; does nothing after a failure."""
+        refused: float | None = None  # time of the first refusal
         pause, longest = PAUSE_SECONDS
         while self.failure is None:
             try:
@@ -147,7 +147,7 @@ class Sender:
                     task()
                 self.store.answers.answered()
                 return
-            except Exception as error:  # the files are the record: a mirror never stops a run
+            except Exception as error:  # a tracker must never stop a run
                 refused = refused or time.monotonic()
                 if not self._worth_repeating(error, refused):
                     self._give_up(error)
@@ -156,7 +156,7 @@ class Sender:
             pause = min(2 * pause, longest)
 
     def _worth_repeating(self, error: Exception, refused: float) -> bool:
-        """Whether a task that fails since `refused` is tried again."""
+        """Return whether to retry a task that has been failing since `refused`."""
         closing = self._closing.is_set()
         patience = min(self.patience, CLOSE_PATIENCE) if closing else self.patience
         if time.monotonic() - refused > patience or not self.store.may_pass(error):
@@ -164,11 +164,11 @@ class Sender:
         return not closing or self.store.reachable()
 
     def _rest(self, pause: float) -> None:
-        # Many writers that were refused together must not come back together.
+        # Jitter: writers that were refused together must not retry together.
         seconds = pause * self._random.uniform(0.5, 1.5)
         if self._closing.is_set():
             time.sleep(seconds)
-        else:  # the end of the run wakes it for a last attempt
+        else:  # the end of the run triggers a last attempt
             self._closing.wait(seconds)
 
     def _give_up(self, error: Exception) -> None:

@@ -1,8 +1,8 @@
-"""MLflow's sqlite store: made whole, made anew where a kill left a part, moved with its folder.
+"""MLflow's sqlite store: creation, migration, recovery after a kill, relocation of its folder.
 
-MLflow creates a store by dozens of migrations that are no transaction: what is killed among them
-can neither be used nor created again. So a store is made beside its place and copied there by
-sqlite, which is one transaction, also for those that have the file open.
+MLflow creates a store by dozens of migrations outside a transaction: if it is killed in between,
+the file can neither be used nor created again. Therefore a store is created beside its place and
+copied there by sqlite in one transaction, which is safe for processes that have the file open.
 """
 
 import contextlib
@@ -13,13 +13,13 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 BUSY_SECONDS = 20.0
-# Tables with rows in a store that nobody has used, and how many there are.
+# Number of rows per table in an unused store; other tables are empty.
 UNUSED = {"alembic_version": 1, "experiments": 1, "workspaces": 1}
-ARTIFACTS = "mlflow-artifacts"  # a folder of the outputs folder
+ARTIFACTS = "mlflow-artifacts"  # in the outputs folder
 
 
 def database_of(uri: str) -> Path | None:
-    """The file of a sqlite store; None for other stores, and for one in memory."""
+    """Return the file of a sqlite store; None for other stores and for one in memory."""
     if not uri.startswith("sqlite"):
         return None
     from sqlalchemy.engine import make_url
@@ -29,15 +29,16 @@ def database_of(uri: str) -> Path | None:
 
 
 def make(database: Path, artifacts: Path) -> None:
-    """Make a store that is missing or was left unfinished, or bring an older one up to date.
+    """Create a store that is missing or incomplete, or migrate an older one.
 
-    The caller holds a lock. What is in an older store is kept, and a copy of the file beside it.
+    The caller holds a lock. The content of an older store is kept, and a backup of its file is
+    stored beside it. Raises sqlite3.OperationalError if another process writes to it meanwhile.
     """
     version = _version(database)
     if version == _head():
         return
-    _remove_unfinished(database)  # of a process that was killed
-    # Another name each time: MLflow keeps connections to the files that it has opened.
+    _remove_unfinished(database)  # left by a kill
+    # A new name each time, since MLflow keeps connections to files that it has opened.
     beside = database.with_name(f".{database.name}.{uuid.uuid4().hex}.new")
     try:
         with _open(database) as store:
@@ -56,7 +57,7 @@ def make(database: Path, artifacts: Path) -> None:
 
 
 def _head() -> str | None:
-    """The version of a store that MLflow has nothing to do on."""
+    """Return the schema version that MLflow needs."""
     import mlflow
     from alembic.script import ScriptDirectory
 
@@ -65,12 +66,12 @@ def _head() -> str | None:
 
 
 def _migrate(database: Path, artifacts: Path) -> None:
-    """Let MLflow make, or bring up to date, a file that nobody else uses."""
+    """Let MLflow create or migrate a file that no other process uses."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from sqlalchemy import Engine, event
 
     def hasten(connection: sqlite3.Connection, _: object) -> None:
-        """What a crash may destroy need not be on the disk after each of a thousand statements."""
+        """Skip syncs to disk after each of a thousand statements; a crash loses only the copy."""
         (place,) = connection.execute("SELECT file FROM pragma_database_list").fetchone()
         if Path(place).name == database.name:
             connection.execute("PRAGMA synchronous = OFF")
@@ -90,7 +91,7 @@ def _open(database: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _changes(store: sqlite3.Connection) -> int:
-    """A number that is another once somebody else has written to the store."""
+    """Return a number that changes once another connection has written to the store."""
     return int(store.execute("PRAGMA data_version").fetchone()[0])
 
 
@@ -111,7 +112,7 @@ def _tables(database: Path) -> list[str]:
 
 
 def _unused(database: Path) -> bool:
-    """Whether nothing is lost with a store: it holds what MLflow itself begins with, or a part."""
+    """Return whether a store has no user data, only MLflow's initial rows or some of them."""
     tables = _tables(database)
     with _open(database) as store:
         for name in tables:
@@ -122,7 +123,7 @@ def _unused(database: Path) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Give one database the content of another, whole or not at all."""
+    """Replace the content of a database by that of another, in one transaction."""
     with _open(source) as origin, _open(target) as copy:
         origin.backup(copy)
 
@@ -136,9 +137,9 @@ def _remove_unfinished(database: Path) -> None:
 
 
 def follow(database: Path, outputs: Path) -> None:
-    """Let a store in an outputs folder that was moved, or copied, name places in the new one.
+    """Update the paths in a store whose outputs folder was moved or copied.
 
-    MLflow keeps the places of artifacts as absolute addresses.
+    MLflow stores the locations of artifacts as absolute addresses.
     """
     here = (outputs / ARTIFACTS).as_uri()
     known = "SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location LIKE ?"
@@ -150,7 +151,7 @@ def follow(database: Path, outputs: Path) -> None:
 
 
 def _same(old: str, here: str) -> bool:
-    """Whether two addresses are one folder, which is seen under two names."""
+    """Return whether two addresses refer to the same folder under different names."""
     paths = [Path(unquote(urlparse(uri).path)).parent for uri in (old, here)]
     return paths[0].exists() and paths[0].samefile(paths[1])
 

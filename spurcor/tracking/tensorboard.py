@@ -1,4 +1,4 @@
-"""TensorBoard as a mirror: event files that hold what is on disk, once."""
+"""TensorBoard tracker: event files that hold the metrics on disk, each value once."""
 
 import logging
 import os
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 log = logging.getLogger(__name__)
-NAME_LENGTH = 128  # of the part of an event file's name that says what it holds
+NAME_LENGTH = 128  # of the readable part of an event file's name
 
 
 class TensorboardTracker(Tracker):
     """One TensorBoard run per record, <outputs>/tensorboard/<sweep>/<record>, DFR below its run.
 
-    A process that sends a record writes it anew, since it sends all of it, and then removes the
-    file of the process before. So a resumed run or a sync doubles nothing, and a rerun takes the
-    place of what it reruns. Parameters are columns of the page HPARAMS, beside the results.
+    A process that sends a record sends all of it: it writes a new file and then removes those of
+    earlier processes. So a resume or a sync duplicates nothing, and a rerun replaces the earlier
+    run. Parameters are columns of the page HPARAMS, beside the results.
     """
 
     title = "TensorBoard"
@@ -40,36 +40,36 @@ class TensorboardTracker(Tracker):
 
     @property
     def alive(self) -> bool:
-        """A row that cannot be written raises where it is written."""
+        """Whether all files could be shown; a row that cannot be written raises at once."""
         return not self._refused
 
     @property
     def address(self) -> str:
-        """The command that opens the page."""
+        """The command that opens TensorBoard."""
         return shlex.join(["tensorboard", "--logdir", str(self.folder)])
 
     def prepare(self) -> None:
-        """Import what writes events, a third of a second."""
+        """Import the event writer, which takes a third of a second."""
         import tensorboard.compat.proto.event_pb2
         import tensorboard.plugins.hparams.plugin_data_pb2
         import tensorboard.summary.writer.record_writer  # noqa: F401
 
     def start(self, record: Record) -> None:
-        """Nothing is shown before the first row: a record that gets none keeps what it had."""
-        self.prepare()  # so that no row waits for it
+        """Import the event writer; a record without new rows keeps its earlier ones."""
+        self.prepare()  # so that the first row need not wait for it
 
     def log(self, record: Record, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Scalars; what this process has written of a step is not written again."""
+        """Write scalars, except those that this process has already written for a step."""
         if record.directory not in self._records:
             self._records[record.directory] = _Scalars(self._place(record), record)
         self._records[record.directory].add(rows)
 
     def result(self, record: Record, row: Mapping[str, Any]) -> None:
-        """Scalars of one step."""
+        """Write the scalars of one step."""
         self.log(record, [row])
 
     def artifact(self, record: Record, path: Path, folder: str = "") -> None:
-        """Show an image or a text; the page has no place for other files."""
+        """Show an image or a text; TensorBoard cannot show other files."""
         show = {".png": _image, ".md": _text}.get(path.suffix)
         if show is None:
             return
@@ -80,12 +80,12 @@ class TensorboardTracker(Tracker):
             events.write(path.stat().st_mtime, 0, value)
             events.replace_others()
             events.close()
-        except (OSError, struct.error) as error:  # costs only itself
+        except (OSError, struct.error) as error:  # only this file is lost
             self._refused = True
             log.warning("%s cannot be shown in TensorBoard (%s)", path, error)
 
     def finish(self, record: Record, status: Status) -> None:
-        """Say in HPARAMS how the record ended."""
+        """Record the final status in HPARAMS."""
         if (scalars := self._records.get(record.directory)) is not None:
             scalars.end(status)
 
@@ -100,7 +100,7 @@ class TensorboardTracker(Tracker):
 
 
 class _EventFile:
-    """An event file, named so that readers take it up after those that are there."""
+    """An event file, named so that readers read it after existing ones."""
 
     def __init__(self, place: Path, name: str) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -116,20 +116,20 @@ class _EventFile:
         self._writer.write(version.SerializeToString())
 
     def write(self, when: float, step: int, *values: "Summary.Value") -> None:
-        """Append one event; `when` in seconds."""
+        """Append one event; `when` in seconds since the epoch."""
         event = self._event(wall_time=when, step=step)
         event.summary.value.extend(values)
         self._writer.write(event.SerializeToString())
 
     def replace_others(self) -> None:
-        """Let readers see it, and remove what processes before this one wrote of the same name."""
+        """Flush, and remove files of the same name by earlier processes."""
         self._writer.flush()
         for other in self._path.parent.glob(f"events.out.tfevents.*{self._name}"):
             if other != self._path:
                 other.unlink(missing_ok=True)
 
     def flush(self) -> None:
-        """Let readers see what was written."""
+        """Make written events visible to readers."""
         self._writer.flush()
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ class _EventFile:
 
 
 class _Scalars:
-    """Parameters, metrics and end of one record."""
+    """Parameters, metrics and final status of one record."""
 
     def __init__(self, place: Path, record: Record) -> None:
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
@@ -152,13 +152,13 @@ class _Scalars:
         session.group_name, session.start_time_secs = record.label, begin
         for key, text in record.params.items():
             try:
-                session.hparams[key].number_value = float(text)  # sorted as a number
+                session.hparams[key].number_value = float(text)  # sorts as a number
             except ValueError:
                 session.hparams[key].string_value = text
         self._file.write(begin, 0, _hparams("session_start_info", data))
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The metrics that are not there yet."""
+        """Write the metrics that have not been written yet."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         first = not self._written
@@ -169,12 +169,12 @@ class _Scalars:
             values = [Summary.Value(tag=key, simple_value=v) for key, v in fresh.items()]
             if values:
                 self._file.write(row["time"] / 1000, step, *values)
-        if first:  # all that an earlier process wrote is in it by now
+        if first:  # now contains all rows of earlier processes
             self._file.replace_others()
         self._file.flush()
 
     def end(self, status: Status) -> None:
-        """How the record ended."""
+        """Write the final status of the record."""
         from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -208,7 +208,7 @@ def _hparams(name: str, data: "HParamsPluginData") -> "Summary.Value":
     from tensorboard.compat.proto.types_pb2 import DT_FLOAT
 
     value = _value(f"_hparams_/{name}", "hparams", data.SerializeToString())
-    value.tensor.dtype = DT_FLOAT  # the page leaves out what has no value at all
+    value.tensor.dtype = DT_FLOAT  # TensorBoard drops summaries without any value
     value.tensor.tensor_shape.dim.add(size=0)
     return value
 

@@ -1,4 +1,4 @@
-"""Weights & Biases as a mirror: everything is sent from one background thread."""
+"""Weights & Biases tracker: everything is sent from one background thread."""
 
 import logging
 import os
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     import wandb
 
 log = logging.getLogger(__name__)
-CLOSE_SECONDS = 60.0  # since anything was taken, when a run ends
+CLOSE_SECONDS = 60.0  # without progress at the end of a run
 INIT_SECONDS = 30.0
 GROUP_LENGTH, TAG_LENGTH = 128, 64
 
 
 class WandbTracker(Tracker):
-    """One W&B run per record that has rows or files; a sweep is the group of its runs.
+    """One W&B run per record that has rows or files, grouped by sweep.
 
-    The id of the W&B run is kept in the record's folder, so a requeued or resumed run continues it,
-    and a rerun is another. Offline, a process that sends a record writes a folder that holds all of
-    it and removes those of the processes before: `wandb sync` finds each run once.
+    The id of the W&B run is stored in the record's folder, so a requeued or resumed run continues
+    it, while a rerun is a new W&B run. Offline, a process that sends a record writes a folder with
+    all of it and removes those of earlier processes, so `wandb sync` finds each run once.
     """
 
     title = "W&B"
@@ -46,7 +46,7 @@ class WandbTracker(Tracker):
         require("wandb")
         self.outputs, self.project, self.entity, self.mode = outputs, project, entity, mode
         self.failure: Exception | None = None
-        self._complete = True  # no file was left out
+        self._complete = True  # no file was skipped
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._worker: threading.Thread | None = None
         self._moved = 0.0
@@ -54,12 +54,12 @@ class WandbTracker(Tracker):
 
     @property
     def alive(self) -> bool:
-        """Whether everything was taken so far."""
+        """Whether everything was accepted so far."""
         return self.failure is None and self._complete
 
     @property
     def address(self) -> str:
-        """The command that uploads what was written offline, or the project's page."""
+        """The command that uploads offline runs, or the address of the project."""
         if self.mode == "offline":
             return f"wandb sync {shlex.quote(str(self.outputs / 'wandb'))}/offline-run-*"
         host = os.environ.get("WANDB_BASE_URL", "https://wandb.ai").replace("//api.", "//")
@@ -69,33 +69,33 @@ class WandbTracker(Tracker):
 
     def prepare(self) -> None:
         """Import wandb."""
-        # Before the import: its error reports go to the network, offline or not.
+        # Before the import: wandb would send error reports even when offline.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb  # noqa: F401
 
     def start(self, record: Record) -> None:
-        """Nothing is shown before the first row or file: W&B has groups, and needs no parent."""
+        """Do nothing: W&B shows a run with its first row or file, and groups need no parent."""
 
     def log(self, record: Record, rows: Sequence[Mapping[str, Any]]) -> None:
-        """History, by the row's own step and time."""
+        """Log rows to the history, with their own step and time."""
         frozen = [dict(row) for row in rows]
         self._put(lambda: self._log(record, frozen))
 
     def result(self, record: Record, row: Mapping[str, Any]) -> None:
-        """The summary, which W&B's tables of runs show."""
+        """Update the summary, which W&B's tables of runs show."""
         numbers = dict(metrics_of(row))
         self._put(lambda: self._run(record).summary.update(numbers))
 
     def artifact(self, record: Record, path: Path, folder: str = "") -> None:
-        """Copy a file to the run's files."""
+        """Copy a file to the files of the W&B run."""
         self._put(lambda: self._save(record, path, folder))
 
     def finish(self, record: Record, status: Status) -> None:
-        """Close the W&B run, if anything was shown of it."""
+        """Finish the W&B run, if it has any rows or files."""
         self._put(lambda: self._finish(record, status))
 
     def close(self) -> None:
-        """Wait until everything is sent or has failed, or nothing moves for too long."""
+        """Wait until all is sent or has failed, or no task has finished for too long."""
         if self._worker is None:
             return
         self._queue.put(None)
@@ -106,7 +106,7 @@ class WandbTracker(Tracker):
             self._fail(TimeoutError(f"no answer for {CLOSE_SECONDS:.0f} s"))
 
     def _put(self, task: Callable[[], None]) -> None:
-        if self._worker is None:  # a tracker that is only asked for its address needs no thread
+        if self._worker is None:  # no thread if only the address is read
             self._worker = threading.Thread(target=self._work, name="wandb", daemon=True)
             self._worker.start()
         self._queue.put(task)
@@ -120,7 +120,7 @@ class WandbTracker(Tracker):
             try:
                 task()
                 self._moved = time.monotonic()
-            except Exception as error:  # the files are the record: a mirror never stops a run
+            except Exception as error:  # a tracker must never stop a run
                 self._fail(error)
 
     def _fail(self, error: Exception) -> None:
@@ -171,18 +171,18 @@ class WandbTracker(Tracker):
     def _log(self, record: Record, rows: Sequence[Mapping[str, Any]]) -> None:
         run = self._run(record)
         for row in rows:
-            if row["step"] >= run.step:  # else it is there: W&B would say so row by row
+            if row["step"] >= run.step:  # otherwise already logged, and W&B would warn for each
                 numbers = {**dict(metrics_of(row)), "_timestamp": row["time"] / 1000}
                 run.log(numbers, step=int(row["step"]))
 
     def _save(self, record: Record, path: Path, folder: str) -> None:
         run = self._run(record)
-        # A copy, since W&B would link it; below a folder, since it has a config.yaml of its own.
+        # A copy, since W&B would link it; in a folder, since W&B writes a config.yaml of its own.
         copy = Path(run.dir, "spurcor", folder, path.name)
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-        except OSError as error:  # costs only itself
+        except OSError as error:  # only this file is lost
             self._complete = False
             log.warning("W&B refuses %s (%s)", path, error.strerror)
             return
@@ -201,7 +201,7 @@ class WandbTracker(Tracker):
 
 
 def _id(record: Record) -> str:
-    """The id of the record's W&B run, made when it is first asked for."""
+    """Return the id of the record's W&B run, created on first use."""
     path = record.directory / "wandb.json"
     if not path.exists():
         name = record.label.replace("/", "-")
