@@ -1,4 +1,4 @@
-"""Loading of the runs of sweeps as trials, with a record of unfinished and unreadable ones."""
+"""Load the runs of sweeps as trials, and record unfinished and unreadable ones."""
 
 import contextlib
 import gc

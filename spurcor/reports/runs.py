@@ -1,4 +1,4 @@
-"""Loading of finished runs; unreliable files are refused."""
+"""Load finished runs; unreliable files are refused."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,6 +1,6 @@
-"""Selection of the epoch of a run and the setting of a method by a criterion.
+"""Select the epoch of a run and the setting of a method by a criterion.
 
-All criteria judge the same rows. Only `_score` reads their values, and only `oracle` may read
+All criteria judge the same rows. Only `_score` reads them to select, and only `oracle` may read
 anything other than the validation split.
 """
 

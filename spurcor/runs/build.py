@@ -1,4 +1,4 @@
-"""Building of data, models and analyses from a configuration."""
+"""Build data, models and analyses from a configuration."""
 
 import dataclasses
 import functools

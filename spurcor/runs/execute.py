@@ -1,4 +1,4 @@
-"""Execution of a run: training, repair, analyses and the report on the terminal."""
+"""Execute a run: train, repair and analyse it, and report the result."""
 
 import dataclasses
 import logging
@@ -239,7 +239,7 @@ def _report(
     _tidy(directory, config.paths.outputs)
     result = read_result(directory)
     made, now = result["run"].get("commit", "unknown"), versions.commit()
-    if made != now and not result["run"].get("code"):  # `code` shows what matters
+    if made != now and not result["run"].get("code"):  # no fingerprints to compare
         how += f" (trained at commit {made}; the code is at {now})"
     show_result(terminal, result, directory, how, trackers)
     return Outcome("done", directory, result=result)

@@ -1,4 +1,4 @@
-"""Lookup of finished and unfinished runs on disk, and of their configurations."""
+"""Find finished and unfinished runs on disk, and load their configurations."""
 
 import dataclasses
 from collections.abc import Iterable

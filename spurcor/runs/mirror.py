@@ -1,4 +1,4 @@
-"""Sending of a run on disk to the trackers."""
+"""Send a run on disk to the trackers."""
 
 from pathlib import Path
 

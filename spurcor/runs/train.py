@@ -1,4 +1,4 @@
-"""Training of a run to its end, and writing of its result."""
+"""Train a run to its end and write its result."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Execution of a sweep's points in this process."""
+"""Run the points of a sweep in this process."""
 
 import logging
 import sys
@@ -60,7 +60,7 @@ def _outdated(config: TrainConfig) -> list[str]:
 def run_points(paths: Iterable[Path]) -> int:
     """Run points of a submitted sweep from their frozen configurations.
 
-    Returns the largest exit code; `HELD` counts for points that another process works on.
+    Returns the largest exit code, where a point that another process works on counts as `HELD`.
     """
     outcomes = carry_out([read_point(path) for path in paths])
     codes = [HELD if one.status == "held" else one.exit_code for one in outcomes.values()]

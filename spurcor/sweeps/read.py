@@ -1,4 +1,4 @@
-"""Conversion of a composed Hydra configuration to a checked one."""
+"""Convert a composed Hydra configuration to a checked one."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -67,7 +67,7 @@ class MlflowTracker(Tracker):
         with contextlib.suppress(OSError):
             self._connection.prepare()
 
-    # --- calls of the run: they only queue --------------------------------------------------------
+    # --- calls by the run, which only queue -------------------------------------------------------
 
     def start(self, record: Record) -> None:
         """Create the MLflow run, or continue it."""

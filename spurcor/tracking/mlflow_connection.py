@@ -91,11 +91,12 @@ class Connection:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Limit the writers of an outputs folder to `WRITERS` at a time; no turn is no error.
+        """Limit the writers of an outputs folder to `WRITERS` at a time.
 
-        With many at once, writers of a sqlite file wait longer than sqlite's own timeout. A server
-        takes more than one database connection per request, so as many requests as it has
-        connections would wait for each other until they time out.
+        A writer without a turn for `TURN_SECONDS` goes on regardless. With many at once, writers of
+        a sqlite file wait longer than sqlite's own timeout. A server takes more than one database
+        connection per request, so as many requests as it has connections would wait for each other
+        until they time out.
         """
         lock = _lock(self.outputs, str(self._turn_of))
         with contextlib.ExitStack() as stack:

@@ -71,7 +71,7 @@ def _migrate(database: Path, artifacts: Path) -> None:
     from sqlalchemy import Engine, event
 
     def hasten(connection: sqlite3.Connection, _: object) -> None:
-        """Skip syncs to disk after each of a thousand statements; a crash loses only the copy."""
+        """Skip syncs to disk after each of a thousand statements: a crash loses only this copy."""
         (place,) = connection.execute("SELECT file FROM pragma_database_list").fetchone()
         if Path(place).name == database.name:
             connection.execute("PRAGMA synchronous = OFF")

@@ -65,7 +65,7 @@ class WandbTracker(Tracker):
         host = os.environ.get("WANDB_BASE_URL", "https://wandb.ai").replace("//api.", "//")
         return masked(f"{host}/{self.entity}/{self.project}" if self.entity else host)
 
-    # --- calls of the run: they only queue --------------------------------------------------------
+    # --- calls by the run, which only queue -------------------------------------------------------
 
     def prepare(self) -> None:
         """Import wandb."""
