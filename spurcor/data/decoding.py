@@ -27,6 +27,7 @@ FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"
 UNREADABLE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError),
     *(AssertionError, struct.error, zlib.error),
+    MemoryError,  # a header asks for more than there is
 )
 CONVERTED = ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "RGBX", "CMYK", "YCbCr")
 ORIENTATION = 0x0112  # the tag of EXIF

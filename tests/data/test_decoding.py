@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import struct
 import sys
 
 import numpy as np
@@ -122,6 +123,16 @@ def test_a_turned_photograph_is_turned_before_it_is_cropped(root):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_header_that_asks_for_more_memory_than_there_is_is_damage(root):
+    begin = b"\x00\x00\x00\x0cjP  \r\n\x87\n" + struct.pack(
+        ">I4s4sI4s", 20, b"ftyp", b"jp2 ", 0, b"jp2 "
+    )
+    (root / "x.jp2").write_bytes(begin + struct.pack(">I4sQ", 1, b"jp2h", 2**62) + bytes(50))
+    assert decoding.size_of(root / "x.jp2") is None
+    with pytest.raises(UserError, match=r"cannot be read as images.*x\.jp2"):
+        open_store(root, ["x.jp2"], Prefix())
+
+
 def test_notes_of_the_camera_that_are_damaged_turn_nothing(root):
     Image.fromarray(SIX).save(root / "x.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f broken")
     assert stored(root, "x.jpg").shape == (2, 3, 3)
