@@ -24,10 +24,7 @@ from spurcor.training import selection
 
 NODES = ("dataset", "features", "backbone", "method", "optimizer", "schedule")
 # Dependencies are not followed into these modules, which do not affect results.
-SILENT = {
-    *("archives", "config", "console", "downloads", "errors", "files", "lock", "logging"),
-    *("pictures", "tracking"),
-}
+SILENT = {"archives", "config", "downloads", "errors", "presentation", "system", "tracking"}
 TELLING = ("log", "logger", "warnings")
 _BLOCKS = (ast.If, ast.Try, ast.ExceptHandler, ast.With)
 Name = tuple[str, str]  # module and name of a definition
