@@ -1,1 +1,1 @@
-"""Backbones, one file each."""
+"""Backbones, one per file."""

@@ -11,9 +11,10 @@ from spurcor.models.backbone import Backbone, follow
 
 
 class CifarResNet(Backbone):
-    """Three stages of (depth - 2) / 6 basic blocks with 16, 32 and 64 channels, then their mean.
+    """Three stages of (depth - 2) / 6 basic blocks (16, 32, 64 channels), then average pooling.
 
-    Shortcuts without parameters (the paper's option A); weights drawn as in He et al., ICCV 2015.
+    Shortcuts have no parameters (the paper's option A); weights are initialised as in He et al.,
+    ICCV 2015.
     """
 
     layers = ("layer1", "layer2", "layer3", "pool")
@@ -40,7 +41,7 @@ class CifarResNet(Backbone):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """(B, D, H, W) of the stages; (B, 64) of the pooled output."""
+        """Return (B, D, H, W) of the stages and (B, 64) of the pooled output."""
         return follow(self.stem(x), [(n, self.get_submodule(n)) for n in self.layers], layers)
 
 

@@ -1,4 +1,4 @@
-"""The network of Spurious-Correlations for MNIST with cues."""
+"""The network that Spurious-Correlations uses for MNIST with cues."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ class LeNet(Backbone):
         self.hidden = nn.Sequential(nn.Linear(64 * (height // 4) * (width // 4), latent), nn.ReLU())
 
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """Maps after the ReLU, before their pooling; (B, latent) of the hidden layer."""
+        """Return the maps after ReLU and before pooling, and (B, latent) of the hidden layer."""
         stages = (
             ("conv1", self.conv1),
             ("conv2", lambda z: self.conv2(F.max_pool2d(z, 2))),

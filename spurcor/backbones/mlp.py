@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons on flattened inputs, and their parametrisations by width."""
+"""Multi-layer perceptrons on flattened inputs, with parametrisations that depend on the width."""
 
 import functools
 import math
@@ -30,21 +30,22 @@ class Scaled(nn.Linear):
         nn.init.normal_(self.weight, std=std)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The scale is applied to the product, so that it also scales the gradient of W."""
+        """Return scale * W x; scaling the product also scales the gradient of W."""
         return self.scale * F.linear(x, self.weight)
 
 
 class Mlp(Backbone):
-    """`depth` hidden layers of `width` m units, named layer_1 ... layer_<depth>.
+    """`depth` hidden layers layer_1 ... layer_<depth> with m = `width` units each.
 
-    z^l = phi(u^l), with `skip` phi(u^l + z^(l-1)) from the second layer on. `standard`: u^l =
-    W^l z^(l-1) + b^l as torch draws them. Without biases, and f the network's output:
+    z^l = phi(u^l), or with `skip` phi(u^l + z^(l-1)) from the second layer on. f is the network's
+    output. `standard`: u^l = W^l z^(l-1) + b^l with torch's default initialisation. Without biases:
 
     `ntp`: W ~ N(0, 1); u^1 = W^1 x; u^l = 1/sqrt(m) W^l z^(l-1); f = 1/sqrt(m) w z (Jacot et al.,
     NeurIPS 2018). `mup`: W ~ N(0, 1/m); u^1 = sqrt(m) W^1 x; u^l = W^l z^(l-1); f = 1/sqrt(m) w z
-    (Yang and Hu, ICML 2021): under SGD features move at any width.
+    (Yang and Hu, ICML 2021): under SGD, features are learned at any width.
 
-    `fix_final_layer` leaves w as drawn. With depth 0 the only layer is the `input` itself.
+    `fix_final_layer` freezes w at its initial value. With depth 0 the only layer is the `input`
+    itself.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Mlp(Backbone):
         return Scaled(num_in, width, width**-0.5, width**0.5 if index == 0 else 1.0)
 
     def head(self, num_outputs: int) -> nn.Module:
-        """A new last layer in the chosen parametrisation."""
+        """Return a new last layer in the chosen parametrisation, frozen with `fix_final_layer`."""
         if self.parametrization == "standard":
             last = super().head(num_outputs)
         else:
@@ -91,7 +92,7 @@ class Mlp(Backbone):
         return last.requires_grad_(not self.fix_final_layer)
 
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """(B, width) after the activation of each layer."""
+        """Return (B, width) after the activation function of each layer."""
         if not self.hidden:
             return dict.fromkeys(layers, x.flatten(1))
         stages = [

@@ -1,4 +1,4 @@
-"""ResNets of torchvision."""
+"""ResNets from torchvision."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -10,28 +10,29 @@ from spurcor.data.groups import DataInfo
 from spurcor.models.backbone import Backbone, follow
 from spurcor.models.pretrained import fill, state_of
 
-WIDTHS = (64, 128, 256, 512)  # of the stages; ResNet-50 has four times as many channels
+WIDTHS = (64, 128, 256, 512)  # channels of the stages; ResNet-50 has four times as many
 
 
 class Gate(nn.Module):
-    """A mask M (B, 1, H, W) from a map, and the map with every position weighed by it."""
+    """Spatial attention: a mask M (B, 1, H, W) computed from a map, which it then multiplies."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.mask = nn.Conv2d(dim, 1, 1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """F M, M = sigmoid(w F + b)."""
+        """Return F M for a map F (B, D, H, W), where M = sigmoid(w F + b)."""
         return z * torch.sigmoid(self.mask(z))
 
 
 class ResNet(Backbone):
     """Stages layer1 ... layer4 and the pooled output of torchvision's ResNet.
 
-    With `attention` the map F of layer4 goes on as F M, M = sigmoid(w F + b) of one channel: the
-    learned gate of masktune_models' AttentionMaskingResNet50. It and the head start anew where the
-    other weights come from a run without it. `pretrained`: `imagenet`, `none`, or a file with a
-    torchvision state dict. Weights that cannot be had are an error, never silently random.
+    With `attention` the map F of layer4 is replaced by F M, where M = sigmoid(w F + b) has one
+    channel: the learned gate of masktune_models' AttentionMaskingResNet50. The gate and the head
+    are newly initialised if the other weights come from a run without the gate. `pretrained`:
+    `imagenet`, `none`, or a file with a torchvision state dict. Unavailable weights are an error,
+    never silently random.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class ResNet(Backbone):
         from torchvision import models
 
         network = {18: models.resnet18, 50: models.resnet50}[depth](weights=None)
-        network.fc = nn.Identity()  # the head is the method's
+        network.fc = nn.Identity()  # the method provides the head
         if pretrained != "none":
             state = state_of(pretrained, *self.published(depth=depth))
             state = {name: value for name, value in state.items() if not name.startswith("fc.")}
@@ -68,12 +69,12 @@ class ResNet(Backbone):
 
     @classmethod
     def published(cls, **arguments: Any) -> tuple[str, str]:
-        """Name and address of the weights of ImageNet."""
+        """Return the name and the URL of the ImageNet weights."""
         from torchvision import models
 
         weights = {18: models.ResNet18_Weights, 50: models.ResNet50_Weights}
         return "imagenet", weights[arguments.get("depth", 18)].IMAGENET1K_V1.url
 
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """(B, D, H, W) of the stages; (B, D) of the pooled output."""
+        """Return (B, D, H, W) of the stages and (B, D) of the pooled output."""
         return follow(self.stem(x), [(n, self.get_submodule(n)) for n in self.layers], layers)

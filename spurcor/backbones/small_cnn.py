@@ -10,11 +10,11 @@ from spurcor.models.backbone import Backbone, follow
 
 
 class SmallCnn(Backbone):
-    """Two blocks of two 3 x 3 convolutions (16, 32 channels), each with max pooling; 512 -> 256.
+    """Two blocks of two 3 x 3 convolutions (16, 32 channels), each max-pooled; 256 hidden units.
 
-    With `padding` 0, `hidden_norm` and 28 x 28 inputs it is MaskTune's (the pooling to 4 x 4 then
-    does nothing); padding keeps smaller images from vanishing, and `hidden_norm` is a batch norm
-    between the linear layer and its ReLU.
+    The hidden layer has 512 inputs. With `padding` 0, `hidden_norm` and 28 x 28 inputs it is
+    MaskTune's network (the pooling to 4 x 4 then does nothing); padding keeps smaller images from
+    shrinking to nothing, and `hidden_norm` is a batch norm between the linear layer and its ReLU.
     """
 
     layers = ("block1", "block2", "hidden")
@@ -34,7 +34,7 @@ class SmallCnn(Backbone):
         self.hidden = nn.Sequential(nn.Linear(512, 256), *norm, nn.ReLU())
 
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """Outputs of the blocks before their pooling, and of the hidden layer."""
+        """Return the blocks' outputs before pooling, and (B, 256) of the hidden layer."""
         stages = (
             ("block1", self.block1),
             ("block2", lambda z: self.block2(F.max_pool2d(z, 2))),
@@ -44,7 +44,7 @@ class SmallCnn(Backbone):
 
 
 def conv_block(num_in: int, num_out: int, padding: int) -> nn.Sequential:
-    """Two 3 x 3 convolutions, each with batch norm and ReLU."""
+    """Build two 3 x 3 convolutions, each with batch norm and ReLU."""
     layers: list[nn.Module] = []
     for channels in (num_in, num_out):
         layers += [

@@ -1,4 +1,4 @@
-"""The VGG of masktune_models, whose last convolution is its map of attention."""
+"""The VGG of masktune_models, whose last convolution provides the attention map."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ from spurcor.models.backbone import Backbone, follow
 class VggAttention(Backbone):
     """Three blocks of two 3 x 3 convolutions with 2 x 2 max pooling; 512 and 256 hidden units.
 
-    The blocks have 32, 64 and 128 channels, the hidden layers dropout. `attention` is the third
-    block's output before its pooling, 128 x 8 x 8 on CIFAR-10, where the first hidden layer has
-    2,048 inputs.
+    The blocks have 32, 64 and 128 channels; the hidden layers use dropout. `attention` is the
+    output of the third block before pooling, 128 x 8 x 8 on CIFAR-10, where the first hidden layer
+    has 2,048 inputs.
     """
 
     layers = ("block1", "block2", "attention", "hidden1", "hidden2")
@@ -37,7 +37,7 @@ class VggAttention(Backbone):
         self.hidden2 = nn.Sequential(nn.Linear(512, 256), nn.ReLU(), nn.Dropout(dropout))
 
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """Maps of the blocks before their pooling; hidden layers after their dropout."""
+        """Return the blocks' maps before pooling, and the hidden layers after dropout."""
         stages = (
             ("block1", self.block1),
             ("block2", lambda z: self.block2(F.max_pool2d(z, 2))),

@@ -1,4 +1,4 @@
-"""Vision transformers: ViT-B/16 of torchvision and DINOv2, both by timm's blocks."""
+"""Vision transformers: torchvision's ViT-B/16 and DINOv2, both built from timm's blocks."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ from spurcor.data.groups import DataInfo
 from spurcor.models.backbone import Backbone, follow
 from spurcor.models.pretrained import fill, state_of
 
-# Names of timm's architectures. One implementation serves all, whose projections are plain linear
-# layers: torchvision's attention keeps its own as a bare parameter.
+# Names of timm's architectures. timm serves for all, since its projections are plain linear layers;
+# torchvision's attention stores its input projection as a bare parameter.
 ARCHITECTURES = {
     "vit_b_16": "vit_base_patch16_224",
     "dinov2_vits14": "vit_small_patch14_dinov2",
@@ -21,7 +21,7 @@ ARCHITECTURES = {
     "dinov2_vitl14": "vit_large_patch14_dinov2",
     "dinov2_vitg14": "vit_giant_patch14_dinov2",
 }
-# torchvision's names and timm's, in this order.
+# Patterns of torchvision's names, and timm's names for them; applied in this order.
 RENAMED = (
     (r"^conv_proj\.", "patch_embed.proj."),
     (r"^class_token$", "cls_token"),
@@ -37,12 +37,12 @@ RENAMED = (
 
 
 class VisionTransformer(Backbone):
-    """Blocks block_0 ... of tokens (B, 1 + patches, D), the class token first.
+    """Blocks block_0, block_1, ... of tokens (B, 1 + patches, D), the class token first.
 
-    With `final_norm` the network's last norm is applied to whichever block is read, as DINOv2's
-    `get_intermediate_layers` does. Images may have any whole number of patches: position
-    embeddings are interpolated once, when weights are loaded. `pretrained`: `imagenet` (ViT-B/16)
-    or `dinov2`, `none`, or a file in the published format; what cannot be had is an error.
+    With `final_norm` the network's last norm is applied to the output of any block, as in DINOv2's
+    `get_intermediate_layers`. Images may have any integer number of patches: position embeddings
+    are interpolated once, when weights are loaded. `pretrained`: `imagenet` (ViT-B/16), `dinov2`,
+    `none`, or a file in the published format; unavailable weights are an error.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class VisionTransformer(Backbone):
 
     @classmethod
     def published(cls, **arguments: Any) -> tuple[str, str]:
-        """Name and address of the weights of ImageNet or DINOv2."""
+        """Return the name and the URL of the ImageNet or DINOv2 weights."""
         network = arguments["network"]
         if network == "vit_b_16":
             from torchvision.models import ViT_B_16_Weights
@@ -91,11 +91,11 @@ class VisionTransformer(Backbone):
         return "dinov2", found.url
 
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """(B, T, D) after the blocks, normalised with `final_norm`."""
+        """Return (B, T, D) after each block, normalised if `final_norm`."""
         return {name: self.norm(output) for name, output in self._blocks(x, layers).items()}
 
     def path(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """(B, T, D) after the blocks; only what leaves the last one is normalised."""
+        """Return (B, T, D) after each block; only the output of the last block is normalised."""
         outputs = self._blocks(x, layers)
         last = self.layers[-1]
         return outputs | ({last: self.norm(outputs[last])} if last in outputs else {})
@@ -107,20 +107,20 @@ class VisionTransformer(Backbone):
 
 
 def _load(model: Any, network: str, pretrained: str, state: dict[str, Tensor]) -> None:
-    """Fill a timm model from weights in the format they were published in, or in timm's."""
+    """Load weights into a timm model, either in the format they were published in or in timm's."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 
     if network != "vit_b_16" and "pos_embed" in state:
         state["pos_embed"] = _interpolated(state["pos_embed"], model.patch_embed.grid_size)
     patches = state.get("patch_embed.proj.weight")
     if patches is not None and patches.shape == model.patch_embed.proj.weight.shape:
-        # Never for patches of another size: the filter would resample those of another network.
+        # Only for patches of the right size: the filter would resample those of another network.
         state = checkpoint_filter_fn(state, model)
     fill(model, state, pretrained, network)
 
 
 def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's names as timm's, without the classifier of either."""
+    """Return torchvision's names as timm's, without the classifier of either."""
     renamed = {}
     for name, value in state.items():
         if not name.startswith(("heads.", "head.")):

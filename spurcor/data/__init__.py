@@ -1,1 +1,1 @@
-"""Images, labels, groups and splits of any data set."""
+"""Images, labels, groups and splits, independent of the data set."""

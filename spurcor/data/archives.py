@@ -1,8 +1,8 @@
-"""Archives of data sets, extracted once and safely: zip, and plain or compressed tar.
+"""Safe, one-time extraction of data set archives: zip, and plain or compressed tar.
 
-An untrusted archive may try to write elsewhere or fill the disk. Names and link targets of its
-members must be relative and without `..`, so nothing can point outside the folder, and their bytes
-are counted before and during extraction. Extraction is atomic.
+An untrusted archive may try to write outside its folder or to fill the disk. The names and link
+targets of its members must therefore be relative and free of `..`, and their bytes are counted
+before and during extraction. Extraction is atomic.
 """
 
 import bz2
@@ -27,27 +27,27 @@ from spurcor.errors import UserError, on_one_line
 from spurcor.system.files import is_clutter, read_json, replacing_folder, write_json
 from spurcor.system.shapes import Extracted
 
-MAX_BYTES = 60 * 10**9  # of all members; the largest data set here takes 2 GB
+MAX_BYTES = 60 * 10**9  # in total; the largest data set here takes 2 GB
 MAX_MEMBERS = 2_000_000  # CelebA has 202,599 images
 BLOCK = 1 << 20
-MAX_READ = 1 << 26  # names and other facts about a member are read at once
+MAX_READ = 1 << 26  # a header is read in one piece
 COMPRESSIONS: Mapping[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
     b"\xfd7zXZ\x00": lzma.open,
 }
-MARK = ".archive.json"  # in an extracted folder: the size of what it was made of
-# What the standard library raises on bytes that are not a complete archive.
+MARK = ".archive.json"  # in an extracted folder; holds the size of its archive
+# Raised by the standard library on damaged or truncated archives.
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, UnicodeError)
 
 
 def folder_of(archive: Path) -> Path:
-    """The folder next to an archive to which it is extracted."""
+    """Return the folder next to `archive` into which it is extracted."""
     return archive.with_name(f"{archive.name}.extracted")
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Subfolders that may contain the data one level deeper, except extracted archives."""
+    """Return the subfolders that may hold the data one level deeper, without extracted archives."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -60,9 +60,11 @@ def folders_in(folder: Path) -> list[Path]:
 def extracted(
     archive: Path, max_bytes: int = MAX_BYTES, max_members: int = MAX_MEMBERS
 ) -> Path | None:
-    """The folder with the contents of `archive`, which is extracted now if it was not yet.
+    """Return the folder with the contents of `archive`, extracting it on first use.
 
-    None if there is no such archive; one that was removed after its extraction still counts.
+    None if there is no such archive; one that was deleted after its extraction still counts. A
+    `UserError` is raised if the archive is damaged, unsafe or too large, if the disk is full or not
+    writable, or if the folder was extracted from a file of another size.
     """
     folder = folder_of(archive)
     if not archive.is_file():
@@ -89,11 +91,11 @@ def extracted(
 
 
 def _extract_once(archive: Path, folder: Path, max_bytes: int, max_members: int) -> None:
-    """Of several processes one extracts and the others wait."""
+    """Extract the archive in one process while any others wait."""
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if folder.exists():
             return
-        for leftover in folder.parent.glob(f".{folder.name}.*/"):  # of one that was killed
+        for leftover in folder.parent.glob(f".{folder.name}.*/"):  # of a killed extraction
             shutil.rmtree(leftover)
         try:
             size, count = _inspect(archive, max_bytes, max_members)
@@ -109,7 +111,7 @@ def _extract_once(archive: Path, folder: Path, max_bytes: int, max_members: int)
                 write_json(beside / MARK, {"bytes": archive.stat().st_size})
         except (*BROKEN, NotImplementedError, RuntimeError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # the disk's, not the archive's
+                raise  # the disk is at fault, not the archive
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
                 f"{archive} is damaged or truncated ({reason}); download it again"
@@ -121,16 +123,16 @@ def _extract_once(archive: Path, folder: Path, max_bytes: int, max_members: int)
 
 @dataclass(frozen=True)
 class Member:
-    """A member as the archive describes it."""
+    """One member of an archive, as its header describes it."""
 
     name: str
     kind: Literal["file", "folder", "link", "hard link", "special"]
     size: int = 0
-    target: str = ""  # of a link
+    target: str = ""  # for links only
 
     @property
     def leads_out(self) -> bool:
-        """Whether its name, or what it points at, could lie outside of the folder."""
+        """Whether the member's name or link target could lie outside the folder."""
         paths = [PurePosixPath(self.name), PurePosixPath(self.target)]
         return any(path.is_absolute() or ".." in path.parts for path in paths)
 
@@ -139,10 +141,10 @@ class Reader(Protocol):
     """An open archive."""
 
     def members(self) -> Iterator[Member]:
-        """All of them, in the archive's order."""
+        """Iterate over all members in archive order."""
 
     def contents(self) -> Iterator[tuple[Member, IO[bytes] | None]]:
-        """The same, with the bytes of those that are files."""
+        """Iterate over all members in archive order, regular files with an open byte stream."""
 
 
 class ZipReader:
@@ -152,12 +154,12 @@ class ZipReader:
         self.archive = archive
 
     def members(self) -> Iterator[Member]:
-        """From the central directory."""
+        """Iterate over the members listed in the central directory."""
         for info in self.archive.infolist():
             yield self._member(info)
 
     def contents(self) -> Iterator[tuple[Member, IO[bytes] | None]]:
-        """Checksums are compared when a file has been read to its end."""
+        """Iterate over the members; a file's checksum is verified once it is read to its end."""
         for info in self.archive.infolist():
             member = self._member(info)
             if member.kind != "file":
@@ -167,8 +169,8 @@ class ZipReader:
                 yield member, file
 
     def _member(self, info: zipfile.ZipInfo) -> Member:
-        kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the writer knew no Unix modes
-        name = info.filename.replace("\\", "/")  # of writers on Windows, against the standard
+        kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if the archive records no Unix modes
+        name = info.filename.replace("\\", "/")  # some Windows tools violate the standard
         if name.endswith("/"):
             return Member(name, "folder")
         regular = kind in (0, stat.S_IFREG)
@@ -176,18 +178,18 @@ class ZipReader:
 
 
 class TarReader:
-    """A tar archive, read from its beginning to its end."""
+    """A tar archive, read once from beginning to end."""
 
     def __init__(self, archive: tarfile.TarFile) -> None:
         self.archive = archive
 
     def members(self) -> Iterator[Member]:
-        """From the headers before each member."""
+        """Iterate over the headers that precede the members."""
         for info in self.archive:
             yield self._member(info)
 
     def contents(self) -> Iterator[tuple[Member, IO[bytes] | None]]:
-        """The bytes come from the stream: a compressed archive cannot be rewound."""
+        """Iterate over the members, reading forwards: a compressed archive cannot be rewound."""
         for info in self.archive:
             yield self._member(info), self.archive.extractfile(info) if info.isreg() else None
 
@@ -202,29 +204,29 @@ class TarReader:
 
 
 class Bounded(io.BufferedIOBase):
-    """Decompressed bytes; refuses the huge reads that a forged header would cause."""
+    """A stream of decompressed bytes that refuses the huge reads a forged header would cause."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
 
     def read(self, size: int | None = -1) -> bytes:
-        """At most MAX_READ bytes."""
+        """Read `size` bytes, at most MAX_READ; more raise a `tarfile.ReadError`."""
         if size is None or not 0 <= size <= MAX_READ:
             raise tarfile.ReadError("a header has an impossible size")
         return self.file.read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Skip in the stream."""
+        """Move to a position in the stream."""
         return self.file.seek(offset, whence)
 
     def tell(self) -> int:
-        """Position in the stream."""
+        """Return the position in the stream."""
         return self.file.tell()
 
 
 @contextlib.contextmanager
 def _opened(archive: Path) -> Iterator[Reader]:
-    """A reader for the file's actual format, whatever its name."""
+    """Open the archive with the reader for its actual format, whatever its name."""
     with archive.open("rb") as file:
         start = file.read(512)
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
@@ -243,14 +245,14 @@ def _opened(archive: Path) -> Iterator[Reader]:
             ) from error
         with opened_tar:
             yield TarReader(opened_tar)
-        stream.read(MAX_READ)  # to the end, where the checksum of the whole is
+        stream.read(MAX_READ)  # to the end, where the checksum of the stream is verified
 
 
 # --- checking and writing -------------------------------------------------------------------------
 
 
 def _inspect(archive: Path, max_bytes: int, max_members: int) -> tuple[int, int]:
-    """Bytes and number of all members; refuses before anything is written."""
+    """Return total bytes and number of members; refuse a bad archive before anything is written."""
     size = count = 0
     with _opened(archive) as reader:
         for member in reader.members():

@@ -1,7 +1,7 @@
-"""An image file as three channels of eight bits, or the reason why it cannot be read.
+"""Decoding of an image file to 8-bit RGB, or the reason why it cannot be decoded.
 
-The image is turned upright by its EXIF orientation. Of 16-bit greys the upper eight bits are kept,
-which is what Pillow does with 16-bit colours.
+Images are rotated upright according to their EXIF orientation. 16-bit greyscale keeps its upper
+eight bits, as Pillow does for 16-bit colour.
 """
 
 import functools
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 
-# Others are left out: some of them, like EPS, are programs that Pillow hands to an interpreter.
+# Other formats are excluded: some, like EPS, are programs that Pillow passes to an interpreter.
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
-# What Pillow raises on damaged images; DecompressionBombError derives from none of these.
+# Raised by Pillow on damaged images; DecompressionBombError is a subclass of none of these.
 UNREADABLE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError),
     *(AssertionError, struct.error, zlib.error),
     MemoryError,  # a header asks for more than there is
 )
 CONVERTED = ("1", "L", "P", "RGB", "LA", "PA", "RGBA", "RGBX", "CMYK", "YCbCr")
-ORIENTATION = 0x0112  # the tag of EXIF
-UPRIGHT = {  # from its values to Pillow's names
+ORIENTATION = 0x0112  # EXIF tag
+UPRIGHT = {  # EXIF orientation to the name of Pillow's transpose operation
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
     4: "FLIP_TOP_BOTTOM",
@@ -40,7 +40,7 @@ UPRIGHT = {  # from its values to Pillow's names
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
-BITS, INTERPRETATION, WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF, and a value of the second
+BITS, INTERPRETATION, WHITE_IS_ZERO = 258, 262, 0  # two TIFF tags, and a value of the second
 
 DAMAGED = "cannot be read as images, perhaps truncated while copying; copy them again"
 TOO_DEEP = (
@@ -54,17 +54,17 @@ PRINTED = "are CMYK; they are converted without a colour profile"
 
 @dataclass(frozen=True)
 class Decoded:
-    """What became of a file."""
+    """The result of decoding one file."""
 
     name: str
-    pixels: Pixels | None  # None: see `problem`
+    pixels: Pixels | None  # None if the file was not decoded: see `problem`
     problem: str = ""
-    remarks: tuple[str, ...] = ()  # what was lost
-    changed: bool = False  # stores of the first decoder hold other bytes
+    remarks: tuple[str, ...] = ()  # information lost in the conversion
+    changed: bool = False  # whether the first decoder gave other bytes
 
 
 def decode(root: Path, name: str, prefix: "Prefix") -> Decoded:
-    """One file under `root`, after the deterministic part of a transform."""
+    """Decode the file `name` under `root` and apply the deterministic prefix of a transform."""
     from PIL import Image
 
     try:
@@ -86,7 +86,7 @@ def decode(root: Path, name: str, prefix: "Prefix") -> Decoded:
 
 
 def size_of(path: Path) -> tuple[int, int] | None:
-    """Height and width of a picture, or None where that is told when it is decoded."""
+    """Return the upright height and width from the image header, or None if unreadable."""
     from PIL import Image
 
     try:
@@ -99,7 +99,10 @@ def size_of(path: Path) -> tuple[int, int] | None:
 
 
 def is_as_before(path: Path) -> bool:
-    """Whether the first decoder, which knew neither depth nor orientation, made the same of it."""
+    """Return whether the first decoder gives the same bytes for this file.
+
+    It ignored bit depth and EXIF orientation. False also if the file cannot be opened.
+    """
     from PIL import Image
 
     try:
@@ -112,7 +115,7 @@ def is_as_before(path: Path) -> bool:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow knows."""
+    """Return the entries of FORMATS that this version of Pillow supports."""
     from PIL import Image
 
     Image.init()
@@ -120,7 +123,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _remarks(image: "Image") -> tuple[str, ...]:
-    # Of a photograph in the format MPO all but the first are previews or the other eye's.
+    # In an MPO photograph the other frames are previews or the second view of a stereo pair.
     several = bool(getattr(image, "is_animated", False)) and image.format != "MPO"
     return (FRAMES,) * several + (PRINTED,) * (image.mode == "CMYK")
 
@@ -130,12 +133,12 @@ def _is_deep(image: "Image") -> bool:
 
 
 def _eight_bits(image: "Image") -> tuple["Image | None", str]:
-    """The picture with eight bits for each colour, or what is wrong."""
+    """Return the image with eight bits per channel, or None and the reason why not."""
     from PIL.Image import fromarray
 
     if not _is_deep(image):
         return (image, "") if image.mode in CONVERTED else (None, ODD_COLOURS)
-    # Pillow calls what is read from these formats I, though its values are of 16 bits.
+    # For these two formats Pillow reports mode I although the values have 16 bits.
     if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         return None, TOO_DEEP
     tags: Any = getattr(image, "tag_v2", {})
@@ -147,7 +150,7 @@ def _eight_bits(image: "Image") -> tuple["Image | None", str]:
 
 
 def _orientation(image: "Image") -> int:
-    """How the camera was held; what is wrong in the notes about a picture is no fault of its."""
+    """Return the EXIF orientation, 1 (upright) if the metadata is unreadable."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except UNREADABLE:

@@ -1,4 +1,4 @@
-"""Files from the web, from the first of several addresses that has them."""
+"""Downloads from the first of several mirrors that has the file."""
 
 import socket
 import sys
@@ -12,20 +12,21 @@ from filelock import FileLock
 
 from spurcor.errors import UserError
 
-TIMEOUT = 30.0  # seconds without a byte
+TIMEOUT = 30.0  # seconds without receiving a byte
 
 
 def download(addresses: Sequence[str], target: Path, otherwise: str) -> None:
-    """Download `target` atomically; if no address has it, the error is `otherwise`.
+    """Download `target` atomically from the first of `addresses` that has it.
 
-    The caller verifies the contents.
+    If none has it, a `UserError` is raised with the message `otherwise` and the reason for each
+    address. The caller verifies the contents.
     """
     from torch.hub import download_url_to_file
 
     reasons = []
     lock = target.with_name(f".{target.name}.lock")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):  # of several processes one downloads and the others wait
+    with FileLock(lock):  # one process downloads while the others wait
         if target.exists():
             return
         for address in addresses:
@@ -50,7 +51,7 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _patience() -> Iterator[None]:
-    """Without a limit a firewall that answers nothing would keep a job waiting for ever."""
+    """Set a socket timeout, so that a firewall that drops packets cannot hang a job forever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:

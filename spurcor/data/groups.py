@@ -1,4 +1,4 @@
-"""Groups, and labelled images: what every other part speaks of."""
+"""Groups, and splits of labelled images: the vocabulary shared by all other modules."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from spurcor.data.images import Images
 from spurcor.errors import UserError
 
 EVALUATION_BATCH = 512
-FEW = 10  # samples of a group, below which its accuracy, or what is fitted to it, is noise
+FEW = 10  # with fewer samples, a group's accuracy or a fit to it is noise
 
 
 class Split(StrEnum):
-    """TARGET trains (DFR, SCALE), VAL selects, TEST reports."""
+    """The usual splits: TRAIN trains, TARGET repairs (DFR, SCALE), VAL selects, TEST reports."""
 
     TRAIN = "train"
     TARGET = "target"
@@ -34,17 +34,17 @@ class Split(StrEnum):
 class GroupSpec:
     """Names of the classes and of the values of the spurious attribute.
 
-    For `multilabel` the classes are the labels, there is no attribute, and what is counted and
-    compared per group elsewhere is counted and compared per label.
+    For `multilabel` the classes are the labels and there is no spurious attribute; whatever is
+    counted or compared per group elsewhere is counted or compared per label.
     """
 
     classes: tuple[str, ...]
     attributes: tuple[str, ...]
-    aligned: tuple[int, ...] = ()  # per class, the attribute value usually seen with it
+    aligned: tuple[int, ...] = ()  # the usual attribute value of each class
     task: Literal["multiclass", "multilabel"] = "multiclass"
 
     def __post_init__(self) -> None:
-        """Names are keys of results: equal ones would share a value."""
+        """Refuse names that are empty or ambiguous: they are keys of the results."""
         for what, names in (("class", self.classes), ("attribute value", self.attributes)):
             if unfit := [name for name in names if not name.strip() or not name.isprintable()]:
                 raise UserError(f"the {what} {unfit[0]!r} is empty or not printable; rename it")
@@ -63,29 +63,29 @@ class GroupSpec:
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Number of classes K."""
         return len(self.classes)
 
     @property
     def num_groups(self) -> int:
-        """G = K * A; groups without a sample keep their number. For `multilabel`, the labels."""
+        """Number of groups G = K * A, empty groups included; for `multilabel`, number of labels."""
         return len(self.names)
 
     @property
     def names(self) -> list[str]:
-        """Group names in the order of g; for `multilabel`, the labels."""
+        """Group names (class/attribute) by group number; for `multilabel`, the label names."""
         if self.task == "multilabel":
             return list(self.classes)
         return [f"{c}/{a}" for c in self.classes for a in self.attributes]
 
     def group(self, y: Tensor, a: Tensor) -> Tensor:
-        """Group numbers of classes and attributes, any shape; 0 where there are no groups."""
+        """Return group numbers g = y A + a, shaped like `a`; all 0 for `multilabel`."""
         if self.task == "multilabel":
             return torch.zeros_like(a)
         return y * len(self.attributes) + a
 
     def require_groups(self, what: str) -> None:
-        """Refuse what makes no sense for a task without groups."""
+        """Raise a `UserError` for `multilabel`, where `what` is undefined for lack of groups."""
         if self.task == "multilabel":
             raise UserError(
                 f"{what} needs groups, but this data set has {self.num_classes} labels and no"
@@ -93,7 +93,7 @@ class GroupSpec:
             )
 
     def is_aligned(self) -> Tensor:
-        """(G,) bool: groups whose attribute is the one usually seen with their class."""
+        """Return (G,) bool: whether the group has the attribute value usual for its class."""
         aligned = torch.zeros(self.num_groups, dtype=torch.bool)
         for y, a in enumerate(self.aligned):
             aligned[y * len(self.attributes) + a] = True
@@ -102,7 +102,7 @@ class GroupSpec:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """x uint8 as stored or float as transformed; y, a, g, index int64."""
+    """A batch: x uint8 as stored or float as transformed; y, a, g and index (B,) int64."""
 
     x: Tensor
     y: Tensor
@@ -112,10 +112,10 @@ class Batch:
 
 
 class GroupedDataset:
-    """One split: y, a and g of all of it, and its rows of an array of images.
+    """One split: y, a and g of its samples, and their rows in an array of images.
 
-    `train_images` are the same images as training crops them (larger, of their own aspect), where
-    those differ from the ones that are evaluated.
+    `train_images` are the same images as stored for training (larger, with their own aspect ratio),
+    where these differ from the evaluation images.
     """
 
     def __init__(
@@ -129,14 +129,14 @@ class GroupedDataset:
         train_images: Images | None = None,
         train_rows: Tensor | None = None,
     ) -> None:
-        """`source` (N, ...) int64 says which sample of the original data each row is made of."""
+        """Create a split; `source` (N, ...) int64 is each sample's index in the original data."""
         self.spec = spec
         if isinstance(images, Tensor) and images.dtype != torch.uint8:
             raise TypeError(f"images are stored as uint8, not {images.dtype}")
         self.images = Images(images) if isinstance(images, Tensor) else images
         self.y, self.a, self.g = y.long(), a.long(), spec.group(y.long(), a.long())
         self.source = source
-        self.rows = torch.arange(len(y)) if rows is None else rows  # stay in memory
+        self.rows = torch.arange(len(y)) if rows is None else rows  # kept on the CPU
         self.train_images = self.images if train_images is None else train_images
         self.train_rows = self.rows if train_rows is None else train_rows
 
@@ -145,17 +145,17 @@ class GroupedDataset:
 
     @functools.cached_property
     def group_counts(self) -> Tensor:
-        """(G,) int64; zero for groups without a sample."""
+        """Samples per group (G,) int64, 0 for empty groups; for `multilabel`, N for every label."""
         if self.spec.task == "multilabel":
             return torch.full((self.spec.num_groups,), len(self), device=self.y.device)
         return torch.bincount(self.g, minlength=self.spec.num_groups)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of which samples are in the split, in which order, with which labels.
+        """Hash of the samples in the split, their order and their labels.
 
-        Of images in memory 1,000 spread over the split count, of a store the files: other pixels
-        under the same numbers are noticed without reading everything.
+        It covers the pixels of 1,000 images spread over the split, or for a store on disk the file
+        signatures of all of them: changed pixels are detected without reading everything.
         """
         digest = hashlib.sha256()
         for array in (self.source, self.y, self.a):
@@ -164,18 +164,18 @@ class GroupedDataset:
         return digest.hexdigest()[:16]
 
     def fetch(self, indices: Tensor) -> Batch:
-        """The samples at `indices` by one gather, in the order asked for, as they are evaluated."""
+        """Return the samples at `indices` (B,) in that order, as stored for evaluation."""
         return self.label(self.images.take(self.rows[indices.cpu()]), indices)
 
     def label(self, x: Tensor, indices: Tensor) -> Batch:
-        """A batch of images that were gathered before, on the device of the labels."""
+        """Return a batch of already gathered images `x`, on the device of the labels."""
         device = self.y.device
         indices = indices.to(device, non_blocking=True)
         x = x.to(device, non_blocking=True)
         return Batch(x, self.y[indices], self.a[indices], self.g[indices], indices)
 
     def subset(self, indices: Tensor) -> GroupedDataset:
-        """The samples at `indices`, in that order."""
+        """Return the split restricted to the samples at `indices`, in that order."""
         return GroupedDataset(
             self.spec,
             self.images,
@@ -188,7 +188,10 @@ class GroupedDataset:
         )
 
     def moved(self, device: torch.device, images: Mapping[int, Images]) -> GroupedDataset:
-        """The split with its labels on a device, and other arrays in the place of its images."""
+        """Return the split with its labels on `device` and its image arrays replaced.
+
+        `images` maps the `id` of each present array to its replacement.
+        """
         return GroupedDataset(
             self.spec,
             images[id(self.images)],
@@ -202,7 +205,7 @@ class GroupedDataset:
 
 
 def members_by(labels: Tensor, order: Tensor | None = None) -> list[Tensor]:
-    """Positions of the samples of each label that occurs, rising or in the `order` (N,) given."""
+    """Return the sample positions of each label present, ascending or following `order` (N,)."""
     order = torch.arange(len(labels)) if order is None else order
     sorted_, by_label = labels[order].sort(stable=True)
     counts = torch.unique_consecutive(sorted_, return_counts=True)[1]
@@ -211,10 +214,10 @@ def members_by(labels: Tensor, order: Tensor | None = None) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a method or a backbone may know of the data and the task when it is built."""
+    """The facts about data and task that a method or backbone may use in its constructor."""
 
     spec: GroupSpec
     shape: tuple[int, int, int]  # C, H, W of the network's input
-    group_counts: Tensor  # (G,) of TRAIN
-    loss: Loss = "cross_entropy"  # of a sample; `runs.build` fills in train.loss
-    num_train: int = 0  # N, samples of TRAIN
+    group_counts: Tensor  # (G,) samples per group in TRAIN
+    loss: Loss = "cross_entropy"  # per sample; `runs.build` fills in train.loss
+    num_train: int = 0  # N, number of samples in TRAIN

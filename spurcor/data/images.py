@@ -1,4 +1,4 @@
-"""Images as bytes, in memory, memory-mapped or on a device; batches come by one gather."""
+"""Images as bytes, in memory, memory-mapped or on a device; each batch is one gather."""
 
 import functools
 import hashlib
@@ -15,14 +15,14 @@ from spurcor.errors import UserError
 class Images:
     """M images (M, C, H, W) uint8 of one size, or features (M, D, 1, 1), in any memory layout.
 
-    `signature` (M,) int64 says what is in an image where reading it would cost too much (a store on
-    disk); without it the pixels themselves count.
+    `signature` (M,) int64 identifies the contents where hashing the pixels would cost too much (a
+    store on disk); without it the pixels themselves are hashed.
     """
 
     def __init__(
         self, pixels: Tensor, signature: Tensor | None = None, mapped: bool = False
     ) -> None:
-        """`mapped`: the pixels are on a disk and read when they are asked for."""
+        """Wrap an array of images; `mapped` says that the pixels are memory-mapped from disk."""
         self.pixels, self.signature, self.mapped = pixels, signature, mapped
 
     def __len__(self) -> int:
@@ -30,43 +30,47 @@ class Images:
 
     @property
     def device(self) -> torch.device:
-        """Where the bytes are."""
+        """The device that holds the bytes."""
         return self.pixels.device
 
     @property
     def num_bytes(self) -> int:
-        """What they take."""
+        """Size in bytes."""
         return self.pixels.numel()
 
     def view(self, row: int) -> Tensor:
-        """One image (C, H, W), not copied."""
+        """Return one image (C, H, W) without copying it."""
         return self.pixels[row]
 
     def sizes(self, rows: Tensor) -> Tensor:
-        """Heights and widths (B, 2) int64."""
+        """Return heights and widths (B, 2) int64 of the images at `rows` (B,)."""
         return torch.tensor(self.pixels.shape[2:]).expand(len(rows), 2)
 
     def take(self, rows: Tensor) -> Tensor:
-        """The images at `rows` (B,) on the images' device, as (B, C, H, W)."""
+        """Return the images at `rows` (B,) as (B, C, H, W), on the images' own device."""
         return self.pixels.index_select(0, rows.to(self.device))  # four times as fast as [rows]
 
     def crop(self, rows: Tensor, boxes: Tensor, flips: Tensor, size: int) -> Tensor:
-        """`crop` of the images at `rows`."""
+        """Apply `crop` to the images at `rows` (B,)."""
         return crop([self.view(row) for row in rows.tolist()], boxes, flips, size)
 
     def to(self, device: torch.device) -> "Images":
-        """The same on a device; off the disk if they were memory-mapped."""
+        """Return a copy on `device`; memory-mapped images are read into memory."""
         return Images(_moved(self.pixels, self.mapped, device), self.signature)
 
     def digest(self, rows: Tensor) -> bytes:
-        """Hash of what the images at `rows` show: of 1,000 spread over them, or all signatures."""
+        """Return a hash of the images at `rows`.
+
+        It covers all signatures or, without signatures, the pixels of about 1,000 images spread
+        over `rows`.
+        """
         if self.signature is not None:
             return _hash(self.signature[rows])
         return _hash(self.pixels[rows[:: max(1, len(rows) // 1000)]])
 
 
 class RaggedImages(Images):
-    """M images of 3 channels, each of its own size, one after the other in one array of bytes."""
+    """M images with 3 channels and individual sizes, concatenated in one array of bytes."""
 
     def __init__(
         self,
@@ -76,7 +80,7 @@ class RaggedImages(Images):
         interleaved: bool = True,
         mapped: bool = False,
     ) -> None:
-        """`pixels` (bytes,) uint8, see `shaped`; `sizes` (M, 2) height and width."""
+        """Wrap `pixels` (bytes,) uint8 in the layout of `shaped`; `sizes` (M, 2): height, width."""
         super().__init__(pixels, signature, mapped)
         self.interleaved, self._signature = interleaved, signature
         self._sizes = sizes.long()
@@ -87,29 +91,32 @@ class RaggedImages(Images):
         return len(self._sizes)
 
     def view(self, row: int) -> Tensor:
-        """One image (3, H, W), not copied."""
+        """Return one image (3, H, W) without copying it."""
         height, width = self._sizes[row].tolist()
         flat = self.pixels[self._offsets[row] : self._offsets[row + 1]]
         return shaped(flat, 1, height, width, self.interleaved)[0]
 
     def sizes(self, rows: Tensor) -> Tensor:
-        """Heights and widths (B, 2) int64."""
+        """Return heights and widths (B, 2) int64 of the images at `rows` (B,)."""
         return self._sizes[rows]
 
     def take(self, rows: Tensor) -> Tensor:
-        """Images of several sizes make no batch."""
+        """Raise a `UserError`: images of different sizes cannot be stacked into a batch."""
         raise UserError(
             "the images have different sizes; choose a dataset/transform that resizes them"
         )
 
     def to(self, device: torch.device) -> "RaggedImages":
-        """The same on a device; off the disk if they were memory-mapped."""
+        """Return a copy on `device`; memory-mapped images are read into memory."""
         pixels = _moved(self.pixels, self.mapped, device)
         return RaggedImages(pixels, self._sizes, self._signature, self.interleaved)
 
 
 def shaped(pixels: Tensor, count: int, height: int, width: int, interleaved: bool) -> Tensor:
-    """Bytes (M * H * W * 3,) as images (M, 3, H, W): planes, or the colours of a pixel together."""
+    """Return bytes (M * H * W * 3,) as images (M, 3, H, W) without copying them.
+
+    The channels of a pixel are adjacent if `interleaved`, otherwise each channel is a plane.
+    """
     if interleaved:
         return pixels.view(count, height, width, 3).permute(0, 3, 1, 2)
     return pixels.view(count, 3, height, width)
@@ -127,11 +134,12 @@ def _hash(values: Tensor) -> bytes:
 
 
 def crop(images: list[Tensor], boxes: Tensor, flips: Tensor, size: int) -> Tensor:
-    """Windows of images (C, H, W) resampled to (B, C, size, size) uint8, bilinear with antialias.
+    """Return windows of images (C, H, W), resampled to (B, C, size, size) uint8.
 
-    `boxes` (B, 4) int64: top, left, height, width; `flips` (B,) bool: mirrored. On a CPU torch
-    resamples one image after the other, in as many threads as it has, by far the fastest there;
-    elsewhere two matrix products serve the whole batch, and differ by at most one level.
+    `boxes` (B, 4) int64: top, left, height, width; `flips` (B,) bool: mirrored. Resampling is
+    bilinear with antialiasing. On the CPU, torch resamples one image at a time in as many threads
+    as it has, by far the fastest way there; elsewhere two matrix products serve the whole batch,
+    and differ by at most one grey level.
     """
     tops, lefts, heights, widths = boxes.unbind(1)
     corners = zip(tops.tolist(), lefts.tolist(), heights.tolist(), widths.tolist(), strict=True)
@@ -168,7 +176,7 @@ def _pool(num_threads: int) -> ThreadPoolExecutor:
 
 
 def _resample(windows: list[Tensor], heights: Tensor, widths: Tensor, size: int) -> Tensor:
-    """`crop` for a whole batch: rows, then columns, each by a matrix per image."""
+    """Apply `crop` to a whole batch: rows, then columns, with one matrix per image each."""
     device, channels = windows[0].device, windows[0].shape[0]
     height, width = int(heights.max()), int(widths.max())
     canvas = torch.zeros(len(windows), channels, height, width, device=device)
@@ -184,7 +192,7 @@ def _round(x: Tensor) -> Tensor:
 
 
 def _triangle(lengths: Tensor, longest: int, size: int) -> Tensor:
-    """Weights (B, size, longest) of the bilinear filter, antialiased, for `lengths` (B,)."""
+    """Return weights (B, size, longest) of the antialiased bilinear filter for `lengths` (B,)."""
     scale = lengths[:, None, None].double() / size
     reach = scale.clamp(min=1)
     out = torch.arange(size, device=lengths.device)[None, :, None] + 0.5
@@ -194,14 +202,14 @@ def _triangle(lengths: Tensor, longest: int, size: int) -> Tensor:
     return (weights / weights.sum(2, keepdim=True)).float()
 
 
-PIL_BITS = 22  # of the fixed-point weights in Pillow's resampling
+PIL_BITS = 22  # fractional bits of the fixed-point weights in Pillow's resampling
 
 
 def resize(x: Tensor, size: int) -> Tensor:
-    """(B, C, H, W) uint8 to (B, C, size, size), to the bit what Pillow's bilinear resize gives.
+    """Resize (B, C, H, W) uint8 to (B, C, size, size), bit for bit as Pillow's bilinear resize.
 
-    Pillow resamples rows, then columns, in integers, rounding to bytes in between; so do we, on any
-    device, one tap of the filter after the other.
+    Like Pillow, it resamples rows, then columns, in integers, and rounds to bytes in between. It
+    runs on any device, one filter tap at a time.
     """
     return _resize_last(_resize_last(x, size).mT, size).mT
 
@@ -218,7 +226,7 @@ def _resize_last(x: Tensor, size: int) -> Tensor:
 
 @functools.cache
 def _pil_filter(length: int, size: int) -> tuple[Tensor, Tensor]:
-    """Input positions and fixed-point weights, (taps, size) each, of Pillow's bilinear filter."""
+    """Return input positions and fixed-point weights (taps, size) of Pillow's bilinear filter."""
     scale = length / size
     reach = max(scale, 1.0)
     columns: list[tuple[list[int], list[int]]] = []
@@ -241,7 +249,7 @@ def _pil_filter(length: int, size: int) -> tuple[Tensor, Tensor]:
 
 # --- random crops ---------------------------------------------------------------------------------
 
-ATTEMPTS = 10  # of torchvision, before it gives up and crops the centre
+ATTEMPTS = 10  # as many as torchvision makes before it crops the centre
 
 
 def draw_boxes(
@@ -250,10 +258,11 @@ def draw_boxes(
     ratio: tuple[float, float],
     generator: torch.Generator,
 ) -> Tensor:
-    """Boxes (N, 4) for images of `sizes` (N, 2), distributed as torchvision's RandomResizedCrop.
+    """Draw crop boxes (N, 4) for `sizes` (N, 2), distributed as torchvision's RandomResizedCrop.
 
-    A share of the area in `scale` and a width over height log-uniform in `ratio`; the first of ten
-    attempts that fits is taken, else the largest centred box with an allowed ratio.
+    The share of the area is uniform in `scale` and the aspect ratio (width / height) log-uniform in
+    `ratio`. The first of ten attempts that fits is taken, otherwise the largest centred box with an
+    allowed aspect ratio.
     """
     height, width = (side.double()[:, None] for side in sizes.unbind(1))
     shape = (len(sizes), ATTEMPTS)
@@ -274,7 +283,7 @@ def draw_boxes(
 
 
 def _centred(sizes: Tensor, ratio: tuple[float, float]) -> Tensor:
-    """The largest centred boxes (N, 4) whose ratio is allowed."""
+    """Return the largest centred boxes (N, 4) with an allowed aspect ratio."""
     height, width = sizes.double().unbind(1)
     box_h = torch.where(width / height < ratio[0], (width / ratio[0]).round(), height)
     box_w = torch.where(width / height > ratio[1], (height * ratio[1]).round(), width)

@@ -1,4 +1,4 @@
-"""Names of files as tables write them, and as the disk has them."""
+"""File names as written in tables, matched to the files on disk."""
 
 import os
 import re
@@ -8,15 +8,15 @@ from pathlib import Path, PurePosixPath
 
 from spurcor.errors import UserError
 
-ODD = re.compile(r"^/|\\|//|\./")  # a file may have several names of this kind
+ODD = re.compile(r"^/|\\|//|\./")  # with these characters, one file can have several names
 
 
 def located(root: Path, names: Sequence[str]) -> list[str]:
-    """The names under `root`, with slashes where backslashes name no file; no file twice.
+    """Return the names under `root`, with slashes for backslashes where only that names a file.
 
-    The names are different ones.
+    The `names` must be distinct; a `UserError` is raised if two of them refer to the same file.
     """
-    if not any(ODD.search(name) for name in names):  # of hundreds of thousands, as a rule
+    if not any(ODD.search(name) for name in names):  # the usual case, kept fast for long tables
         return list(names)
     found = [_slashed(root, name) if "\\" in name else name for name in names]
     places: dict[str, str] = {}
@@ -30,17 +30,18 @@ def located(root: Path, names: Sequence[str]) -> list[str]:
 
 
 def _slashed(root: Path, name: str) -> str:
-    """The name with slashes if only that is a file."""
+    """Return the name with slashes for backslashes if only that exists as a file."""
     slashed = name.replace("\\", "/")
-    # Not Path.exists, which raises over a name that is too long for a file.
+    # Unlike os.path.exists, Path.exists raises if a name is too long for a file.
     there, other = (os.path.exists(root / one) for one in (name, slashed))
     return slashed if other and not there else name
 
 
 def nearest(root: Path, name: str) -> str | None:
-    """The file that a name without a file may refer to.
+    """Return the existing file that a name without a file probably refers to, or None.
 
-    It differs in case, extension, blanks or the encoding of accents, or has fewer parent folders.
+    It may differ in case, extension, whitespace or the encoding of accents, or lack leading
+    folders.
     """
     parts = PurePosixPath(name.replace("\\", "/")).parts
     for first in range(1, len(parts)):
@@ -56,7 +57,7 @@ def nearest(root: Path, name: str) -> str | None:
 
 
 def _alike(folder: Path, part: str, last: bool) -> str | None:
-    """The entry of a folder that is a part of a name, or nearly."""
+    """Return the entry of `folder` that equals a path component or nearly so, or None."""
     if part == "/" or (os.path.exists(folder / part) and not last):
         return part
     try:

@@ -1,4 +1,4 @@
-"""Labelled image files."""
+"""Labelled photographs stored as image files."""
 
 import hashlib
 import logging
@@ -17,13 +17,15 @@ from spurcor.data.transforms import Transform
 
 log = logging.getLogger(__name__)
 
-ENLARGED = 1.5  # above what is published: CelebA's 178 pixels become 224
+ENLARGED = 1.5  # tolerated factor per side; CelebA's published 178 to 224 pixels is below it
 
 
 @dataclass(frozen=True)
 class Photographs:
-    """Labelled image files under `root`: relative names, y (M,) or (M, L), a (M,), and which of
-    them, as rows, are in which split.
+    """Labelled image files under `root`, and the rows of each split.
+
+    `names` (M) are relative to `root`, y is (M,) or for `multilabel` (M, L), a is (M,), and
+    `members` maps each split to its rows.
     """
 
     spec: GroupSpec
@@ -35,16 +37,17 @@ class Photographs:
 
     @property
     def groups(self) -> dict[str, Tensor]:
-        """Group numbers of each split."""
+        """Group numbers (N,) of each split."""
         g = self.spec.group(self.y, self.a)
         return {name: g[rows] for name, rows in self.members.items()}
 
     def open(
         self, members: Mapping[str, Tensor], transform: Transform
     ) -> dict[str, GroupedDataset]:
-        """Splits of the rows named, their images in stores: one for evaluation, one for training.
+        """Return splits of the given rows, with images in decoded stores.
 
-        The two are one where a transform augments nothing that it would store differently.
+        Training and evaluation use separate stores only if the transform stores training images
+        differently.
         """
         used = torch.unique(torch.cat(list(members.values())))
         names = located(self.root, [self.names[row] for row in used.tolist()])
@@ -72,7 +75,7 @@ class Photographs:
         }
 
     def warn_of_counts(self, official: Mapping[str, Sequence[int]]) -> None:
-        """Name the groups whose numbers are not those of the published data set; once."""
+        """Warn once about groups whose sizes differ from the published data set."""
         told = []
         for name, g in self.groups.items():
             found = torch.bincount(g, minlength=self.spec.num_groups).tolist()
@@ -89,7 +92,7 @@ class Photographs:
 
 
 def _is_news(folder: Path, sentence: str) -> bool:
-    """Whether a warning about a data set is new; a file in `folder` records those shown."""
+    """Return whether a warning about a data set is new; `folder` records those already shown."""
     told = folder / f".told-{hashlib.sha256(sentence.encode()).hexdigest()[:8]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +105,7 @@ def _is_news(folder: Path, sentence: str) -> bool:
 
 
 def _warn_of_enlarging(images: Images, transform: Transform) -> None:
-    """Interpolated pixels cost as much as real ones."""
+    """Warn if the transform enlarges the images: interpolated pixels cost as much as real ones."""
     if isinstance(images, RaggedImages):
         return
     stored = images.take(torch.zeros(1, dtype=torch.int64))

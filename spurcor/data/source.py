@@ -1,4 +1,4 @@
-"""What a data set is, and the options that every data set has."""
+"""The interface of a data set, and the options that every data set has."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -20,15 +20,15 @@ MOST_WORKERS = 256  # each is a process
 
 @dataclass(kw_only=True)
 class DataSource(ABC):
-    """What a file in conf/dataset builds: a data set, with the options that every one of them has.
+    """A data set, as built from a file in conf/dataset, with the options common to all.
 
-    `drop_groups` (class/attribute) leave TRAIN. `target_fraction` of VAL, or of TRAIN
-    (`target_from`; there in the place of a TARGET that the data set has), per group, becomes
-    TARGET. `num_train`, `num_val`, `num_test` (also of named test sets) keep at most that many
-    samples in the proportions of the groups, at least one of each; `subset_size` is all three.
-    `num_target` does so for TARGET; the files have it follow `subset_size`. `split_seed` draws
-    them. `store` keeps images on `disk` (memory-mapped), in `memory` or on the training `device`;
-    `workers` processes read batches ahead.
+    `drop_groups` (class/attribute) are removed from TRAIN. The fraction `target_fraction` of each
+    group of VAL, or of TRAIN (`target_from`; this replaces a TARGET that the data set has), becomes
+    TARGET. `num_train`, `num_val` and `num_test` (also for named test sets) limit a split to that
+    many samples, keeping the group proportions and at least one sample per group; `subset_size`
+    sets all three. `num_target` does so for TARGET; in conf/dataset it defaults to `subset_size`.
+    `split_seed` seeds these draws. `store` keeps images on `disk` (memory-mapped), in `memory` or
+    on the training `device`; `workers` processes load batches ahead.
     """
 
     transform: Transform
@@ -38,7 +38,7 @@ class DataSource(ABC):
     num_train: int | None = None
     num_val: int | None = None
     num_test: int | None = None
-    num_target: int | None = None  # not by `subset_size`: older runs were not cut by that
+    num_target: int | None = None  # `subset_size` did not limit TARGET in older runs
     drop_groups: tuple[str, ...] = ()
     split_seed: int = 0
     store: Literal["disk", "memory", "device"] = "device"
@@ -58,13 +58,14 @@ class DataSource(ABC):
 
     @abstractmethod
     def load(self, root: Path) -> "dict[str, GroupedDataset] | Photographs":
-        """Every split by name: those of `Split` that exist, and any number of named test sets.
+        """Return all splits by name: the usual ones that exist, and any named test sets.
 
-        What is loaded says its classes and attributes: they may stand in a file under `root`.
+        Classes and attribute values come with what is loaded, since they may be read from a file
+        under `root`.
         """
 
     def splits(self, root: Path) -> dict[str, GroupedDataset]:
-        """The splits under `root` as the options want them; photographs are decoded if need be."""
+        """Return the splits under `root` with all options applied, decoding images if needed."""
         loaded = self.load(root)
         if isinstance(loaded, Photographs):
             parts = self.select(loaded.groups, loaded.spec)
@@ -79,9 +80,10 @@ class DataSource(ABC):
     def select(
         self, groups: Mapping[str, Tensor], spec: GroupSpec
     ) -> dict[str, tuple[str, Tensor]]:
-        """`drop_groups`, then `target_fraction`, then sizes, from the groups (N,) of each split.
+        """Apply `drop_groups`, then `target_fraction`, then the size limits.
 
-        Returns, for each split, the one that its samples come from and their positions there.
+        `groups` are the group numbers (N,) of each loaded split. Returns, for each resulting split,
+        the name of the loaded split that its samples come from and their positions there.
         """
         kept = {name: torch.arange(len(g)) for name, g in groups.items()}
         origin = {name: name for name in groups}
@@ -125,7 +127,7 @@ class DataSource(ABC):
         return kept
 
     def _take_target(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions of what stays where it was, and of what becomes TARGET."""
+        """Return the positions that stay in their split, and those that become TARGET."""
         shuffled = torch.randperm(len(g), generator=self._generator("target"))
         taken = torch.zeros(len(g), dtype=torch.bool)
         for members in members_by(g, shuffled):
@@ -138,7 +140,7 @@ class DataSource(ABC):
         return (~taken).nonzero().squeeze(1), taken.nonzero().squeeze(1)
 
     def _stratified(self, name: str, g: Tensor, size: int, key: str) -> Tensor:
-        """Positions of `size` samples in the proportions of the groups, each of which keeps one."""
+        """Return `size` positions in group proportions, at least one per group."""
         groups = members_by(g, torch.randperm(len(g), generator=self._generator(f"subset/{name}")))
         if size < len(groups):
             key = key if getattr(self, key) else "subset_size"
@@ -152,9 +154,9 @@ class DataSource(ABC):
 
 
 def apportion(counts: Tensor, size: int) -> Tensor:
-    """`size` seats (G,) in proportion to positive `counts` (G,), by largest remainders; at least 1.
+    """Divide `size` seats (G,) in proportion to positive `counts` (G,), at least one each.
 
-    `size` is between G and the sum of the counts.
+    Largest-remainder method. `size` must lie between G and the sum of the counts.
     """
     shares = counts.double() * size / counts.sum()
     seats = shares.floor().long()

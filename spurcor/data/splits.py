@@ -1,4 +1,4 @@
-"""The splits of a data set, placed on the training device."""
+"""All splits of a data set, placed on the training device."""
 
 import logging
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DEVICE_SHARE = 0.5  # of a device's free memory that images may take
+DEVICE_SHARE = 0.5  # maximum share of the device's free memory for images
 
 
 @dataclass(frozen=True)
 class Splits:
-    """All the data of a run."""
+    """All the data of a run: splits by name, their transform and the training device."""
 
     data: Mapping[str, GroupedDataset]
     transform: Transform
@@ -32,7 +32,7 @@ class Splits:
 
     @classmethod
     def load(cls, source: "DataSource", root: Path, device: torch.device) -> "Splits":
-        """Read a data set and put it where it is trained on."""
+        """Read a data set from `root` and move it to the training device."""
         data = source.splits(root)
         arrays = {id(i): i for split in data.values() for i in (split.images, split.train_images)}
         placed = _place(arrays, source.store, device)
@@ -48,10 +48,13 @@ class Splits:
 
     @property
     def info(self) -> DataInfo:
-        """The facts that constructors need."""
+        """The facts about the data that constructors of methods and backbones need.
+
+        A `UserError` is raised if the transform does not fit the images.
+        """
         train = self[Split.TRAIN]
         x = train.fetch(torch.arange(1)).x
-        # What no random crop fits is refused here, before anything is written.
+        # Refuses images too small for the random crop before anything is written.
         self.transform.draw(train.train_images.sizes(train.train_rows[:1]), torch.Generator())
         try:
             channels, height, width = self.transform(x).shape[1:]
@@ -64,23 +67,26 @@ class Splits:
 
     @property
     def evaluated(self) -> dict[str, GroupedDataset]:
-        """VAL, TEST and the named test sets."""
+        """The splits that are evaluated: VAL, TEST and the named test sets."""
         trained = (Split.TRAIN, Split.TARGET)
         return {name: split for name, split in self.data.items() if name not in trained}
 
     def without(self, names: tuple[str, ...]) -> "Splits":
-        """The same without some of the splits."""
+        """Return a copy without the splits named."""
         kept = {name: split for name, split in self.data.items() if name not in names}
         return replace(self, data=kept)
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Which samples are in which split."""
+        """The fingerprint of each split, see `GroupedDataset.fingerprint`."""
         return {name: split.fingerprint for name, split in self.data.items()}
 
 
 def _place(arrays: Mapping[int, Images], store: str, device: torch.device) -> dict[int, Images]:
-    """Arrays of images on the disk, in memory, or on the device if they leave room for training."""
+    """Return the image arrays on disk, in memory or on the device, as `store` says.
+
+    They stay in memory if they would leave too little room for training on the device.
+    """
     if store == "disk":
         return dict(arrays)
     if store == "device" and device.type == "cuda":

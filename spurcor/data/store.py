@@ -1,7 +1,7 @@
-"""Photographs decoded once: an array of bytes on disk, memory-mapped by every run that reads it.
+"""Photographs decoded once into an array of bytes on disk, memory-mapped by every run.
 
-One store per set of files and deterministic prefix of a transform, in `.spurcor` beside the folder
-of the files, or under $SPURCOR_STORE if that is set. It is written atomically.
+There is one store per set of files and deterministic transform prefix, in `.spurcor` next to the
+folder of the files, or under $SPURCOR_STORE if that is set. It is written atomically.
 """
 
 import contextlib
@@ -32,18 +32,22 @@ from spurcor.data.transforms import Prefix
 from spurcor.errors import UserError
 from spurcor.system.files import decoding, replacing_folder, write_json
 
-Facts = NDArray[np.int64]  # (M, 2): size and time of every file
+Facts = NDArray[np.int64]  # (M, 2): size and modification time of each file
 
 log = logging.getLogger(__name__)
-DECODER = "2"  # changed when the same files would be stored as other bytes
-FORMER = "1"  # deep greys were clipped, and photographs lay on their side
-CHUNK = 32  # photographs decoded by a thread at a time
+DECODER = "2"  # version, raised when the same files would be stored as other bytes
+FORMER = "1"  # clipped 16-bit greyscale and ignored the EXIF orientation
+CHUNK = 32  # photographs that a thread decodes at a time
 SAMPLED = 100  # photographs sampled to estimate the size of a store
-MAX_NAMED = 3  # files that a sentence lists
+MAX_NAMED = 3  # files listed in a message
 
 
 def open_store(root: Path, names: Sequence[str], prefix: Prefix) -> Images:
-    """The images of files `names` under `root`, in that order; decoded now if they were not yet."""
+    """Return the images of the files `names` under `root`, in that order.
+
+    They are decoded on first use. A `UserError` is raised for files that are missing or cannot be
+    decoded, and if the store does not fit on the disk or cannot be written.
+    """
     facts = _look_at(root, names)
     listed = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
     folder, former = (
@@ -60,7 +64,7 @@ def _state(facts: Facts, decoder: str) -> str:
 
 
 def place_of(root: Path) -> Path:
-    """Where data derived from a folder is kept: next to it, since subfolders may be classes."""
+    """Return the folder for data derived from `root`: next to it, as subfolders may be classes."""
     elsewhere = os.environ.get("SPURCOR_STORE")
     if elsewhere is None:
         return root.parent / ".spurcor" / root.name
@@ -74,7 +78,7 @@ def _pillow() -> str:
 
 
 def _look_at(root: Path, names: Sequence[str]) -> Facts:
-    """Size and time (M, 2) of every file, which reveal that a source has changed."""
+    """Return size and modification time (M, 2) of each file, which reveal changed sources."""
     missing: list[str] = []
     odd: list[str] = []
     facts = np.zeros((len(names), 2), np.int64)
@@ -92,7 +96,7 @@ def _look_at(root: Path, names: Sequence[str]) -> Facts:
             f"{root} lacks {len(missing):,} of {len(names):,} listed image files:"
             f" {_some(missing, root)}; add them or correct the list"
         )
-    if odd:  # a pipe would be waited for, for ever
+    if odd:  # reading a pipe would block forever
         raise UserError(
             f"{root} has {len(odd):,} listed images that are folders, pipes or devices:"
             f" {_some(odd)}; replace them with image files"
@@ -101,7 +105,7 @@ def _look_at(root: Path, names: Sequence[str]) -> Facts:
 
 
 def _some(names: Sequence[str], lacking: Path | None = None) -> str:
-    """The first of some names, with what they may mean in the folder that is `lacking` them."""
+    """List the first few names, each with a similarly named file in the folder `lacking` it."""
     shown = list(names[:MAX_NAMED])
     if lacking is not None:
         near = [nearest(lacking, name) for name in shown]
@@ -124,7 +128,7 @@ def _build(
     facts: Facts,
     prefix: Prefix,
 ) -> None:
-    """Decode all files into `folder`; of several processes one does it and the others wait."""
+    """Decode all files into `folder` in one process while any others wait."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f"{folder.name}.lock"):
@@ -154,7 +158,7 @@ def _build(
 
 
 def _all_as_before(root: Path, names: Sequence[str]) -> bool:
-    """Whether all that is in a store of the first decoder is what would be stored now."""
+    """Return whether a store of the first decoder holds the bytes that would be stored now."""
     return all(is_as_before(root / name) for name in names)
 
 
@@ -184,7 +188,7 @@ def _decode_all(
         findings.tell()
         _sync(file)
     np.save(beside / "sizes.npy", np.array(sizes, np.int32))
-    # Pictures of which the first decoder made other bytes are other data.
+    # An image that the first decoder stored as other bytes counts as other data.
     known = [f"{name}{mark}" for name, mark in zip(names, marks, strict=True)]
     crc = np.array([zlib.crc32(text.encode()) for text in known], np.int64)
     np.save(beside / "signature.npy", (crc << 31) ^ facts[:, 0])
@@ -193,11 +197,11 @@ def _decode_all(
 
 
 def _decoded(root: Path, names: Sequence[str], prefix: Prefix) -> Iterator[Decoded]:
-    """What becomes of the files, in their order."""
+    """Decode the files in several threads and yield the results in order."""
     from joblib import Parallel, delayed
 
     chunks = [names[first : first + CHUNK] for first in range(0, len(names), CHUNK)]
-    # Pillow lets go of the interpreter while it decodes; the chunks come back in their order.
+    # Threads suffice, as Pillow releases the GIL while it decodes; the chunks keep their order.
     parts = Parallel(n_jobs=_num_threads(), backend="threading", return_as="generator")(
         delayed(_decode)(root, chunk, prefix) for chunk in chunks
     )
@@ -206,7 +210,7 @@ def _decoded(root: Path, names: Sequence[str], prefix: Prefix) -> Iterator[Decod
 
 
 class Findings:
-    """What is wrong with the files under `root`, or worth a remark, by kind."""
+    """Problems and remarks about the files under `root`, collected by kind."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -214,14 +218,14 @@ class Findings:
         self.remarks: dict[str, list[str]] = {}
 
     def add(self, result: Decoded) -> None:
-        """Take note of one file."""
+        """Record the problem and remarks of one file."""
         if result.problem:
             self.problems.setdefault(result.problem, []).append(result.name)
         for remark in result.remarks:
             self.remarks.setdefault(remark, []).append(result.name)
 
     def tell(self) -> None:
-        """Refuse images that cannot be stored; warn once about what was lost in the others."""
+        """Raise a `UserError` if a file cannot be stored; else warn of what the conversion lost."""
         if self.problems:
             raise UserError("; ".join(self._sentences(self.problems)))
         for sentence in self._sentences(self.remarks):
@@ -244,12 +248,12 @@ def _num_threads() -> int:
 
 
 def _decode(root: Path, names: Sequence[str], prefix: Prefix) -> list[Decoded]:
-    """What becomes of some of the files."""
+    """Decode a chunk of the files."""
     return [decode(root, name, prefix) for name in names]
 
 
 def _estimate(root: Path, names: Sequence[str], prefix: Prefix) -> int:
-    """Bytes that a store will take, from the sizes of some of the files."""
+    """Estimate the size of a store in bytes from the headers of a sample of the files."""
     some = [size_of(root / name) for name in names[:: max(1, len(names) // SAMPLED)]]
     areas = [3 * math.prod(prefix.size(*size)) for size in some if size is not None]
     return int(statistics.fmean(areas) * len(names)) if areas else 0
@@ -260,10 +264,10 @@ def _gigabytes(size: int) -> str:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """What builds that were killed have left, here and of other stores; the caller has the lock."""
+    """Remove what killed builds of any store left behind; the caller holds the lock of `folder`."""
     for leftover in folder.parent.glob(".*"):
         name = leftover.name[1:].rpartition(".")[0]
-        if not name or not leftover.is_dir():  # another user's
+        if not name or not leftover.is_dir():  # not left by a build
             continue
         lock = FileLock(folder.parent / f"{name}.lock", timeout=0)
         try:
@@ -274,7 +278,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _remove_outdated(folder: Path) -> None:
-    """Stores of the same files in an earlier state."""
+    """Remove stores of earlier versions of the same files."""
     same = folder.name.rpartition("-")[0]
     for other in folder.parent.glob(f"{same}-*"):
         if other != folder and other.is_dir():
@@ -302,8 +306,8 @@ def _open(folder: Path) -> Images:
 
 
 def _map(path: Path) -> Tensor:
-    """A file's bytes, read when they are asked for and shared between processes."""
+    """Memory-map a file's bytes, shared between processes."""
     array = np.memmap(path, np.uint8, mode="r")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that nobody may write to it is as it should be
+        warnings.simplefilter("ignore")  # about the array being read-only, as intended
         return torch.from_numpy(array)

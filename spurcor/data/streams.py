@@ -1,4 +1,4 @@
-"""Training batches: their order, their augmentation, and processes that read ahead."""
+"""Training batches: their order, their augmentation, and worker processes that load ahead."""
 
 import itertools
 from collections.abc import Iterator
@@ -28,21 +28,23 @@ Window = tuple[Tensor, Tensor | None]  # indices (B,) and augmentation parameter
 class Stream:
     """Training batches of one split as a function of (seed, role, position).
 
-    Permutation and augmentation of an epoch are drawn at once from a generator of their own, so a
-    stream starts at any position, and neither `workers` nor anything else moves it. Sampling:
+    The permutation and augmentation of an epoch are drawn at once from a generator of their own, so
+    a stream can start at any position, and neither `workers` nor any other random draw changes it.
+    Sampling:
 
-    - `shuffled`: every sample once.
-    - `balanced`: every batch has equally many of each group, but for what division leaves over;
-      rare ones repeat, each as often as any other of its group.
+    - `shuffled`: every sample once per epoch.
+    - `balanced`: every batch has equally many samples of each group, up to rounding; samples of
+      rare groups repeat, each as often as any other of its group.
     - `group_weighted`, `class_weighted`: drawn with replacement, every group (class) equally likely
       (group_DRO's reweight_groups; RWG and RWY of Idrissi et al., CLeaR 2022).
-    - `subsampled`, `class_subsampled`: as many of each group (class) as the smallest has, drawn
-      once (SUBG and SUBY of the same).
-    - `independent`: every batch is a draw of its own from all samples, without replacement, and
+    - `subsampled`, `class_subsampled`: every group (class) reduced to the size of the smallest,
+      drawn once (SUBG and SUBY of the same).
+    - `independent`: every batch is an independent draw from all samples, without replacement, and
       none is smaller (SCALE's target batches).
 
-    A table of the split's samples may take the place of a `sampling`: `repeats` (N,) says how often
-    each is in an epoch, `weights` (N,) how likely it is to be drawn, N times with replacement.
+    Instead of a `sampling`, a table over the split's samples may be given: `repeats` (N,) is how
+    often each occurs per epoch, `weights` (N,) its relative probability in N draws with
+    replacement.
     """
 
     def __init__(
@@ -58,7 +60,7 @@ class Stream:
         repeats: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> None:
-        """`batch_size` None is the full batch."""
+        """Create a stream; `batch_size` None means full-batch training."""
         self.dataset, self.transform = dataset, transform
         self.seed, self.role, self.sampling = seed, role, sampling
         if (sampling != "shuffled") + (repeats is not None) + (weights is not None) > 1:
@@ -74,14 +76,14 @@ class Stream:
         self.workers = workers if dataset.train_images.device.type == "cpu" else 0
 
     def __len__(self) -> int:
-        """Batches in one pass; the last one may be smaller."""
+        """Number of batches per epoch; the last one may be smaller."""
         return -(-self.size // self.batch_size)
 
     def start(self, position: int) -> Iterator[Batch]:
-        """Batches without end, from the `position`-th since the first epoch."""
+        """Yield batches without end, from batch number `position` since the first epoch's start."""
         device = self.dataset.y.device
         ahead, windows = itertools.tee(self._windows(position))
-        # Drawn here and in step with what is gathered; processes hand back pixels and nothing else.
+        # Windows are drawn here, in step with the gathering; worker processes return pixels only.
         for (indices, parameters), x in zip(windows, self._gather(ahead), strict=True):
             moved = None if parameters is None else parameters.to(device, non_blocking=True)
             batch = self.dataset.label(x, indices)
@@ -97,24 +99,24 @@ class Stream:
             epoch, step = epoch + 1, 0
 
     def _gather(self, windows: Iterator[Window]) -> Iterator[Tensor]:
-        """Bytes of each window, read ahead where there are workers."""
+        """Yield the uint8 images of each window, loaded ahead if there are workers."""
         gather = _Gather(self.dataset, self.transform)
         if not self.workers:
             return map(gather.__getitem__, windows)
         loader: DataLoader[Any] = DataLoader(
             gather,
-            sampler=windows,  # without a batch size, an item is what a sample would be
+            sampler=windows,  # without a batch size, each window is one item
             batch_size=None,
             num_workers=self.workers,
             pin_memory=self.dataset.y.device.type == "cuda",
-            generator=torch.Generator(),  # else it would draw from, and move, the global one
+            generator=torch.Generator(),  # else it would advance the global generator
         )
         return iter(loader)
 
     # --- orders -----------------------------------------------------------------------------------
 
     def _draw(self, epoch: int) -> Window:
-        """Order (N,) and augmentation parameters (N, P) of an epoch."""
+        """Draw the order (N,) and the augmentation parameters (N, P) of an epoch."""
         generator = torch.Generator()
         generator.manual_seed(derive_seed(self.seed, self.role, epoch))
         order = self._order(generator)
@@ -136,7 +138,7 @@ class Stream:
         return members if self.full else members[torch.randperm(self.size, generator=generator)]
 
     def _balanced(self, generator: torch.Generator) -> Tensor:
-        """The groups in turn, each in permutations of its own, one after the other."""
+        """Return an order that cycles through the groups, each by successive permutations."""
         groups = members_by(self._labels())
         rounds = -(-self.size // len(groups))
         columns = []
@@ -159,7 +161,7 @@ class Stream:
         return self._subsample() if self.sampling.endswith("subsampled") else None
 
     def _checked(self, name: str, table: Tensor) -> Tensor:
-        """A table that the run has made: what is wrong with it shows late."""
+        """Return the table on the CPU; refuse a wrong length, negative entries, and all zeros."""
         table = table.cpu()
         if len(table) != len(self.dataset) or bool((table < 0).any()):
             raise ValueError(
@@ -177,13 +179,13 @@ class Stream:
         return torch.cat(kept).sort()[0]
 
     def _labels(self) -> Tensor:
-        """Group, or class, of every sample."""
+        """Return the group, or for class-wise sampling the class, of every sample."""
         of_class = self.sampling.startswith("class")
         return (self.dataset.y if of_class else self.dataset.g).cpu()
 
 
 class _Gather(Dataset[Tensor]):
-    """Windows to bytes: what a worker process holds of a stream."""
+    """Map from windows to uint8 images: the part of a stream that a worker process holds."""
 
     def __init__(self, dataset: GroupedDataset, transform: Transform) -> None:
         self.images, self.rows = dataset.images, dataset.rows
@@ -198,5 +200,5 @@ class _Gather(Dataset[Tensor]):
 
 
 def _inverse_counts(labels: Tensor) -> Tensor:
-    """Weights (N,) under which every label is drawn equally often."""
+    """Return weights (N,) under which every label is equally likely to be drawn."""
     return torch.bincount(labels).clamp(min=1).float().reciprocal()[labels]

@@ -1,6 +1,6 @@
-"""Tables of labels that come with photographs: read by pandas, checked column by column.
+"""Tables of labels that come with photographs, read by pandas and checked column by column.
 
-Whatever is wrong in a column is told at once, the first rows of it by number (the header is not
+All errors in a column are reported at once, the first few rows by number (the header is not
 counted) and value.
 """
 
@@ -22,15 +22,15 @@ from spurcor.errors import UserError, on_one_line
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-SPLIT_CODES = {0: Split.TRAIN, 1: Split.VAL, 2: Split.TEST}  # of Waterbirds, CelebA and ISIC
+SPLIT_CODES = {0: Split.TRAIN, 1: Split.VAL, 2: Split.TEST}  # as in Waterbirds, CelebA and ISIC
 MAX_COLUMNS = 10_000
-MAX_CELL = 60  # characters that a refusal repeats of a cell
+MAX_CELL = 60  # characters of a cell quoted in a message
 MAX_SHOWN = 5
-MAX_HEADER = 500  # letters of a header that a sentence repeats
+MAX_HEADER = 500  # characters of a header quoted in a message
 
 
 class CsvTable:
-    """Columns of a file of M rows."""
+    """Columns of a table with M rows."""
 
     def __init__(self, path: Path, frame: "DataFrame") -> None:
         self.path, self.frame = path, frame
@@ -43,12 +43,13 @@ class CsvTable:
         numbers: Sequence[str] = (),
         comment: str | None = None,
     ) -> "CsvTable":
-        """Named columns of a CSV file with a header; those in `text` are not converted.
+        """Read the named columns of a CSV file with a header; those in `text` stay strings.
 
-        Commas, semicolons or tabs separate them. Lines that begin with `comment` are left out.
+        The separator is a comma, semicolon or tab. Lines that begin with `comment` are skipped. A
+        `UserError` is raised if a column is missing or the file cannot be parsed.
         """
         wanted = [*text, *numbers]
-        # All columns are read: of some only, pandas would not see that a row has too many fields.
+        # All columns are read: with a selection, pandas would not notice rows with too many fields.
         types = dict.fromkeys(text, str)
         content, encoding = _read(path)
         header = _header(content, encoding, comment)
@@ -67,34 +68,34 @@ class CsvTable:
         return len(self.frame)
 
     def names(self, column: str) -> list[str]:
-        """File names (M,), none empty and none twice."""
+        """Return file names (M,), none empty and all distinct."""
         values = self.filled(column)
         self.refuse(values.duplicated(keep=False), column, "is listed more than once", "keep one")
         names: list[str] = values.tolist()
         return names
 
     def filled(self, column: str) -> "Series[Any]":
-        """Values (M,), none empty."""
+        """Return the values (M,) of a column, none empty."""
         values = self.frame[column]
         self.refuse(values.isna(), column, "is empty", "fill it in")
         return values
 
     def codes(self, column: str, allowed: Sequence[int]) -> Tensor:
-        """Whole numbers (M,) int64, every one of them allowed."""
+        """Return the integers (M,) int64 of a column, all of them in `allowed`."""
         numbers = self._numbers(column)
         known = " or ".join(map(str, allowed))
         self.refuse(~numbers.isin(allowed), column, f"is not {known}", "correct it")
         return torch.from_numpy(numbers.to_numpy("int64", copy=True))
 
     def whole(self, column: str) -> Tensor:
-        """Whole numbers (M,) int64, none negative."""
+        """Return the integers (M,) int64 of a column, none negative."""
         numbers = self._numbers(column)
         wrong = ~((numbers >= 0) & (numbers % 1 == 0))
         self.refuse(wrong, column, "is not an integer of at least 0", "correct it")
         return torch.from_numpy(numbers.to_numpy("int64", copy=True))
 
     def _numbers(self, column: str) -> "Series[Any]":
-        """Values (M,) as numbers, NaN if they are not; a decimal comma is accepted."""
+        """Return values (M,) as numbers, NaN if not numeric; a decimal comma is accepted."""
         import pandas as pd
 
         values = self.frame[column]
@@ -103,7 +104,7 @@ class CsvTable:
         return pd.to_numeric(values, errors="coerce")
 
     def splits(self, column: str) -> dict[str, Tensor]:
-        """Rows of each split, by the usual numbers."""
+        """Return the rows of each split, coded 0, 1, 2 for TRAIN, VAL, TEST; none may be empty."""
         codes = self.codes(column, tuple(SPLIT_CODES))
         members = {str(s): (codes == code).nonzero().squeeze(1) for code, s in SPLIT_CODES.items()}
         if empty := [name for name, rows in members.items() if not len(rows)]:
@@ -129,15 +130,16 @@ class CsvTable:
 
 
 def _shown(value: Any, most: int = MAX_CELL) -> str:
-    """A cell in a sentence: on one line, and not all of a long one."""
+    """Return a cell for use in a message: on one line, and shortened if long."""
     text = on_one_line(str(value))
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def read_columns(path: Path, columns: Mapping[int, str], skip: int = 0) -> CsvTable:
-    """Columns of a file without a header, separated by blanks: position and name of each.
+    """Read columns of a whitespace-separated file without a header.
 
-    The first `skip` lines are left out; a column named `image_id` stays text.
+    `columns` maps positions to names; a column named `image_id` stays text. The first `skip` lines
+    are skipped.
     """
     types = {position: str for position, name in columns.items() if name == "image_id"}
     content, encoding = _read(path)
@@ -147,14 +149,14 @@ def read_columns(path: Path, columns: Mapping[int, str], skip: int = 0) -> CsvTa
 
 
 def first_lines(path: Path, count: int) -> list[str]:
-    """The beginning of a text file, in whatever encoding."""
+    """Return the first `count` lines of a text file, whatever its encoding."""
     content, encoding = _read(path)
     lines = io.TextIOWrapper(io.BytesIO(content), encoding, errors="replace")
     return [line.rstrip("\n") for line in itertools.islice(lines, count)]
 
 
 def columns_of(path: Path, known: str) -> list[str]:
-    """The columns of a CSV file with a header, one of which is `known`."""
+    """Return the column names of a CSV file with a header, one of which is `known`."""
     header = _header(*_read(path))
     return _fields(header, _separator(header, [known]))
 
@@ -165,7 +167,7 @@ SEPARATORS = ",;\t"
 
 
 def _read(path: Path) -> tuple[bytes, str]:
-    """The bytes of a file and their encoding: Unicode, or that of older Windows programs."""
+    """Return the bytes of a file and their encoding: Unicode, or else Windows' cp1252."""
     if not path.is_file():
         raise UserError(f"{path} is not a file; put the table there")
     try:
@@ -182,7 +184,7 @@ def _read(path: Path) -> tuple[bytes, str]:
 
 
 def _header(content: bytes, encoding: str, comment: str | None = None) -> str:
-    """The first line that is neither blank nor a comment."""
+    """Return the first line that is neither blank nor a comment."""
     lines = io.TextIOWrapper(io.BytesIO(content), encoding, errors="replace")
     told = (line for line in lines if line.strip() and not (comment and line.startswith(comment)))
     return next(told, "").rstrip("\n")
@@ -191,12 +193,12 @@ def _header(content: bytes, encoding: str, comment: str | None = None) -> str:
 def _fields(header: str, separator: str) -> list[str]:
     try:
         return [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
-    except csv.Error:  # a field of a megabyte: nobody's header
+    except csv.Error:  # a field too long for any header
         return []
 
 
 def _separator(header: str, wanted: Sequence[str]) -> str:
-    """The separator that yields most of the wanted columns."""
+    """Return the separator that yields most of the wanted columns."""
 
     def found(separator: str) -> int:
         return len(set(wanted).intersection(_fields(header, separator)))
@@ -205,7 +207,7 @@ def _separator(header: str, wanted: Sequence[str]) -> str:
 
 
 def _read_csv(path: Path, content: bytes, **options: Any) -> "DataFrame":
-    """Only empty fields are missing values: NA and None are ordinary names."""
+    """Read a table; only empty fields are missing values, NA and None are ordinary names."""
     import pandas as pd
 
     try:

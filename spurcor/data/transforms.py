@@ -20,10 +20,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Prefix:
-    """What is done to an image once, before it is stored; by Pillow, as torchvision does it.
+    """The deterministic part of a transform, applied once before an image is stored.
 
-    `resize` (height, width), or of its own aspect the shorter side: `short` is the most that it may
-    be, `shorter` what it is made; then a centred square `crop`.
+    It uses Pillow, as torchvision does. Both sides are resized to `resize` (height, width), or the
+    shorter side to `shorter` or down to at most `short`, keeping the aspect ratio; then a centred
+    square of side `crop` is cut out.
     """
 
     resize: tuple[int, int] | None = None
@@ -33,7 +34,7 @@ class Prefix:
 
     @property
     def name(self) -> str:
-        """A part of a folder's name."""
+        """Name of the prefix, used as part of a folder's name."""
         parts = []
         if self.resize is not None:
             height, width = self.resize
@@ -45,14 +46,14 @@ class Prefix:
 
     @property
     def interleaved(self) -> bool:
-        """Whether the colours of a pixel are stored together, as fast random crops want it.
+        """Whether the channels of a pixel are stored together, the fast layout for random crops.
 
-        Otherwise they are planes, which become floats five times as fast.
+        Otherwise they are stored as planes, which are converted to floats five times as fast.
         """
         return self.short is not None
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of what is stored of an image."""
+        """Return the stored height and width of an image."""
         if self.resize is not None:
             height, width = self.resize
         short = self.shorter
@@ -64,7 +65,7 @@ class Prefix:
         return (height, width) if self.crop is None else (self.crop, self.crop)
 
     def __call__(self, image: "Image") -> "Image":
-        """The image as it is stored; a crop larger than the image is filled with black."""
+        """Return the image as stored; a crop larger than the image is padded with black."""
         from PIL.Image import Resampling
 
         width, height = image.size
@@ -78,32 +79,33 @@ class Prefix:
 
 
 class Transform(Protocol):
-    """Photographs to stored bytes, and those to the network's input, for a whole batch."""
+    """Map from photographs to stored bytes, and from a batch of these to the network's input."""
 
-    stored: Prefix  # before images are stored, for evaluation
-    stored_train: Prefix  # and for training
+    stored: Prefix  # how evaluation images are stored
+    stored_train: Prefix  # how training images are stored
 
     def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
-        """Random parameters (N, P) for stored images of `sizes` (N, 2), or None without any."""
+        """Draw parameters (N, P) for stored images of `sizes` (N, 2); None if nothing is random."""
 
     def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
-        """Training images as bytes (B, C, H, W), random crops taken, where the images are."""
+        """Return training images (B, C, H, W) uint8, randomly cropped, on the images' device."""
 
     def window(self, sizes: Tensor) -> Tensor:
-        """What evaluation sees of training images of `sizes` (N, 2), in their pixels.
+        """Return the window of training images of `sizes` (N, 2) that evaluation sees.
 
-        (N, 4) float64: top, left, height, width; all of it where they are stored alike.
+        (N, 4) float64 in their pixels: top, left, height, width. It is the whole image where images
+        are stored alike for training and evaluation.
         """
         return torch.cat([torch.zeros_like(sizes), sizes], dim=1).double()
 
     def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
-        """Float input of a uint8 batch on its device; without parameters, as in evaluation."""
+        """Return the float input for a uint8 batch on its device; no `parameters` in evaluation."""
 
 
 class Normalize(Transform):
-    """Scale to [0, 1], then subtract the mean and divide by the deviation of each channel.
+    """Scale to [0, 1], then subtract the mean and divide by the standard deviation per channel.
 
-    `unit_length` then divides every image by its Euclidean length.
+    `unit_length` then divides every image by its Euclidean norm.
     """
 
     stored = stored_train = Prefix()
@@ -122,51 +124,52 @@ class Normalize(Transform):
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
-        """Nothing is random here."""
+        """Return None: nothing is random."""
         return None
 
     def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
-        """The images as they are."""
+        """Return the stored images at `rows` unchanged."""
         return stored.take(rows)
 
     def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) uint8 to float."""
+        """Convert (B, C, H, W) uint8 to normalised float."""
         if x.device not in self._constants:
             std = torch.tensor(self.std, device=x.device).view(-1, 1, 1)
             mean = torch.tensor(self.mean, device=x.device).view(-1, 1, 1)
             self._constants[x.device] = (1 / (255 * std), -mean / std)
         scale, shift = self._constants[x.device]
-        # Interleaved bytes become planes on the way: two passes in place beat one that mixes types.
+        # Copying turns interleaved bytes into planes; two in-place passes beat one of mixed types.
         z = torch.empty(x.shape, device=x.device).copy_(x)
         z.mul_(scale).add_(shift)
         return torch.nn.functional.normalize(z.flatten(1)).view_as(z) if self.unit_length else z
 
 
 class Moved(Transform):
-    """Pixels of a stored image put elsewhere on it, and then normalised."""
+    """An augmentation that moves the pixels of a stored image, followed by normalisation."""
 
     stored = stored_train = Prefix()
     normalize: Normalize
 
     def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
-        """The images as they are."""
+        """Return the stored images at `rows` unchanged."""
         return stored.take(rows)
 
     def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) uint8 to float."""
+        """Convert (B, C, H, W) uint8 to float, augmented if `parameters` are given."""
         if parameters is not None:
             x = self._augment(x, parameters)
         return self.normalize(x)
 
     @abstractmethod
     def _augment(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """The same pixels, by the parameters of each image."""
+        """Move the pixels of each image according to its parameters."""
 
 
 class CropFlip(Moved):
-    """Random crop of the image's own size from a reflected border, and horizontal flip.
+    """Random crop at the original size after reflection padding, and random horizontal flip.
 
-    The border is never made: reflection is done on the indices, so crop and flip are one gather.
+    The padding is never materialised: indices are reflected instead, so crop and flip are one
+    gather.
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], padding: int = 4) -> None:
@@ -175,7 +178,7 @@ class CropFlip(Moved):
         self.normalize, self.padding = Normalize(mean, std), padding
 
     def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
-        """(N, 3) int64: shift down, shift right, flip."""
+        """Draw (N, 3) int64: shift down, shift right, flip."""
         if int(sizes.min()) <= self.padding:
             raise UserError(
                 f"dataset.transform.padding={self.padding} is too large to reflect images of"
@@ -199,14 +202,15 @@ class CropFlip(Moved):
         return x.flatten(2).gather(2, flat).view_as(x)
 
 
-FIXED = 16  # binary places of the numbers that Pillow looks pixels up with
+FIXED = 16  # fractional bits of the fixed-point coordinates in Pillow's affine transform
 
 
 class AffineFlip(Moved):
-    """Horizontal flip with probability one half, then a random rotation and shift.
+    """Horizontal flip with probability 1/2, then a random rotation and translation.
 
-    Uniform in +-`degrees` and, in whole pixels, +-`translate` of each side; the nearest pixel is
-    taken and black where there is none, to the bit as torchvision's RandomAffine has it of Pillow.
+    The angle is uniform in +-`degrees`, the shift uniform in +-`translate` of each side, rounded to
+    whole pixels. Nearest-neighbour resampling with black outside the image, bit for bit as
+    torchvision's RandomAffine on Pillow images.
     """
 
     def __init__(
@@ -224,7 +228,7 @@ class AffineFlip(Moved):
         self.normalize, self.degrees, self.translate = Normalize(mean, std), degrees, translate
 
     def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
-        """(N, 7) int64: `affine` of angles and shifts, and flip."""
+        """Draw (N, 7) int64: the six coefficients of `affine`, and flip."""
         angle, down, right = (
             2 * torch.rand(len(sizes), generator=generator, dtype=torch.float64) - 1
             for _ in range(3)
@@ -240,7 +244,7 @@ class AffineFlip(Moved):
         height, width = x.shape[2:]
         i = torch.arange(height, device=x.device)[:, None]
         j = torch.arange(width, device=x.device)
-        # (B, H, W): where each pixel comes from, before the flip
+        # (B, H, W): the source of each pixel before the flip
         of = parameters[:, :, None, None]
         column = (of[:, 0] * j + of[:, 1] * i + of[:, 2]) >> FIXED
         row = (of[:, 3] * j + of[:, 4] * i + of[:, 5]) >> FIXED
@@ -252,11 +256,11 @@ class AffineFlip(Moved):
 
 
 def affine(sizes: Tensor, angle: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """(N, 6) int64, where pixels come from after a rotation about the centre, then a shift.
+    """Return (N, 6) int64 coefficients of a rotation about the centre followed by a shift.
 
-    `angle` (N,) clockwise in degrees, `down` and `right` (N,) in pixels. Pixel (i, j) was that in
-    row (c3 j + c4 i + c5) / 2^16 and column (c0 j + c1 i + c2) / 2^16, rounded down: Pillow's fixed
-    point, at the centres of pixels.
+    `angle` (N,) is clockwise in degrees, `down` and `right` (N,) are in pixels. The new pixel (i,
+    j) comes from row (c3 j + c4 i + c5) / 2^16 and column (c0 j + c1 i + c2) / 2^16, rounded down:
+    Pillow's fixed-point arithmetic, evaluated at pixel centres.
     """
     height, width = sizes.double().unbind(1)
     radians = angle.double() * (math.pi / 180)
@@ -270,19 +274,19 @@ def affine(sizes: Tensor, angle: Tensor, down: Tensor, right: Tensor) -> Tensor:
 
 
 def _reflect(position: Tensor, size: int) -> Tensor:
-    """Positions outside [0, size) mirrored at the border pixels, which are not repeated."""
+    """Reflect positions outside [0, size) at the border pixels, which are not repeated."""
     return (size - 1) - (size - 1 - position.abs()).abs()
 
 
 class Photo(Transform):
-    """The transforms published for photographs.
+    """The published transforms for photographs.
 
-    Evaluation: `resize` both sides (`resize_short` the shorter one) or `crop` the centre or both,
-    in that order, then `size` if what that left is of another size; null is that size itself.
-    Training, with `augment`:
-    RandomResizedCrop to `size` with shares of the area in `scale` and ratios in `ratio`, of the
-    photograph with its shorter side at most `short`, then `flip` with probability one half;
-    without, as in evaluation.
+    Evaluation: `resize` both sides (or `resize_short` the shorter one), then `crop` the centre,
+    each optional but at least `resize` or `crop` given; then resize to `size` if that differs
+    (null: keep the size). Training with `augment`: RandomResizedCrop to `size` with area shares in
+    `scale` and aspect ratios in `ratio`, from the photograph reduced to a shorter side of at most
+    `short`, then a horizontal flip with probability 1/2 if `flip`; without `augment`, as in
+    evaluation.
     """
 
     def __init__(
@@ -329,7 +333,7 @@ class Photo(Transform):
         self.normalize = Normalize(mean, std)
 
     def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
-        """(N, 5) int64: box (top, left, height, width) and flip."""
+        """Draw (N, 5) int64: box (top, left, height, width) and flip; None without `augment`."""
         if not self.augment:
             return None
         boxes = images.draw_boxes(sizes, self.scale, self.ratio, generator)
@@ -337,16 +341,20 @@ class Photo(Transform):
         return torch.cat([boxes, flips if self.flip else torch.zeros_like(flips)], dim=1)
 
     def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
-        """The boxes, resampled and mirrored."""
+        """Return the boxes, resampled to (B, 3, size, size) uint8 and flipped."""
         return stored.crop(rows, parameters[:, :4], parameters[:, 4].bool(), self.size)
 
     def window(self, sizes: Tensor) -> Tensor:
-        """The centre crop of what was resized, on the photograph as it is stored for training."""
+        """Return the evaluation crop (N, 4) float64 in pixels of images of training `sizes` (N, 2).
+
+        It is the whole image without `augment` or `crop`. A `UserError` is raised if the crop
+        cannot be located because the photograph was reduced to `short`.
+        """
         resize, crop, shorter = self.stored.resize, self.stored.crop, self.stored.shorter
         if not self.augment or crop is None:
             return super().window(sizes)
         short = self.stored_train.short
-        cut = resize is None and shorter is None  # out of the photograph as it came
+        cut = resize is None and shorter is None  # cropped from the original photograph
         if cut and short is not None and int(sizes.min(1).values.max()) >= short:
             raise UserError(
                 f"dataset.transform.crop={crop} cannot be located on photographs that are stored"
@@ -361,7 +369,7 @@ class Photo(Transform):
         return pixels * (sizes / seen).repeat(1, 2)
 
     def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
-        """(B, 3, H, W) uint8 to float (B, 3, size, size)."""
+        """Convert (B, 3, H, W) uint8 to float (B, 3, size, size)."""
         if x.shape[2:] != (self.size, self.size):
             x = images.resize(x, self.size)
         return self.normalize(x)

@@ -1,4 +1,4 @@
-"""MaskTune's biased MNIST: a red square that gives small digits away."""
+"""MaskTune's biased MNIST: a red square that correlates with small digits."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +20,12 @@ RED = (255, 0, 0)
 class BiasedMnist(DataSource):
     """Small (0-4) against large (5-9) digits, 3 x 28 x 28, with a red square at the top left.
 
-    With the `conflict_ratio` r the first round((1 - r) n) of the n small training digits have the
-    square, and the first round(r n) of the large ones. VAL is `val_size` of these images, drawn at
-    random as published, so it is as biased as TRAIN, which is the rest. TEST gives the square to a
-    random half of each class: four groups of about 2,500 images, none of which limits what the
-    worst accuracy can say. Published test sets: `biased` (r = 1: every square on the wrong class)
-    and `raw` (no square). Source: MaskTune (Asgari Taghanaki et al., NeurIPS 2022), mnist_rgb.py.
+    With `conflict_ratio` r, the first round((1 - r) n) of the n small training digits have the
+    square, and the first round(r n) of the n large ones. VAL is `val_size` of these images, drawn
+    at random as published and hence as biased as TRAIN, which is the rest. TEST gives the square to
+    a random half of each class: four groups of about 2,500 images, large enough for a precise
+    worst-group accuracy. Published test sets: `biased` (r = 1: every square on the wrong class) and
+    `raw` (no square). Source: MaskTune (Asgari Taghanaki et al., NeurIPS 2022), mnist_rgb.py.
     """
 
     spec = GroupSpec(("small", "large"), ("none", "square"), aligned=(1, 0))
@@ -66,7 +66,7 @@ class BiasedMnist(DataSource):
         return splits
 
     def _build(self, grey: Tensor, y: Tensor, a: Tensor) -> GroupedDataset:
-        """(N, 28, 28) in three channels, a square where a = 1."""
+        """Return a split of greyscale (N, 28, 28) as RGB, with a square where a = 1."""
         x = grey.unsqueeze(1).repeat(1, 3, 1, 1)
         painted = x[:, :, :SQUARE, :SQUARE]
         red = torch.tensor(RED, dtype=torch.uint8)[:, None, None]
@@ -80,7 +80,7 @@ def _read(root: Path, train: bool) -> tuple[Tensor, Tensor]:
 
 
 def _with_square(y: Tensor, conflict_ratio: float) -> Tensor:
-    """a (N,): 1 for the first round((1 - r) n) of class 0 and the first round(r n) of class 1."""
+    """Return a (N,): 1 for the first round((1 - r) n) of class 0 and round(r n) of class 1."""
     a = torch.zeros_like(y)
     for label, share in ((0, 1 - conflict_ratio), (1, conflict_ratio)):
         members = (y == label).nonzero().squeeze(1)

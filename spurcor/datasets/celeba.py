@@ -1,4 +1,4 @@
-"""CelebA: faces with 40 attributes; hair colour and gender go together."""
+"""CelebA: faces with 40 attributes; hair colour and gender are correlated."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -21,15 +21,15 @@ URL = "https://www.kaggle.com/datasets/jessicali9530/celeba-dataset"
 FACES = "img_align_celeba"
 IMAGES = ((f"{FACES}/{FACES}",), (FACES,))
 ANNOTATIONS = (
-    ("list_attr_celeba.txt", "list_eval_partition.txt"),  # the authors', torchvision's
+    ("list_attr_celeba.txt", "list_eval_partition.txt"),  # the authors' and torchvision's
     ("list_attr_celeba.csv", "list_eval_partition.csv"),  # Kaggle's
 )
-METADATA = "metadata_celeba.csv"  # of BalancingGroups: hair colour and gender only
+METADATA = "metadata_celeba.csv"  # from BalancingGroups; has hair colour and gender only
 FOLDERS = ("celeba", "celeba/archive", "celeba/Anno", "celeba/Eval", "celeba/Img", "")
 ARCHIVES = ("archive.zip", "img_align_celeba.zip")
 BLOND, MALE = "Blond_Hair", "Male"
-# Of 162,770 training images 42 % show men: 48 % of those that are not blond, 6 % of the blond ones.
-# So gender tells hair colour, though no gender has a majority among the dark-haired.
+# Of the 162,770 training images 42 % show men: 48 % of the non-blond and 6 % of the blond ones. So
+# gender predicts hair colour, although neither gender dominates among the non-blond.
 SPEC = GroupSpec(("not_blond", "blond"), ("female", "male"), aligned=(1, 0))
 COUNTS: dict[str, tuple[int, ...]] = {  # groups in the order of `GroupSpec.names`
     Split.TRAIN: (71629, 66874, 22880, 1387),
@@ -40,10 +40,11 @@ COUNTS: dict[str, tuple[int, ...]] = {  # groups in the order of `GroupSpec.name
 
 @dataclass(kw_only=True)
 class CelebA(DataSource):
-    """Blond hair against gender; with `num_labels` L, the first L of the 40 attributes instead.
+    """Blond hair, with gender as the spurious attribute; or the first attributes as labels.
 
-    The official splits. Labels are y (M, L) of 0 and 1, and then there is no spurious attribute.
-    Liu, Luo, Wang, Tang (ICCV 2015); as a benchmark of groups, Sagawa et al. (ICLR 2020).
+    With `num_labels` L, y is (M, L) of 0 and 1 for the first L of the 40 attributes, and there is
+    no spurious attribute. Official splits. Liu, Luo, Wang, Tang (ICCV 2015); as a benchmark of
+    groups, Sagawa et al. (ICLR 2020).
     """
 
     transform: Transform = field(default_factory=lambda: Photo(resize=256, crop=224))
@@ -55,7 +56,7 @@ class CelebA(DataSource):
             raise ValueError(f"num_labels={self.num_labels} must be between 1 and 40")
 
     def load(self, root: Path) -> Photographs:
-        """Images and labels, in whichever form the data set is present."""
+        """Read images and labels from whichever distribution of the data set is present."""
         if self.num_labels is None:
             return read_blond(root)
         return read_labels(root, self.num_labels)
@@ -63,12 +64,12 @@ class CelebA(DataSource):
 
 @dataclass(kw_only=True)
 class CelebAScale(DataSource):
-    """Gender against hair colour as in SCALE: hair colour is the easier of the two to learn.
+    """Gender, with hair colour as spurious attribute, the easier of the two to learn, as in SCALE.
 
-    Class and attribute agree for blond women and for men who are not blond. TARGET takes
-    `target_size` / 4 images of each group of the official TRAIN; of the others TRAIN takes
-    `majority_size` of each aligned group and majority_size (1 - strength) / strength, rounded down,
-    of each conflicting one. VAL and TEST keep as many of each group as their smallest has.
+    Blond women and men who are not blond are aligned. TARGET takes `target_size` / 4 images of each
+    group of the official TRAIN. Of the others, TRAIN takes `majority_size` of each aligned group
+    and majority_size (1 - strength) / strength, rounded down, of each conflicting group. VAL and
+    TEST are reduced to the size of their smallest group in every group.
     """
 
     transform: Transform = field(default_factory=lambda: Photo(resize=224))
@@ -93,7 +94,7 @@ class CelebAScale(DataSource):
             )
 
     def load(self, root: Path) -> Photographs:
-        """The official data set, with the roles of hair colour and gender exchanged."""
+        """Read the official data set and swap the roles of hair colour and gender."""
         official = read_blond(root)
         spec = GroupSpec(("female", "male"), ("blond", "not_blond"), aligned=(0, 1))
         y, a = official.a, 1 - official.y
@@ -133,7 +134,7 @@ class CelebAScale(DataSource):
 def _shuffled_groups(
     g: Tensor, rows: Tensor, spec: GroupSpec, generator: torch.Generator
 ) -> list[Tensor]:
-    """The `rows` (N,) of each of the G groups, in random order."""
+    """Return the `rows` (N,) of each of the G groups, in random order."""
     order = torch.randperm(len(g), generator=generator)
     shuffled = {int(g[members[0]]): rows[members] for members in members_by(g, order)}
     return [shuffled.get(group, rows[:0]) for group in range(spec.num_groups)]
@@ -143,7 +144,7 @@ def _shuffled_groups(
 
 
 def read_blond(root: Path) -> Photographs:
-    """Hair colour y and gender a in the official splits."""
+    """Read hair colour y and gender a (M,) in the official splits."""
     images, paths = find(root, IMAGES)[0], find(root, [*ANNOTATIONS, (METADATA,)])
     if paths[0].name == METADATA:
         table = CsvTable.read(paths[0], ["filename"], ["split", "y", "a"])
@@ -158,7 +159,7 @@ def read_blond(root: Path) -> Photographs:
 
 
 def read_labels(root: Path, num_labels: int) -> Photographs:
-    """The first attributes y (M, L) in the official splits."""
+    """Read the first `num_labels` attributes as y (M, L) in the official splits."""
     images, paths = find(root, IMAGES)[0], find(root, ANNOTATIONS)
     attributes = _attributes(paths[0])
     chosen = attributes[:num_labels]
@@ -168,9 +169,9 @@ def read_labels(root: Path, num_labels: int) -> Photographs:
 
 
 def find(root: Path, alternatives: Iterable[Sequence[str]]) -> list[Path]:
-    """The first alternative whose files and folders all exist.
+    """Return the paths of the first alternative whose files and folders all exist.
 
-    Archives are extracted only if no folder has them.
+    Archives are extracted only if no folder has them. A `UserError` is raised if nothing is found.
     """
     alternatives = list(alternatives)
     places = [root / folder for folder in FOLDERS]
@@ -179,7 +180,7 @@ def find(root: Path, alternatives: Iterable[Sequence[str]]) -> list[Path]:
         return found
     for place in list(places):
         for name in ARCHIVES:
-            if place == root and name == "archive.zip":  # every download from Kaggle is called so
+            if place == root and name == "archive.zip":  # the name of every download from Kaggle
                 continue
             if (folder := extracted(place / name)) is not None:
                 places += [folder, *(inner for inner in folders_in(folder) if inner.name != FACES)]
@@ -202,12 +203,12 @@ def _search(places: Sequence[Path], alternatives: Sequence[Sequence[str]]) -> li
 
 
 def _is_there(path: Path) -> bool:
-    """A table, or a folder of images."""
+    """Return whether the path exists as a table (with a suffix) or as a folder of images."""
     return path.is_file() if path.suffix else path.is_dir()
 
 
 def _attributes(path: Path) -> list[str]:
-    """Names of the attributes, in the file's order."""
+    """Return the names of the attributes in the file's order."""
     if path.suffix == ".csv":
         return [name for name in columns_of(path, "image_id") if name != "image_id"]
     lines = first_lines(path, 2)
@@ -215,14 +216,14 @@ def _attributes(path: Path) -> list[str]:
 
 
 def _num_counts(lines: Sequence[str]) -> int:
-    """Lines before the names of the attributes: the number of images, which some copies lack."""
+    """Return 1 if the first line is the number of images, which some copies lack, otherwise 0."""
     return int(bool(re.fullmatch(r"[\d,.]*", lines[0].strip())))
 
 
 def _read(
     paths: Sequence[Path], header: Sequence[str], labels: Sequence[str]
 ) -> tuple[list[str], Tensor, dict[str, Tensor]]:
-    """File names (M,), labels (M, L) of 0 and 1, and the rows of each split."""
+    """Return file names (M,), labels (M, L) of 0 and 1, and the rows of each split."""
     attributes, partition = paths
     if missing := [label for label in labels if label not in header]:
         have = " ".join(header) or "none"
@@ -244,14 +245,14 @@ def _read(
 
 
 def _check_count(path: Path, count: int) -> None:
-    """The first line of the authors' file is the number of images."""
+    """Compare the number of rows with the one on the first line of the authors' file."""
     said = first_lines(path, 1)[0].strip()
     if said != str(count):
         raise UserError(f"{path} announces {said[:20]} rows but has {count:,}; download it again")
 
 
 def _in_order(split: CsvTable, table: CsvTable) -> CsvTable:
-    """The partition, in the order of the attributes."""
+    """Return the partition table in the order of the attribute table."""
     names, others = table.frame["image_id"], split.frame["image_id"]
     if names.equals(others):
         return split

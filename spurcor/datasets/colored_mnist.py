@@ -1,4 +1,4 @@
-"""MNIST in red and green, with exact numbers in every group."""
+"""MNIST in red and green, with exact group sizes."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,23 +12,22 @@ from spurcor.data.transforms import Normalize, Transform
 from spurcor.datasets.sources import read_mnist
 from spurcor.errors import UserError
 
-DARKENED = 0.25  # what is left of the channels that are not the colour
-BACKGROUND = 0.01  # grey up to here is background and keeps its values
-SIGNS = ((-1, -1), (-1, 1), (1, -1), (1, 1))  # y and a of the groups, in their order
+DARKENED = 0.25  # factor for the channels other than the colour
+BACKGROUND = 0.01  # pixels up to this intensity are background and stay unchanged
+SIGNS = ((-1, -1), (-1, 1), (1, -1), (1, 1))  # (y, a) by group number
 
 
 @dataclass(kw_only=True)
 class ColoredMnist(DataSource):
     """Small (y = -1) against large (y = +1, from 5 on) digits, 3 x 28 x 28, green (-1) or red (+1).
 
-    The groups of TRAIN and TEST have exactly round(N pi) images of MNIST-train and MNIST-test, what
-    rounding leaves going to the largest (of equal ones the first of small green, small red, large
-    green, large red; upstream the last), where 4 pi(y, a) = 1 + y E[y] + a E[a] + y a E[ya] and
-    E[ya] = correlation + E[y] E[a]: the correlation is a covariance, E[y] and E[a] are the
-    marginals. There is no official validation split: VAL and TARGET are balanced and held out of
-    MNIST-train first, so that no option of TRAIN changes them; a `target_size` of 0 leaves TARGET
-    out.
-    Source: kodai-utsunomiya-mdl/spurious-feature-analysis_v2, data_loader.py.
+    The groups of TRAIN and TEST have exactly round(N pi) images of MNIST-train and MNIST-test,
+    where 4 pi(y, a) = 1 + y E[y] + a E[a] + y a E[ya] and E[ya] = correlation + E[y] E[a]: the
+    correlation is a covariance, E[y] and E[a] are the marginals. The rounding error is added to the
+    largest group (ties go to the first of small green, small red, large green, large red; upstream
+    to the last). There is no official validation split: VAL and TARGET are balanced and held out of
+    MNIST-train first, so that no option of TRAIN changes them; with a `target_size` of 0 there is
+    no TARGET. Source: kodai-utsunomiya-mdl/spurious-feature-analysis_v2, data_loader.py.
     """
 
     transform: Transform = field(default_factory=Normalize)
@@ -59,12 +58,12 @@ class ColoredMnist(DataSource):
 
     @property
     def spec(self) -> GroupSpec:
-        """Red is usually large, or small where the correlation of TRAIN is negative."""
+        """Classes and colours; red goes with large, or with small if TRAIN's correlation is < 0."""
         aligned = (0, 1) if self.train_correlation >= 0 else (1, 0)
         return GroupSpec(("small", "large"), ("green", "red"), aligned)
 
     def _counts(self, part: str) -> list[int]:
-        """How many images the groups of `train` or `test` have."""
+        """Return the group sizes of `train` or `test`; refuse impossible correlations."""
         size = int(getattr(self, f"{part}_size"))
         correlation, label, attribute = (
             float(getattr(self, f"{part}_{name}"))
@@ -100,7 +99,7 @@ class ColoredMnist(DataSource):
     def _take(
         self, name: str, grey: Tensor, members: list[Tensor], counts: list[int]
     ) -> tuple[GroupedDataset, list[Tensor]]:
-        """A split of the first members (N_y,) of each class, and the members that are left."""
+        """Return a split of the first members (N_y,) of each class, and the remaining members."""
         groups: list[Tensor] = []
         left: list[Tensor] = []
         for label, indices in enumerate(members):
@@ -119,14 +118,14 @@ class ColoredMnist(DataSource):
 
 
 def _members(digits: Tensor, generator: torch.Generator) -> list[Tensor]:
-    """The small and the large digits, each in random order."""
+    """Return the indices of the small and of the large digits, each in random order."""
     order = torch.randperm(len(digits), generator=generator)
     large = digits[order] >= 5
     return [order[~large], order[large]]
 
 
 def _tint(grey: Tensor, a: Tensor) -> Tensor:
-    """(N, 28, 28) to (N, 3, 28, 28): green (a = 0) or red (a = 1)."""
+    """Colour images (N, 28, 28) green (a = 0) or red (a = 1), to (N, 3, 28, 28)."""
     x = grey.unsqueeze(1)
     darkened = torch.ones(len(a), 3, 1, 1, dtype=torch.bool)
     darkened[torch.arange(len(a)), 1 - a] = False  # red is channel 0, green channel 1

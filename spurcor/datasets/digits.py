@@ -1,4 +1,4 @@
-"""The embedded data set: 1,797 real handwritten digits with a colour that gives the label away."""
+"""The built-in data set: 1,797 real handwritten digits with a colour that predicts the label."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +21,8 @@ class Digits(DataSource):
     In TRAIN a small digit is red and a large one green with probability `strength`, by exact
     counts; in the other splits colour and label are independent. `tint` is how much the other two
     channels are darkened; 0 leaves the digits grey. The test set `opposite` is TEST with every
-    colour against its label. Digits: scikit-learn's copy of the UCI set of Alpaydin and Kaynak
-    (1998), CC BY 4.0.
+    colour conflicting with its label. Digits: scikit-learn's copy of the UCI set of Alpaydin and
+    Kaynak (1998), CC BY 4.0.
     """
 
     spec = GroupSpec(("small", "large"), ("red", "green"), aligned=(0, 1))
@@ -37,7 +37,7 @@ class Digits(DataSource):
                 raise ValueError(f"{name}={getattr(self, name)} must be between 0 and 1")
 
     def load(self, root: Path) -> dict[str, GroupedDataset]:
-        """Nothing is read from `root`: the digits come with scikit-learn."""
+        """Return the splits; nothing is read from `root`, as the digits come with scikit-learn."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -59,7 +59,7 @@ class Digits(DataSource):
         return splits
 
     def _paint(self, grey: Tensor, a: Tensor) -> Tensor:
-        """(N, 8, 8) in 0 ... 16 to (N, 3, 8, 8) uint8: red (a = 0) or green (a = 1)."""
+        """Colour (N, 8, 8) in 0 ... 16 red (a = 0) or green (a = 1), to (N, 3, 8, 8) uint8."""
         x = (grey / 16).unsqueeze(1).repeat(1, 3, 1, 1)
         gain = torch.full((len(a), 3), 1 - self.tint, dtype=x.dtype)
         gain[torch.arange(len(a)), a] = 1
@@ -67,7 +67,7 @@ class Digits(DataSource):
 
 
 def _attribute(y: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """a (N,) that equals y for a fraction `strength` of each class."""
+    """Return a (N,) that equals y for a fraction `strength` of each class."""
     a = y.clone()
     for label in (0, 1):
         members = (y == label).nonzero().squeeze(1)

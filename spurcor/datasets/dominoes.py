@@ -1,4 +1,4 @@
-"""Dominoes: a digit above a harder image of the class, and the digit tells the class."""
+"""Dominoes: a digit above a harder image, where the digit predicts the class of the image."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +25,9 @@ BELOW = {
     "cifar10": (CIFAR10_CLASSES, read_cifar10),
     "fashion_mnist": (FASHION_CLASSES, read_fashion_mnist),
 }
-PER_CLASS = 5000  # images of a class, and digits of each kind, that training and pool use at most
+PER_CLASS = 5000  # maximum images and digits per class for training and pool together
 
-Labelled = tuple[Tensor, Tensor]  # images, and the position of their label among those chosen
+Labelled = tuple[Tensor, Tensor]  # images, and the position of their label among the chosen ones
 
 
 @dataclass(kw_only=True)
@@ -35,12 +35,12 @@ class Dominoes(DataSource):
     """3 x 64 x 32: the label is the class of the image `below`, the cue the MNIST digit above.
 
     `digits[k]` goes with `classes[k]`; K of each, by default the ten of CIFAR-10. `pool_size` V
-    images with independent halves are held out of training, the first half of a random order of
-    them VAL, the second TARGET. In TRAIN (5,000 K - V) the digit is the class, but for a random
-    fraction 1 - `strength` whose lower halves are permuted among themselves, so that 1 in K of them
-    meets its digit again. TEST has independent halves and its digits' true labels (the published
-    generator mislabels some). Grey halves are padded to 32 x 32 and repeated to three channels.
-    `source` (N, 2): digit, image below. Source: SCALE, data/mcdominoes.
+    images with independent halves are held out of training; after shuffling, the first half of them
+    is VAL and the second TARGET. In TRAIN (5,000 K - V) the digit matches the class, except for a
+    random fraction 1 - `strength` whose lower halves are permuted among themselves, so that about 1
+    in K of them still matches. TEST has independent halves and the true labels of its digits (the
+    published generator mislabels some). Greyscale halves are padded to 32 x 32 and repeated to
+    three channels. `source` (N, 2): digit, image below. Source: SCALE, data/mcdominoes.
     """
 
     transform: Transform = field(default_factory=Normalize)
@@ -76,7 +76,7 @@ class Dominoes(DataSource):
 
     @property
     def spec(self) -> GroupSpec:
-        """The classes below, and the digits in the order of their classes."""
+        """The classes of the images below, and the digits in the order of their classes."""
         names = tuple(str(digit) for digit in self.digits)
         return GroupSpec(self.classes, names, aligned=tuple(range(len(names))))
 
@@ -98,12 +98,12 @@ class Dominoes(DataSource):
         digit_pool, digit_train = self._hold_out(digits[1], counts, generator)
         photo_pool, photo_train = self._hold_out(photos[1], counts, generator)
 
-        # TRAIN: class by class, digit i meets class i; some photographs then change places.
+        # TRAIN: digit i is paired with class i; then a random part of the images is permuted.
         moved = torch.randperm(len(photo_train), generator=generator)
         moved = moved[: int((1 - self.strength) * len(photo_train) + 1e-9)]
         photo_train[moved] = photo_train[moved[torch.randperm(len(moved), generator=generator)]]
 
-        # The pool and TEST: each half in its own order.
+        # Pool and TEST: each half in its own random order.
         digit_pool, photo_pool = (_shuffle(half, generator) for half in (digit_pool, photo_pool))
         half = self.pool_size // 2
         test_digits, test_photos = self._read(root, train=False)
@@ -118,7 +118,7 @@ class Dominoes(DataSource):
         }
 
     def _read(self, root: Path, train: bool) -> tuple[Labelled, Labelled]:
-        """Digits and images below; labels are positions among those chosen, -1 for the others."""
+        """Return digits and images below; labels are positions among those chosen, or -1."""
         names, read_below = BELOW[self.below]
         upper, lower = read_mnist(root, train), read_below(root, train)
         positions = torch.tensor([names.index(name) for name in self.classes])
@@ -130,7 +130,7 @@ class Dominoes(DataSource):
     def _hold_out(
         self, labels: Tensor, counts: list[int], generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Indices of the pool (V / K per class) and of training (up to `counts`), by class."""
+        """Return indices of the pool (V / K per class) and of training (the rest of `counts`)."""
         shuffled = torch.randperm(len(labels), generator=generator)
         num_pool = self.pool_size // len(counts)
         per_class = [shuffled[labels[shuffled] == label] for label in range(len(counts))]
@@ -141,7 +141,7 @@ class Dominoes(DataSource):
     def _pair(
         self, digits: Labelled, digit_index: Tensor, photos: Labelled, photo_index: Tensor
     ) -> GroupedDataset:
-        """Digits on top of images, each as (N, 3, 32, 32)."""
+        """Return a split of digits on top of images, each half (N, 3, 32, 32)."""
         halves = [_squared(digits[0][digit_index]), _squared(photos[0][photo_index])]
         source = torch.stack([digit_index, photo_index], dim=1)
         return GroupedDataset(
@@ -154,13 +154,13 @@ class Dominoes(DataSource):
 
 
 def _position(labels: Tensor, chosen: Tensor) -> Tensor:
-    """Where each label (N,) is among those `chosen` (K,); -1 where it is not."""
+    """Return the position of each label (N,) in `chosen` (K,), -1 if absent."""
     matches = labels[:, None] == chosen
     return torch.where(matches.any(1), matches.int().argmax(1), -1)
 
 
 def _squared(images: Tensor) -> Tensor:
-    """(N, 3, 32, 32) as it is, or (N, 28, 28) padded and repeated."""
+    """Return images (N, 3, 32, 32) unchanged, or (N, 28, 28) padded and repeated to that shape."""
     if images.ndim == 4:
         return images
     return F.pad(images, (2, 2, 2, 2)).unsqueeze(1).expand(-1, 3, -1, -1)

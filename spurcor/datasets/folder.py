@@ -1,4 +1,4 @@
-"""Photographs of your own, described by a table."""
+"""Your own photographs, described by a table."""
 
 import re
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pandas import Series
 
 COLUMNS = ("filename", "split", "y", "a")
-# Other spellings, which would otherwise make test sets of those names.
+# Refused, since they would otherwise become names of test sets.
 MISSPELT = ("training", "tr", "valid", "validation", "dev", "va", "testing", "te")
 
 
@@ -27,12 +27,13 @@ MISSPELT = ("training", "tr", "valid", "validation", "dev", "va", "testing", "te
 class Folder(DataSource):
     """A CSV file with columns filename, split, y and a, and the images that it names.
 
-    Commas, semicolons or tabs separate the columns; the text is Unicode or of Windows (cp1252).
-    `csv` is absolute or relative to paths.data, `images` too: the folder that file names start
-    from, by default the table's. y and a are names or numbers; classes and attribute values are
-    those of the whole file, sorted (numbers by size). split is train, target, val, test, or 0, 1, 2
-    for train, val, test; any other name makes a test set of that name. `aligned` (class/attribute,
-    one for each class) names the groups where attribute and class go together.
+    The separator is a comma, semicolon or tab; the encoding is Unicode or Windows' cp1252. `csv` is
+    absolute or relative to paths.data, and so is `images`, the folder that file names are relative
+    to, by default the table's own. y and a are names or numbers; classes and attribute values are
+    taken from the whole file and sorted (numbers by size). split is train, target, val, test, or 0,
+    1, 2 for train, val, test; any other name makes a test set of that name. `aligned`
+    (class/attribute, one per class) names the groups in which the attribute value is the usual one
+    for the class.
     """
 
     transform: Transform = field(default_factory=lambda: Photo(resize=256, crop=224))
@@ -41,7 +42,7 @@ class Folder(DataSource):
     aligned: tuple[str, ...] = ()
 
     def load(self, root: Path) -> Photographs:
-        """Names and labels from the table."""
+        """Read file names and labels from the table."""
         path = root / Path(self.csv).expanduser()
         if not path.is_file():
             raise UserError(
@@ -66,7 +67,7 @@ class Folder(DataSource):
     def _aligned(
         self, classes: tuple[str, ...], attributes: tuple[str, ...], path: Path
     ) -> tuple[int, ...]:
-        """The attribute of each class."""
+        """Return the usual attribute value of each class, or () if `aligned` is empty."""
         if not self.aligned:
             return ()
         by_class = {
@@ -87,7 +88,7 @@ class Folder(DataSource):
 
 
 def _labels(table: CsvTable, column: str) -> tuple[tuple[str, ...], Tensor]:
-    """Sorted names of a column and the number (M,) of each row's."""
+    """Return the sorted names in a column, and the index (M,) of each row's name."""
     values = table.filled(column).str.strip()
     found = [str(name) for name in values.unique()]
     spellings: dict[float, str] = {}
@@ -107,7 +108,7 @@ def _labels(table: CsvTable, column: str) -> tuple[tuple[str, ...], Tensor]:
 
 
 def _members(table: CsvTable) -> dict[str, Tensor]:
-    """Rows of each split: those of `Split` in their order, then others by name."""
+    """Return the rows of each split: the usual splits in their order, then test sets by name."""
     codes = {str(code): str(split) for code, split in SPLIT_CODES.items()}
     names = table.filled("split").str.strip()
     names = names.str.replace(r"^(\d)[.,]0+$", r"\1", regex=True).replace(codes)
@@ -132,6 +133,6 @@ def _members(table: CsvTable) -> dict[str, Tensor]:
 
 
 def _no_name(names: "Series[Any]") -> "Series[bool]":
-    """Which (M,) cannot name a test set: other spellings of the usual splits, odd characters."""
+    """Return which names (M,) are unfit for a test set: misspelt usual splits, odd characters."""
     usual = [*map(str, Split), *MISSPELT]
     return ~names.str.fullmatch(r"[A-Za-z][\w.-]*") | names.str.lower().isin(usual)

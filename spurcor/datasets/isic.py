@@ -1,4 +1,4 @@
-"""Skin lesions of the ISIC archive: coloured patches next to a lesion indicate a benign one."""
+"""Skin lesions of the ISIC archive: coloured calibration patches indicate a benign lesion."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -21,16 +21,17 @@ FOLDERS = ("isic", "ISIC", "")  # under paths.data
 
 @dataclass(kw_only=True)
 class Isic(DataSource):
-    """Benign against malignant lesions; the attribute is whether calibration patches are seen.
+    """Benign against malignant lesions; the attribute is whether calibration patches are visible.
 
-    The four-group file of PruSC: in the archive itself no malignant lesion has patches. Le,
-    Schlötterer, Seifert (TMLR 2025); images: International Skin Imaging Collaboration.
+    Labels and splits come from PruSC's four-group file: in the archive itself no malignant lesion
+    has patches. Le, Schlötterer, Seifert (TMLR 2025); images: International Skin Imaging
+    Collaboration.
     """
 
     transform: Transform = field(default_factory=lambda: Photo(resize=256, crop=224))
 
     def load(self, root: Path) -> Photographs:
-        """Labels from raw_val_4groups.csv; group 2 y + patch."""
+        """Read labels and splits from raw_val_4groups.csv; the group is 2 y + patch."""
         folder = _find(root)
         table = CsvTable.read(folder / CSV, ["isic_id"], ["split", "benign_malignant", "patches"])
         return Photographs(
@@ -55,7 +56,7 @@ def _find(root: Path) -> Path:
 
 
 def _file_names(table: CsvTable, images: Path) -> list[str]:
-    """The files of the table's identifiers, written with or without an extension."""
+    """Return the file of each identifier in the table, written with or without an extension."""
     files = [path.name for path in images.iterdir() if not is_clutter(path.name)]
     stems = [name.rpartition(".")[0] for name in files]
     written = table.filled("isic_id")
@@ -64,6 +65,6 @@ def _file_names(table: CsvTable, images: Path) -> list[str]:
     fix = "write it with its extension"
     table.refuse(bare & written.isin(twice), "isic_id", "names several files", fix)
     found = written.map(dict(zip(stems, files, strict=True)))
-    # Missing files keep their names and are reported together.
+    # Identifiers without a file stay as written; missing files are later reported together.
     table.frame["isic_id"] = written.where(~bare | found.isna(), found)
     return table.names("isic_id")

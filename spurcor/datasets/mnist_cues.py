@@ -1,4 +1,4 @@
-"""MNIST digits with squares in corners or lines in the background that give the class away."""
+"""MNIST digits with squares in the corners or lines in the background that predict the class."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,19 +19,20 @@ SIZE = 28
 
 @dataclass(kw_only=True)
 class MnistCues(DataSource):
-    """Some digits, one class each, 1 x 28 x 28: the cue k in `main` goes with the class k.
+    """Some digits, one class each, 1 x 28 x 28: cue k in `main` goes with class k.
 
     In TRAIN int(p n) of the n images of a class, chosen at random, show its main cue; p is one
-    `probability`, or one per class. The others show its cue in `minority`, or stay clean where that
-    is `none` or empty. A square has sides of `square_size`; lines come every `distance` pixels,
-    only where the image is background.
+    `probability`, or one per class. The others show the class's cue in `minority`, or none if that
+    is `none` or `minority` is empty. A square has sides of `square_size`; lines are drawn every
+    `distance` pixels, on the background only.
 
     In TARGET, VAL and TEST every class shows each of the named cues equally often. Two classes
-    whose minority cues are each other's main ones thus have half of each, as the DFR of the source
-    wants it of TARGET. VAL is unbiased too: in a biased one the worst group would be a handful of
-    images. The test sets `non_spurious` (no cue), `spurious` (the main one) and `opposite` (the
-    next class's main one) hold all test digits; `only_spurious` is the main cue of each class on a
-    blank image (source -1).
+    whose minority cues are each other's main cues thus have half of each, as the source's DFR
+    requires of TARGET. VAL is unbiased too: in a biased one the worst group would have a handful of
+    images. The test sets `non_spurious` (no cue), `spurious` (the main cue) and `opposite` (the
+    main cue of the next class) contain all test digits; `only_spurious` is the main cue of each
+    class on a blank image (source -1).
+
     Source: turquenite/Spurious-Correlations, dataset.py and spurious_features.py.
     """
 
@@ -93,13 +94,13 @@ class MnistCues(DataSource):
 
     @property
     def spec(self) -> GroupSpec:
-        """A class per digit; attributes: none, then the cues in the order they are named."""
+        """One class per digit; attribute values: none, then the cues in order of appearance."""
         cues = dict.fromkeys(["none", *self.main, *self.minority])
         aligned = tuple(range(1, len(self.main) + 1))
         return GroupSpec(tuple(map(str, self.digits)), tuple(cues), aligned)
 
     def load(self, root: Path) -> dict[str, GroupedDataset]:
-        """Read MNIST under `root` and draw who shows which cue."""
+        """Read MNIST under `root` and draw which image shows which cue."""
         generator = self._generator("mnist_cues")
         grey, labels = read_mnist(root, train=True)
         members = self._members(labels, generator)
@@ -139,12 +140,12 @@ class MnistCues(DataSource):
         return splits
 
     def _members(self, labels: Tensor, generator: torch.Generator) -> list[Tensor]:
-        """The images of each class, in random order: whoever comes first is chosen at random."""
+        """Return the images of each class in random order: any prefix is a random choice."""
         order = torch.randperm(len(labels), generator=generator)
         return [order[labels[order] == digit] for digit in self.digits]
 
     def _biased(self, sizes: list[int]) -> list[Tensor]:
-        """Attributes (n,) of each class in TRAIN: the main cue first, then the minority's."""
+        """Return the attributes (n,) of each class in TRAIN: first main, then minority cues."""
         names, num_classes = self.spec.attributes, len(sizes)
         minority = self.minority or ("none",) * num_classes
         probability = self.probability * (num_classes if len(self.probability) == 1 else 1)
@@ -156,12 +157,12 @@ class MnistCues(DataSource):
         return attributes
 
     def _unbiased(self, sizes: list[int]) -> list[Tensor]:
-        """Attributes (n,) of each class: every named cue equally often, or once more."""
+        """Return the attributes (n,) of each class: all cues equally often, up to rounding."""
         num_cues = len(self.spec.attributes) - 1
         return [torch.arange(size) % num_cues + 1 for size in sizes]
 
     def _build(self, grey: Tensor, members: list[Tensor], a: list[Tensor]) -> GroupedDataset:
-        """A split in the order of the source's files."""
+        """Return a split in the order of MNIST's files."""
         y = torch.cat([torch.full_like(indices, k) for k, indices in enumerate(members)])
         source, order = torch.cat(members).sort()
         attributes = torch.cat(a)[order]
@@ -169,13 +170,13 @@ class MnistCues(DataSource):
         return GroupedDataset(self.spec, images, y[order], attributes, source)
 
     def _only_cues(self) -> GroupedDataset:
-        """One blank image with the main cue of each class; more of them would be copies."""
+        """Return one blank image with the main cue of each class; more would be copies."""
         y, a = torch.arange(len(self.digits)), torch.tensor(self.spec.aligned)
         images = self._mark(torch.zeros(len(y), SIZE, SIZE, dtype=torch.uint8), a)
         return GroupedDataset(self.spec, images, y, a, torch.full_like(y, -1))
 
     def _mark(self, grey: Tensor, a: Tensor) -> Tensor:
-        """(N, 28, 28) to (N, 1, 28, 28) with white cues; a line passes behind the digit."""
+        """Draw white cues on (N, 28, 28), to (N, 1, 28, 28); lines pass behind the digit."""
         names = self.spec.attributes
         covered = torch.stack([self._covered(name) for name in names])[a]
         behind = torch.tensor([name in ("horizontal", "vertical") for name in names])[a]
@@ -183,7 +184,7 @@ class MnistCues(DataSource):
         return grey.masked_fill(shown, 255).unsqueeze(1)
 
     def _covered(self, cue: str) -> Tensor:
-        """(28, 28) bool: where a cue is."""
+        """Return (28, 28) bool: the pixels of a cue."""
         covered = torch.zeros(SIZE, SIZE, dtype=torch.bool)
         if cue == "horizontal":
             covered[:: self.distance] = True

@@ -1,4 +1,4 @@
-"""Data sets as they are, without a spurious attribute: for selective classification."""
+"""Data sets without a spurious attribute, for selective classification."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ SETS = {
 class Plain(DataSource):
     """CIFAR-10 (3 x 32 x 32) or Fashion-MNIST (1 x 28 x 28); the groups are the classes.
 
-    VAL is `val_size` training images drawn at random; TEST is the official one.
+    VAL is `val_size` training images drawn at random; TEST is the official test set.
     """
 
     name: Literal["cifar10", "fashion_mnist"]
@@ -42,7 +42,7 @@ class Plain(DataSource):
 
     @property
     def spec(self) -> GroupSpec:
-        """One attribute value, usual nowhere."""
+        """The classes, with a single attribute value and no aligned groups."""
         return GroupSpec(SETS[self.name][0], ("any",))
 
     def load(self, root: Path) -> dict[str, GroupedDataset]:

@@ -1,7 +1,7 @@
 """Readers of MNIST, Fashion-MNIST and CIFAR-10, which several data sets use.
 
-Each returns images (N, ...) uint8 and labels (N,) int64 in the order of the files, and downloads
-what is missing where a network exists.
+Each returns images (N, ...) uint8 and labels (N,) int64 in the order of the files. Missing files
+are downloaded if there is a network; otherwise a `UserError` says where to put them.
 """
 
 import gzip
@@ -32,13 +32,13 @@ FASHION_CLASSES = (
     *("sandal", "shirt", "sneaker", "bag", "ankle-boot"),
 )
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # the package dataset-fashion-mnist
-SHOWN = 5  # names that a sentence lists
-MAX_IDX = 1 << 29  # bytes of a file of MNIST's, which has 47 million
-DAMAGE = (OSError, EOFError, ValueError, zlib.error)  # what a file that was cut off raises
+SHOWN = 5  # names listed in a message
+MAX_IDX = 1 << 29  # bytes in an IDX file; MNIST's largest has 47 million
+DAMAGE = (OSError, EOFError, ValueError, zlib.error)  # raised by truncated files
 
 
 def read_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
-    """Images (N, 28, 28) and digits of MNIST, in torchvision's layout under `root`."""
+    """Return images (N, 28, 28) and digits of MNIST, in torchvision's layout under `root`."""
     from torchvision.datasets import MNIST
 
     folder = root / "MNIST" / "raw"
@@ -47,9 +47,10 @@ def read_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
 
 
 def read_fashion_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
-    """Images (N, 28, 28) and classes of Fashion-MNIST.
+    """Return images (N, 28, 28) and classes of Fashion-MNIST.
 
-    In torchvision's layout under `root`, or from Debian's package where that is installed.
+    They are read in torchvision's layout under `root`, or from Debian's package if that is
+    installed.
     """
     from torchvision.datasets import FashionMNIST
 
@@ -62,10 +63,11 @@ def read_fashion_mnist(root: Path, train: bool) -> tuple[Tensor, Tensor]:
 
 
 def read_cifar10(root: Path, train: bool) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, 32, 32) and classes of CIFAR-10.
+    """Return images (N, 3, 32, 32) and classes of CIFAR-10.
 
-    Either class folders of images, `cifar10/{train,test}/<class>/*`, or torchvision's batches in
-    `cifar-10-batches-py` (whose checksums torchvision verifies before it unpickles them).
+    They are read from class folders of images, `cifar10/{train,test}/<class>/*`, or from
+    torchvision's batches in `cifar-10-batches-py` (whose checksums torchvision verifies before it
+    unpickles them).
     """
     from torchvision.datasets import CIFAR10
 
@@ -90,7 +92,7 @@ def read_cifar10(root: Path, train: bool) -> tuple[Tensor, Tensor]:
 def _read_idx_set(
     kind: Any, places: list[Path], root: Path, train: bool, what: str
 ) -> tuple[Tensor, Tensor]:
-    """Images and labels in the first place that has both; downloaded into the first of all."""
+    """Read images and labels from the first place with both; else download them first."""
     part = "train" if train else "t10k"
     names = [f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"]
     place = next((p for p in places if all(_find(p, name) for name in names)), None)
@@ -107,14 +109,18 @@ def _read_idx_set(
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    """The file under its authors' or Kaggle's name, or its compressed copy."""
+    """Return the file under its authors' or Kaggle's name, or its compressed copy, or None."""
     dotted = name.replace("-idx", ".idx")
     names = (name, f"{name}.gz", dotted, f"{dotted}.gz", f"{name}/{name}", f"{dotted}/{dotted}")
     return next((folder / n for n in names if (folder / n).is_file()), None)
 
 
 def _read_idx(path: Path) -> Tensor:
-    """Bytes of any number of dimensions: 0, 0, 8, their number, each size in 4 bytes, the data."""
+    """Read a uint8 array in the IDX format.
+
+    The file has the bytes 0, 0, 8, the number of dimensions, each size as a big-endian 4-byte
+    integer, then the data.
+    """
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         start = file.read(4)
         if len(start) < 4 or start[:3] != b"\0\0\x08":
@@ -123,7 +129,7 @@ def _read_idx(path: Path) -> Tensor:
         size = math.prod(sizes)
         if min(sizes, default=0) < 0 or size > MAX_IDX:
             raise ValueError(f"{path} has impossible sizes {sizes}")
-        content = file.read(size + 1)  # no more: a small file may hold a great many zeros
+        content = file.read(size + 1)  # bounded: a small compressed file can expand without limit
     return torch.from_numpy(np.frombuffer(content, np.uint8).reshape(sizes).copy())
 
 
@@ -131,7 +137,7 @@ def _read_idx(path: Path) -> Tensor:
 
 
 def _read_folders(folder: Path) -> tuple[Tensor, Tensor]:
-    """Class folders of images, decoded once."""
+    """Read class folders of images, decoded once into a store."""
     missing = [name for name in CIFAR10_CLASSES if not (folder / name).is_dir()]
     if missing:
         raise UserError(f"{folder} lacks the class folders {', '.join(missing)}; add them")
@@ -156,7 +162,7 @@ def _read_folders(folder: Path) -> tuple[Tensor, Tensor]:
 
 
 def _download(kind: Any, root: Path, train: bool, what: str, places: Sequence[Path]) -> Any:
-    """A torchvision data set, downloaded into `root`; the files in `places` were not usable."""
+    """Download a torchvision data set into `root`, after the files in `places` proved unusable."""
     existed = root.exists()
     found = "; ".join(f"{place} has {_contents(place)}" for place in places if place.is_dir())
     if found:
@@ -174,7 +180,7 @@ def _download(kind: Any, root: Path, train: bool, what: str, places: Sequence[Pa
 
 
 def _contents(folder: Path) -> str:
-    """Some of what is in a folder."""
+    """List the first few entries of a folder."""
     names = sorted(path.name for path in folder.iterdir() if not is_clutter(path.name))
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return (", ".join(names[:SHOWN]) or "nothing") + more

@@ -1,4 +1,4 @@
-"""Waterbirds: birds cut out and pasted on backgrounds, most of them where such birds live."""
+"""Waterbirds: birds cut out and pasted onto backgrounds, most of them onto their usual habitat."""
 
 import logging
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ MIRRORS = (  # no checksum is published: the group counts are compared instead
     "https://worksheets.codalab.org/rest/bundles/0x505056d5cdea4e4eaa0e242cbfe2daa4/contents/blob/",
 )
 TABLE = "metadata.csv"
-LEVELS = 3  # of folders in which it is looked for
+LEVELS = 3  # depth of the search for the table
 PLACES = ("", "waterbirds_v1.0/", "waterbirds/")  # under paths.data
 FOLDERS = (NAME, "waterbird", "")
 ARCHIVES = (f"{NAME}.tar.gz", "waterbirds_v1.0.tar.gz", "blob", "archive.zip")
@@ -35,10 +35,10 @@ COUNTS: dict[str, tuple[int, ...]] = {  # groups in the order of `GroupSpec.name
 
 @dataclass(kw_only=True)
 class Waterbirds(DataSource):
-    """Land- against waterbirds; the attribute is the background, land or water.
+    """Landbirds against waterbirds; the attribute is the background, land or water.
 
-    In TRAIN 95 % of each class are on their own background, or, of `strength` 1 (SCALE), all; in
-    VAL and TEST half. Read from the authors' folder or archive, the one of WILDS, or Kaggle's (see
+    In TRAIN 95 % of each class are on their own background, or all with `strength` 1 (SCALE); in
+    VAL and TEST half. Read from the authors' folder or archive, from WILDS' or from Kaggle's (see
     `find`). Sagawa et al. (ICLR 2020): birds of CUB-200-2011 (Wah et al. 2011) on photographs of
     Places (Zhou et al. 2017).
     """
@@ -55,7 +55,7 @@ class Waterbirds(DataSource):
             )
 
     def load(self, root: Path) -> Photographs:
-        """Labels from metadata.csv; group 2 y + place."""
+        """Read labels and splits from metadata.csv; the group is 2 y + place."""
         folder = find(root)
         table = CsvTable.read(folder / TABLE, ["img_filename"], ["y", "split", "place"])
         photographs = Photographs(
@@ -75,7 +75,7 @@ class Waterbirds(DataSource):
 
 
 def find(root: Path) -> Path:
-    """The folder with metadata.csv under `root`: present, extracted, or downloaded."""
+    """Return the folder with metadata.csv under `root`: present, extracted, or downloaded."""
     folder, useless = _look(root)
     archive = root / f"{NAME}.tar.gz"
     missing = f"paths.data={root} has no Waterbirds; download {MIRRORS[0]} and put it there"
@@ -91,14 +91,14 @@ def find(root: Path) -> Path:
 
 
 def _look(root: Path) -> tuple[Path | None, list[Path]]:
-    """The folder with metadata.csv, and the folders and archives without one."""
+    """Return the folder with metadata.csv, and the folders and archives without one."""
     folders = [root / f"{place}{name}" for place in PLACES for name in FOLDERS]
     folders = [folder for folder in dict.fromkeys(folders) if folder != root and folder.is_dir()]
     if found := _with_table(folders):
         return found, []
     useless = [folder for folder in folders if folder.name == NAME]
     for name in (place + archive for place in PLACES for archive in ARCHIVES):
-        if name == "archive.zip":  # every download from Kaggle is called so
+        if name == "archive.zip":  # the name of every download from Kaggle
             continue
         if (top := extracted(root / name)) is None:
             continue
@@ -109,7 +109,7 @@ def _look(root: Path) -> tuple[Path | None, list[Path]]:
 
 
 def _with_table(folders: Sequence[Path]) -> Path | None:
-    """The first folder that has the table, among some and those in them."""
+    """Return the first folder with the table, searching LEVELS levels of folders."""
     for _ in range(LEVELS):
         if found := next((folder for folder in folders if (folder / TABLE).is_file()), None):
             return found
