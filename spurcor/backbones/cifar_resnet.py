@@ -46,14 +46,14 @@ class CifarResNet(Backbone):
 
 
 class Subsample(nn.Module):
-    """Every stride-th pixel, with zero channels added to `stride` times as many."""
+    """Shortcut without parameters: every stride-th pixel, zero-padded to `stride` D channels."""
 
     def __init__(self, stride: int) -> None:
         super().__init__()
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D, H, W) to (B, stride D, H / stride, W / stride), the zeros on both sides."""
+        """Map (B, D, H, W) to (B, stride D, H / stride, W / stride), zeros on both sides."""
         more = x.shape[1] * (self.stride - 1)
         x = x[:, :, :: self.stride, :: self.stride]
         return F.pad(x, (0, 0, 0, 0, more // 2, more - more // 2))

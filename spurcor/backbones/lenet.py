@@ -10,9 +10,9 @@ from spurcor.models.backbone import Backbone, follow
 
 
 class LeNet(Backbone):
-    """Two 3 x 3 convolutions (32, 64 channels) with ReLU and 2 x 2 max pooling; `latent` units.
+    """Two 3 x 3 convolutions (32, 64 channels) with ReLU and 2 x 2 max pooling; a hidden layer.
 
-    On 28 x 28 images the hidden layer has 3,136 inputs, as published.
+    The hidden layer has `latent` units; on 28 x 28 images it has 3,136 inputs, as published.
     """
 
     layers = ("conv1", "conv2", "hidden")

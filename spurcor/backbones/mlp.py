@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Scaled(nn.Linear):
-    """(B, num_in) to (B, num_out): scale * W x, no bias, W's entries drawn from N(0, std^2)."""
+    """Linear map (B, num_in) to (B, num_out): scale * W x, no bias, W's entries ~ N(0, std^2)."""
 
     def __init__(self, num_in: int, num_out: int, std: float, scale: float) -> None:
         super().__init__(num_in, num_out, bias=False)

@@ -131,10 +131,10 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _interpolated(positions: Tensor, grid: tuple[int, int]) -> Tensor:
-    """DINOv2's position embeddings (1, 1 + n^2, D) on another grid, as its own code does it.
+    """Interpolate DINOv2's position embeddings (1, 1 + n^2, D) to `grid`, as its own code does.
 
-    That asks for a tenth of a patch more than the grid has and does not smooth, so timm's
-    resampling gives slightly other features.
+    That code adds a tenth of a patch to the size of the grid and does not antialias, so timm's
+    resampling would give slightly different features.
     """
     side = round((positions.shape[1] - 1) ** 0.5)
     if grid == (side, side) or positions.dim() != 3 or side * side != positions.shape[1] - 1:

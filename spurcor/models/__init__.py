@@ -1,1 +1,1 @@
-"""What backbones have in common: layers, heads, weights, features."""
+"""Code shared by all backbones: layers, heads, weights, features."""

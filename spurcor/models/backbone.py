@@ -1,4 +1,4 @@
-"""The contract of a backbone: named layers, how each is pooled, and how its output is read."""
+"""The interface of a backbone: named layers, their pooling, and the features it returns."""
 
 import re
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from spurcor.errors import UserError
 
 Kind = Literal["map", "tokens", "vector"]
-# How the positions of a layer become one vector; the first of each kind is the default.
+# Poolings of a layer's positions to one vector; the first for each kind is the default.
 POOLINGS: dict[Kind, tuple[str, ...]] = {
     "map": ("avg", "grid<k>"),
     "tokens": ("cls_token", "mean_pool_patch", "mean_pool_all"),
@@ -22,28 +22,28 @@ Name = TypeVar("Name", bound=str | int)
 
 
 class Backbone(nn.Module, ABC):
-    """A network without head: named layers in depth order, the last of which is its output.
+    """A network without its head: named layers in depth order, the last of which is the output.
 
-    A layer is a feature map (B, D, H, W), tokens (B, T, D) of which the first is the class token,
-    or a vector (B, D). `avg` is the mean over a map's positions, `grid<k>` adaptive averages on a
-    k x k grid, flattened.
+    A layer is a feature map (B, D, H, W), tokens (B, T, D) with the class token first, or a vector
+    (B, D). Pooling `avg` averages a map over its positions; `grid<k>` averages it over the cells of
+    a k x k grid (adaptive average pooling) and flattens the result.
     """
 
     layers: tuple[str, ...]
     kinds: dict[str, Kind]
-    dims: dict[str, int]  # D of each layer, which is also its size by the default pooling
-    name: str = "this backbone"  # in sentences
-    autocast: torch.dtype | None = None  # these two are set from train.precision
-    channels_last: bool = False  # and train.channels_last
-    fresh: tuple[str, ...] = ()  # beginnings of weights that a run without them need not have had
+    dims: dict[str, int]  # D of each layer, also its size after default pooling
+    name: str = "this backbone"  # for messages
+    autocast: torch.dtype | None = None  # set from train.precision
+    channels_last: bool = False  # set from train.channels_last
+    fresh: tuple[str, ...] = ()  # prefixes of weights that an earlier run's file may lack
 
     @abstractmethod
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """Unpooled outputs of the layers named: (B, D, H, W), (B, T, D) or (B, D)."""
+        """Return unpooled outputs of the layers named: (B, D, H, W), (B, T, D) or (B, D)."""
 
     @classmethod
     def published(cls, **arguments: Any) -> tuple[str, str] | None:
-        """What `pretrained` calls the published weights, and their address, if there are any."""
+        """Return the `pretrained` name of the published weights and their URL; None without any."""
         return None
 
     @property
@@ -52,11 +52,14 @@ class Backbone(nn.Module, ABC):
         return self.dims[self.layers[-1]]
 
     def head(self, num_outputs: int) -> nn.Module:
-        """A fresh last layer on what `forward` returns, (B, D) to (B, num_outputs)."""
+        """Return a new last layer on the output of `forward`, (B, D) to (B, num_outputs)."""
         return nn.Linear(self.dim, num_outputs)
 
     def layer(self, name: str | int) -> str:
-        """A layer's name from a name or an index; -1 and `last_hidden` are the last."""
+        """Return the name of a layer given by name or index; -1 and `last_hidden` are the last.
+
+        Raises a `UserError` if there is no such layer.
+        """
         if isinstance(name, int):
             if -len(self.layers) <= name < len(self.layers):
                 return self.layers[name]
@@ -67,17 +70,21 @@ class Backbone(nn.Module, ABC):
         raise UserError(f"layer={name} does not exist; choose one of {', '.join(self.layers)}")
 
     def size(self, layer: str | int, pooling: str | None = None) -> int:
-        """Length of a layer's vector of features, without running the network."""
+        """Return the length of a layer's pooled feature vector, without running the network."""
         layer = self.layer(layer)
         return self.dims[layer] * self._grid(layer, pooling) ** 2
 
     def features(
         self, x: Tensor, layers: Sequence[Name], pooling: str | None = None
     ) -> dict[Name, Tensor]:
-        """(B, size) float32 outputs of layers by name or index, by their default or one pooling."""
+        """Return pooled float32 outputs (B, size) of layers given by name or index.
+
+        `pooling` None is each layer's default. Raises a `UserError` if a layer does not exist or
+        the pooling does not fit it.
+        """
         names = {asked: self.layer(asked) for asked in layers}
         for name in names.values():
-            self._grid(name, pooling)  # refuses before anything is computed
+            self._grid(name, pooling)  # refuse before anything is computed
         outputs = self._computed(self.activations, x, list(dict.fromkeys(names.values())))
         return {
             asked: self.pooled(name, outputs[name], pooling).float()
@@ -85,23 +92,26 @@ class Backbone(nn.Module, ABC):
         }
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D) features of the last layer."""
+        """Return the features (B, D) of the last layer."""
         last = self.layers[-1]
         return self.features(x, [last])[last]
 
     def through(self, x: Tensor, layer: str) -> tuple[Tensor, Tensor]:
-        """A layer's unpooled output, and what `forward` makes of it, (B, D): both of one graph."""
+        """Return a layer's unpooled output and the output of `forward` (B, D), from one graph.
+
+        Gradients of the second with respect to the first can thus be computed.
+        """
         outputs = self._computed(self.path, x, [layer, self.layers[-1]])
         return outputs[layer], self.pooled(self.layers[-1], outputs[self.layers[-1]]).float()
 
     def path(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
-        """`activations` as the next layers see them."""
+        """Return `activations` as the next layer receives them, where these differ."""
         return self.activations(x, layers)
 
     def maps(self, layer: str, output: Tensor, height: int, width: int) -> Tensor:
-        """(B, D, h, w) of a layer's unpooled output, for images of `height` x `width`.
+        """Return a layer's unpooled output as maps (B, D, h, w), for images of `height` x `width`.
 
-        Of tokens the class token is left out; the others lie row by row.
+        For tokens, the class token is dropped and the others are arranged row by row.
         """
         if self.kinds[layer] == "map":
             return output
@@ -110,9 +120,10 @@ class Backbone(nn.Module, ABC):
         return patches.mT.reshape(*patches.mT.shape[:2], rows, -1)
 
     def spatial(self, layer: str | int | None = None) -> str:
-        """The layer named, which must have positions, or the deepest that explains the output.
+        """Return the name of the layer given, or of the deepest whose maps explain the output.
 
-        That is not the last of tokens: of those only the class token goes on.
+        The last layer of a transformer does not: only its class token reaches the output. Raises a
+        `UserError` if the layer has no such maps.
         """
         have = [
             name
@@ -135,7 +146,7 @@ class Backbone(nn.Module, ABC):
     def _computed(
         self, function: Callable[..., dict[str, Tensor]], x: Tensor, layers: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Outputs in the precision and the memory format of the run."""
+        """Run `function` in the precision and memory format of the run."""
         enabled = self.autocast is not None
         if self.channels_last and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -143,7 +154,7 @@ class Backbone(nn.Module, ABC):
             return function(x, layers)
 
     def pooled(self, layer: str, output: Tensor, pooling: str | None = None) -> Tensor:
-        """(B, size) from a layer's unpooled output."""
+        """Pool a layer's unpooled output to (B, size)."""
         grid = self._grid(layer, pooling)
         kind = self.kinds[layer]
         if kind == "map":
@@ -157,7 +168,7 @@ class Backbone(nn.Module, ABC):
         return output
 
     def _grid(self, layer: str, pooling: str | None) -> int:
-        """k of `grid<k>`, 1 of any other pooling that the layer has."""
+        """Return k of `grid<k>`, or 1 for any other pooling of the layer; refuse unknown ones."""
         known = POOLINGS[self.kinds[layer]]
         if pooling is None or pooling in known:
             return 1
@@ -171,7 +182,7 @@ class Backbone(nn.Module, ABC):
 def follow(
     z: Tensor, stages: Iterable[tuple[str, Callable[[Tensor], Tensor]]], layers: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Outputs by name of stages applied in sequence, up to the last one requested."""
+    """Apply `stages` in sequence up to the last one requested; return outputs by layer name."""
     outputs: dict[str, Tensor] = {}
     wanted = set(layers)
     for name, stage in stages:

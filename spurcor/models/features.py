@@ -1,4 +1,4 @@
-"""Images replaced by the features of a fixed network, extracted once, kept for every other run."""
+"""Images replaced by features of a fixed network, extracted once and cached for all runs."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ from spurcor.system.terminal import tracked
 
 
 class Fixed(Transform):
-    """Features as they are, or each sample's scaled to length 1; nothing is random."""
+    """Features as they are, or each sample's scaled to unit length; nothing is random."""
 
     stored = stored_train = Prefix()
 
@@ -35,20 +35,20 @@ class Fixed(Transform):
         self.normalize = normalize
 
     def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
-        """Nothing is random here."""
+        """Return None: nothing is random."""
         return None
 
     def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
-        """The features as they are."""
+        """Return the stored features at `rows` unchanged."""
         return stored.take(rows)
 
     def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
-        """(B, D, 1, 1) to the same."""
+        """Return features (B, D, 1, 1), scaled to unit length with `normalize`."""
         return torch.nn.functional.normalize(x, dim=1) if self.normalize else x
 
 
 def fixed_network(options: FeatureOptions, info: DataInfo, seed: int) -> tuple[Backbone, DataInfo]:
-    """The network whose features replace the images, and the facts about these features.
+    """Return the network whose features replace the images, and the facts about these features.
 
     Random weights are drawn from `seed`.
     """
@@ -61,10 +61,11 @@ def fixed_network(options: FeatureOptions, info: DataInfo, seed: int) -> tuple[B
 def freeze(
     splits: Splits, backbone: Backbone, options: FeatureOptions, dataset: Node, folder: Path
 ) -> Splits:
-    """Splits whose samples are features (D, 1, 1) of the evaluated images, on the same device.
+    """Return splits whose samples are features (D, 1, 1) of the evaluation images.
 
-    The hash of the network's weights is in the key of what is kept in `folder`, beside the stores
-    of photographs.
+    Features are cached in `folder`, next to the stores of photographs, under a key that includes
+    the hash of the network's weights, and placed on the splits' device. A `RunError` is raised if
+    features are not finite.
     """
     layer = backbone.layer(options.layer)
     backbone.to(splits.device).eval()
@@ -90,8 +91,8 @@ def freeze(
         if not path.exists():
             _extract(path, f"{name}: features of {layer}", backbone, layer, options, splits, split)
         features = _read(path, len(split)).to(splits.device)
-        # The key stands for the values: their last digits, and with `auto` the precision, are of
-        # another machine, and a run that was trained on a GPU may be opened without one.
+        # The signature is the key, not a hash of the values: their last digits, and with `auto` the
+        # precision, depend on the machine, and a run trained on a GPU may be opened without one.
         signature = torch.full((len(split),), int(key[:15], 16), dtype=torch.int64)
         images = Images(features[:, :, None, None], signature)
         data[name] = GroupedDataset(split.spec, images, split.y, split.a, split.source)
@@ -103,7 +104,7 @@ def _key(parts: Mapping[str, Any]) -> str:
 
 
 def _read(path: Path, count: int) -> Tensor:
-    """Stored features (N, D); all samples must be present."""
+    """Load cached features (N, D) from disk; all samples must be present."""
     with decoding(path, "remove it, and it will be rebuilt"):
         features = torch.from_numpy(np.load(path, allow_pickle=False))
         if features.dim() != 2 or len(features) != count:
@@ -112,7 +113,7 @@ def _read(path: Path, count: int) -> Tensor:
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
-    """Hash of names and values of weights and buffers."""
+    """Return a hash of the names and values of weights and buffers."""
     digest = hashlib.sha256()
     for name, value in state.items():
         digest.update(name.encode())
@@ -129,7 +130,7 @@ def _extract(
     splits: Splits,
     split: GroupedDataset,
 ) -> None:
-    """Features (N, D) float32 of a split, written atomically by one process while others wait."""
+    """Write the features (N, D) float32 of a split atomically, in one process while others wait."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):

@@ -1,4 +1,4 @@
-"""The head that each loss needs."""
+"""The heads that the losses need."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,10 @@ from spurcor.models.backbone import Backbone
 
 
 def make_head(backbone: Backbone, info: DataInfo) -> nn.Module:
-    """The last layer that a loss needs: K outputs for `cross_entropy`, one for the others."""
+    """Build the last layer that the loss needs: K outputs for `cross_entropy`, one for the others.
+
+    Raises a `UserError` if a loss with one output meets other than two classes.
+    """
     spec = info.spec
     if info.loss == "cross_entropy":
         return backbone.head(spec.num_classes)
@@ -23,13 +26,13 @@ def make_head(backbone: Backbone, info: DataInfo) -> nn.Module:
 
 
 class ScalarHead(nn.Module):
-    """One scalar f for two classes: features (B, D) to the logits (-f/2, f/2), (B, 2)."""
+    """Binary head with one scalar f: features (B, D) to the logits (-f/2, f/2), (B, 2)."""
 
     def __init__(self, last: nn.Module) -> None:
         super().__init__()
         self.last = last
 
     def forward(self, z: Tensor) -> Tensor:
-        """Their difference is f, and their softmax the logistic function of f."""
+        """Return logits (B, 2) whose difference is f and whose softmax is the sigmoid of f."""
         f = self.last(z) / 2
         return torch.cat([-f, f], dim=1)

@@ -16,9 +16,10 @@ SHOWN = 3  # mismatches listed in a message
 
 
 def state_of(pretrained: str, name: str, url: str) -> dict[str, Tensor]:
-    """The state dict that `backbone.pretrained` refers to, never a substitute.
+    """Return the state dict that `backbone.pretrained` refers to, never a substitute.
 
-    `name` stands for the weights published at `url`; any other value is a file.
+    `name` stands for the weights published at `url`; any other value is the path of a file. Raises
+    a `UserError` if the weights cannot be found, read or downloaded.
     """
     return _published(pretrained, url) if pretrained == name else _read(pretrained, name, url)
 
@@ -26,7 +27,7 @@ def state_of(pretrained: str, name: str, url: str) -> dict[str, Tensor]:
 def refuse_missing(node: Node, info: DataInfo) -> None:
     """Refuse unavailable weights, or those of another backbone, before images are decoded.
 
-    `info` describes the images as they will be. Files in torch's cache have been verified.
+    `info` describes the decoded images. Files in torch's cache count as verified.
     """
     pretrained = node.arguments.get("pretrained", "none")
     found = locate(node.target).published(**node.arguments)  # type: ignore[attr-defined]
@@ -44,7 +45,7 @@ def _cache() -> Path:
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], pretrained: str, what: str) -> None:
-    """Load a state dict whose names and shapes all match, or report the mismatches."""
+    """Load a state dict, or raise a `UserError` with the names and shapes that do not match."""
     own = network.state_dict()
     problems = []
     for name, value in own.items():
@@ -88,12 +89,12 @@ def _read(pretrained: str, name: str, url: str) -> dict[str, Tensor]:
 
 
 def _published(pretrained: str, url: str) -> dict[str, Tensor]:
-    """From torch's cache, or downloaded into it; a hash in the file's name is verified."""
+    """Load from torch's cache or download into it; a hash in the file's name is verified."""
     try:
         state: dict[str, Tensor] = torch.hub.load_state_dict_from_url(
             url, map_location="cpu", check_hash=True, weights_only=True
         )
-    except Exception as error:  # anything that the network, the cache or the decoder raises
+    except Exception as error:  # network, cache and decoder raise many types
         folder = _cache()
         raise UserError(
             f"backbone.pretrained={pretrained} needs {url.rpartition('/')[2]}, which is not in"

@@ -1,4 +1,4 @@
-"""Weight files of networks, independent of parametrizations at the time of writing."""
+"""Files of network weights, independent of the parametrizations in place when they were written."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,23 +22,24 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """Read what `save_weights` wrote."""
+    """Return the state dict that `save_weights` wrote."""
     with decoding(path):
         return load_file(path)
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
-    """Load what `save_weights` wrote.
+    """Load a file that `save_weights` wrote into a module.
 
-    What was parametrized is a plain weight afterwards, since it is the plain one that was written.
+    Parametrizations are removed first, since the file holds plain weights.
     """
     _fill(module, load_state(path), path)
 
 
 def load_under(module: nn.Module, path: Path) -> None:
-    """Load what `save_weights` wrote, below the parametrizations that the module has and keeps.
+    """Load a file that `save_weights` wrote, keeping the module's parametrizations.
 
-    They must not change these weights: an unchanged mask does not, one that changed since does.
+    The parametrizations must leave the loaded weights as they are, as an unchanged mask does;
+    otherwise a `UserError` is raised.
     """
     state, own = load_state(path), module.state_dict()
     kept = {n: v for n, v in own.items() if plain_name(n) != n and not n.endswith(".original")}
@@ -62,7 +63,7 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of weights and buffers on the CPU, by their plain names."""
+    """Return a copy of weights and buffers on the CPU, by their plain names."""
     found: dict[str, Tensor] = {}
     with torch.no_grad(), _evaluating(module):
         for path, value in module.state_dict().items():
@@ -77,7 +78,7 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
 
 
 def make_plain(module: nn.Module) -> None:
-    """Leave every parametrized weight as it acts in eval mode, without its parametrization."""
+    """Replace every parametrized weight by its value in eval mode, without parametrization."""
     with _evaluating(module):
         for part in list(module.modules()):
             if parametrize.is_parametrized(part):
@@ -86,7 +87,7 @@ def make_plain(module: nn.Module) -> None:
 
 
 def plain_name(path: str) -> str:
-    """`conv.weight` of `conv.parametrizations.weight.original`."""
+    """Return the plain name: `conv.weight` for `conv.parametrizations.weight.original`."""
     return path.removesuffix(".original").replace("parametrizations.", "")
 
 

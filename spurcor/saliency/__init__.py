@@ -1,1 +1,1 @@
-"""Where a network looks, and masks made of it."""
+"""Saliency maps, and masks derived from them."""

@@ -1,4 +1,4 @@
-"""Images made fainter where a network attends to them."""
+"""Images attenuated where a network attends to them."""
 
 import torch
 from torch import Tensor
@@ -6,19 +6,19 @@ from torch.nn import functional as F
 
 from spurcor.models.backbone import Backbone
 
-ENLARGED = 1 << 24  # numbers of a map's channels that are enlarged at once
+ENLARGED = 1 << 24  # values of enlarged maps held in memory at once
 
 
 @torch.no_grad()
 def attenuated(backbone: Backbone, layer: str, x: Tensor, quantile: float) -> Tensor:
-    """x (1 - m / 2): m (B, 1, H, W) is the share of a layer's channels that attend to a pixel.
+    """Return x (1 - m / 2), where m (B, 1, H, W) is the share of channels that attend to a pixel.
 
-    A channel does where the map, scaled to [0, 1] over the batch and enlarged, is above the
-    quantile of what was scaled. masktune_models compares with the quantile before scaling, which is
-    on another scale.
+    A channel of the layer attends where its map, scaled to [0, 1] over the batch and enlarged to
+    the image, exceeds the `quantile` of all scaled values. masktune_models compares with the
+    quantile of the values before scaling, which is on another scale.
     """
     training = backbone.training
-    backbone.eval()  # the extra pass must not move batch norm
+    backbone.eval()  # the extra pass must not update batch-norm statistics
     output, _ = backbone.through(x, layer)
     backbone.train(training)
     A = backbone.maps(layer, output.float(), *x.shape[2:])  # noqa: N806

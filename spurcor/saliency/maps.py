@@ -1,7 +1,7 @@
-"""Class activation maps: where on an image a network sees what it predicts.
+"""Class activation maps: the image regions on which a prediction depends.
 
-A (B, D, h, w) are the activations of a layer, G of the same shape the gradients of the score, which
-is the logit of the class predicted.
+A (B, D, h, w) are the activations of a layer, and G, of the same shape, the gradients of the score,
+the logit of the predicted class.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from spurcor.training.method import Method
 
 Saliency = Literal["xgrad_cam", "grad_cam", "layer_cam"]
-EPSILON = 1e-7  # of the code of XGrad-CAM
+EPSILON = 1e-7  # as in the authors' code of XGrad-CAM
 
 
 def xgrad_cam(A: Tensor, G: Tensor) -> Tensor:  # noqa: N803 - the papers' symbols
@@ -44,10 +44,10 @@ SALIENCY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def heat_maps(method: Method, x: Tensor, layer: str, saliency: Saliency = "xgrad_cam") -> Tensor:
-    """Heat (B, H, W) in [0, 1] of what is predicted of images x (B, C, H, W).
+    """Return heat maps (B, H, W) in [0, 1] of the predicted class for images x (B, C, H, W).
 
-    Of several labels the one with the largest logit counts. The method is in eval mode, so that
-    the images of a batch have nothing to do with each other.
+    For multilabel tasks it is the label with the largest logit. The method must be in eval mode, so
+    that the images of a batch do not affect each other.
     """
     backbone = method.backbone
     with torch.enable_grad():
@@ -61,6 +61,6 @@ def heat_maps(method: Method, x: Tensor, layer: str, saliency: Saliency = "xgrad
 
 
 def _scaled(heat: Tensor) -> Tensor:
-    """Each map from 0 to 1."""
+    """Scale each map to [0, 1]."""
     heat = heat - heat.amin((1, 2), keepdim=True)
     return heat / (EPSILON + heat.amax((1, 2), keepdim=True))

@@ -1,4 +1,4 @@
-"""Masks of TRAIN, made of what a method looks at and kept in the run's directory."""
+"""Masks of the training images, derived from a method's saliency and stored with the run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,11 @@ from spurcor.seeding import derive_seed
 from spurcor.training.method import Method, RunContext
 
 Mask = Literal["saliency", "attention", "random", "none"]
-MOST_GROUPS, SAMPLES = 16, 3  # in the picture
+MOST_GROUPS, SAMPLES = 16, 3  # in the figure
 
 
 def require_pixels(info: DataInfo) -> None:
-    """Images, not their features."""
+    """Raise a `UserError` if the input consists of features instead of images."""
     if info.shape[1:] == (1, 1):
         raise UserError(
             "features=frozen leaves no pixels for method=masktune to hide; use features=none"
@@ -31,9 +31,9 @@ def require_pixels(info: DataInfo) -> None:
 
 @dataclass(frozen=True)
 class Masking:
-    """What is hidden of the images of TRAIN: pixels of stored masks, or what is attended to.
+    """What is hidden in the images of TRAIN: pixels of stored masks, or the pixels attended to.
 
-    Masks are made once for every phase that trains on masked images, and then read from a file.
+    Masks are computed once for each phase that trains on masked images, and then read from a file.
     """
 
     mask: Mask
@@ -41,24 +41,24 @@ class Masking:
     saliency: Saliency
     deviations: float
     quantile: float
-    accumulative: bool  # what was hidden in the phase before is hidden, too
+    accumulative: bool  # whether to keep the masks of the previous phase, too
     size: tuple[int, int]  # height and width of the network's input
 
     @property
     def stored(self) -> bool:
-        """Whether masks are made of all images, and not in a step or not at all."""
+        """Whether masks are computed in advance for all images, and not per step or not at all."""
         return self.mask in ("saliency", "random")
 
     def check(self, run: RunContext) -> None:
-        """Where masks lie on the training images must be known."""
+        """Check that masks can be located on the training images; raises a `UserError` if not."""
         if self.stored:
             train = run.splits[Split.TRAIN]
             run.splits.transform.window(train.train_images.sizes(train.train_rows))
 
     def make(self, method: Method, run: RunContext, phase: str, before: str | None) -> None:
-        """Masks for a phase, of images that are not augmented, batch by batch.
+        """Compute and save the masks for a phase, batch by batch, from images without augmentation.
 
-        `before`: the phase before, if it had masks.
+        `before` is the previous phase, if it had masks.
         """
         split, transform = run.splits[Split.TRAIN], run.splits.transform
         earlier = self._load(run, before) if before and self.accumulative else None
@@ -78,12 +78,12 @@ class Masking:
         self._draw(method, run, phase, split, masks)
 
     def masked(self, run: RunContext, phase: str) -> GroupedDataset:
-        """TRAIN, its pixels masked where they are stored, if there are masks."""
+        """Return TRAIN, with its pixels masked if masks are stored."""
         train = run.splits[Split.TRAIN]
         return masked(train, self._load(run, phase), run.splits.transform) if self.stored else train
 
     def faded(self, backbone: Backbone, x: Tensor) -> Tensor:
-        """Images (B, C, H, W), where it is by attention fainter where the layer attends."""
+        """Return images (B, C, H, W), attenuated by attention if `mask` is `attention`."""
         if self.mask != "attention":
             return x
         return attenuated(backbone, self.layer, x, self.quantile)
@@ -100,13 +100,13 @@ class Masking:
     def _draw(
         self, method: Method, run: RunContext, phase: str, split: GroupedDataset, masks: Masks
     ) -> None:
-        """Of each group, the first images, their heat, and what is left of them."""
+        """Draw the first images of each group, their heat maps and their masked versions."""
         rows = {}
         for members in members_by(split.g.cpu())[:MOST_GROUPS]:
             x, hidden = (s.fetch(members[:SAMPLES]).x for s in (split, masked_view(split, masks)))
             heat = self._heat(method, run.splits.transform(x))
             panels = zip(x / 255, heat, hidden / 255, strict=True)
-            labels = split.spec.task == "multilabel"  # which make no groups
+            labels = split.spec.task == "multilabel"  # which have no groups
             name = str(Split.TRAIN) if labels else split.spec.names[int(split.g[members[0]])]
             rows[name] = [panel.cpu() for sample in panels for panel in sample]
         file = phase.replace("finetune", "masks")

@@ -1,4 +1,4 @@
-"""Masks of the images of a split: one array of bits, applied where images are read."""
+"""Masks for the images of a split: one array of bits, applied when images are read."""
 
 from pathlib import Path
 
@@ -16,22 +16,23 @@ BITS = 2 ** torch.arange(8)
 
 
 def outliers(heat: Tensor, deviations: float) -> Tensor:
-    """Pixels (B, H, W) bool hotter than mean + `deviations` std of the positive ones of an image.
+    """Return (B, H, W) bool: pixels hotter than mean + `deviations` std of the positive pixels.
 
-    Population std; where nothing is positive nothing is masked.
+    Mean and population std are taken per image; an image without positive pixels is not masked.
     """
     positive = heat > 0
     count = positive.sum((1, 2), keepdim=True)
     mean = heat.sum((1, 2), keepdim=True) / count
     apart = torch.where(positive, heat - mean, 0.0)
     std = (apart.square().sum((1, 2), keepdim=True) / count).sqrt()
-    return heat > mean + deviations * std  # no comparison with NaN holds
+    return heat > mean + deviations * std  # comparison with NaN (no positive pixel) is false
 
 
 def holes(area: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """One hole (B, H, W) bool in each image, as square as its `area` (B,) in pixels allows.
+    """Return one hole (B, H, W) bool per image, as square as its `area` (B,) in pixels allows.
 
-    Cutout's (DeVries and Taylor 2017), but whole: its place is random among those where it fits.
+    As in Cutout (DeVries and Taylor 2017), but never cut off: positions are uniform among those
+    where the hole fits.
     """
     draws = torch.rand(2, len(area), generator=generator, dtype=torch.float64).to(area.device)
     side = area.double().sqrt().ceil().clamp(max=width)
@@ -47,15 +48,15 @@ def holes(area: Tensor, height: int, width: int, generator: torch.Generator) -> 
 
 
 class Masks:
-    """A mask (H, W) for every image of a split, by its index, eight pixels to a byte."""
+    """A mask (H, W) for each image of a split, by sample index, eight pixels per byte."""
 
     def __init__(self, packed: Tensor, height: int, width: int) -> None:
-        """`packed` (N, ceil(H * W / 8)) uint8, row by row."""
+        """Wrap `packed` (N, ceil(H * W / 8)) uint8, pixels in row-major order."""
         self.packed, self.height, self.width = packed, height, width
 
     @classmethod
     def empty(cls, count: int, height: int, width: int) -> "Masks":
-        """Nothing masked."""
+        """Return masks that hide nothing."""
         return cls(torch.zeros(count, -(-height * width // 8), dtype=torch.uint8), height, width)
 
     def put(self, indices: Tensor, masked: Tensor) -> None:
@@ -66,39 +67,39 @@ class Masks:
         self.packed[indices.to(self.packed.device)] = packed.to(self.packed.device)
 
     def take(self, indices: Tensor) -> Tensor:
-        """The masks (B, H, W) bool at `indices` (B,), on the array's device."""
+        """Return the masks (B, H, W) bool at `indices` (B,), on the array's device."""
         packed = self.packed[indices.to(self.packed.device)]
         bits = (packed[:, :, None] & BITS.to(packed.device, torch.uint8)) > 0
         bits = bits.flatten(1)[:, : self.height * self.width]
         return bits.reshape(-1, self.height, self.width)
 
     def add(self, others: "Masks") -> None:
-        """Mask what either does."""
+        """Take the union with the masks `others`, in place."""
         self.packed |= others.packed
 
     def to(self, device: torch.device) -> "Masks":
-        """The same on a device."""
+        """Return the masks on a device."""
         return Masks(self.packed.to(device), self.height, self.width)
 
     def save(self, path: Path) -> None:
-        """Write the array as a whole."""
+        """Write the array atomically."""
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as beside, beside.open("wb") as file:
             np.save(file, self.packed.numpy(), allow_pickle=False)
 
     @classmethod
     def load(cls, path: Path, height: int, width: int) -> "Masks":
-        """Read what `save` wrote, memory-mapped."""
+        """Load the masks that `save` wrote, memory-mapped."""
         with decoding(path):
             packed = np.load(path, allow_pickle=False, mmap_mode="c")
         return cls(torch.from_numpy(packed), height, width)
 
 
 class MaskedImages(Images):
-    """The images of a split, by its index, with what is masked set to zero.
+    """The images of a split, by sample index, with masked pixels set to zero.
 
-    A mask lies on its `window` (N, 4) of the image: top, left, height, width in pixels. Each pixel
-    of the image takes the mask's pixel that it falls on, or none.
+    Each mask covers the `window` (N, 4) of its image: top, left, height, width in pixels. An image
+    pixel is masked if it falls on a masked pixel; outside the window nothing is masked.
     """
 
     def __init__(self, images: Images, rows: Tensor, masks: Masks, window: Tensor) -> None:
@@ -109,25 +110,25 @@ class MaskedImages(Images):
         return len(self.rows)
 
     def view(self, row: int) -> Tensor:
-        """One image (C, H, W), masked."""
+        """Return one masked image (C, H, W)."""
         image = self.images.view(int(self.rows[row]))
         return image.masked_fill(self._masked(torch.tensor([row]), image.shape[1:])[0], 0)
 
     def sizes(self, rows: Tensor) -> Tensor:
-        """Heights and widths (B, 2) int64."""
+        """Return heights and widths (B, 2) int64 of the images at `rows` (B,)."""
         return self.images.sizes(self.rows[rows])
 
     def take(self, rows: Tensor) -> Tensor:
-        """The images at `rows` (B,), masked, as (B, C, H, W)."""
+        """Return the masked images at `rows` (B,) as (B, C, H, W)."""
         x = self.images.take(self.rows[rows])
         return x.masked_fill_(self._masked(rows, x.shape[2:])[:, None], 0)
 
     def to(self, device: torch.device) -> "MaskedImages":
-        """The same on a device."""
+        """Return the images and masks on a device."""
         return MaskedImages(self.images.to(device), self.rows, self.masks.to(device), self.window)
 
     def _masked(self, rows: Tensor, size: torch.Size) -> Tensor:
-        """Masks (B, H, W) bool on images of one size."""
+        """Return masks (B, H, W) bool, resampled to images of one size."""
         masks, (top, left, height, width) = self.masks, self.window[rows[0]].tolist()
         masked = masks.take(rows)
         places = []
@@ -146,13 +147,13 @@ class MaskedImages(Images):
 
 
 def masked(split: GroupedDataset, masks: Masks, transform: Transform) -> GroupedDataset:
-    """A split whose training images are masked where evaluation's view of them is."""
+    """Return the split with its training images masked within the window that evaluation sees."""
     sizes = split.train_images.sizes(split.train_rows)
     return _with(split, split.train_images, split.train_rows, masks, transform.window(sizes))
 
 
 def masked_view(split: GroupedDataset, masks: Masks) -> GroupedDataset:
-    """A split whose images are masked as they are evaluated."""
+    """Return the split with its evaluation images masked."""
     sizes = split.images.sizes(split.rows)
     window = torch.cat([torch.zeros_like(sizes), sizes], dim=1).double()
     return _with(split, split.images, split.rows, masks, window)
