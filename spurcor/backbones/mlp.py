@@ -35,7 +35,7 @@ class Scaled(nn.Linear):
 
 
 class Mlp(Backbone):
-    """`depth` hidden layers layer_1 ... layer_<depth> with m = `width` units each.
+    """`depth` hidden layers `layer_1` ... `layer_<depth>` with m = `width` units each.
 
     z^l = phi(u^l), or with `skip` phi(u^l + z^(l-1)) from the second layer on. f is the network's
     output. `standard`: u^l = W^l z^(l-1) + b^l with torch's default initialisation. Without biases:

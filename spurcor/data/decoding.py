@@ -101,7 +101,8 @@ def size_of(path: Path) -> tuple[int, int] | None:
 def is_as_before(path: Path) -> bool:
     """Return whether the first decoder gives the same bytes for this file.
 
-    It ignored bit depth and EXIF orientation. False also if the file cannot be opened.
+    It clipped 16-bit greyscale and ignored the EXIF orientation. False also if the file cannot be
+    opened.
     """
     from PIL import Image
 

@@ -34,8 +34,8 @@ class Split(StrEnum):
 class GroupSpec:
     """Names of the classes and of the values of the spurious attribute.
 
-    For `multilabel` the classes are the labels and there is no spurious attribute; whatever is
-    counted or compared per group elsewhere is counted or compared per label.
+    For `multilabel` the classes are the labels and there is no spurious attribute; per-group counts
+    and metrics are then per label.
     """
 
     classes: tuple[str, ...]

@@ -58,9 +58,9 @@ class DataSource(ABC):
 
     @abstractmethod
     def load(self, root: Path) -> "dict[str, GroupedDataset] | Photographs":
-        """Return all splits by name: the usual ones that exist, and any named test sets.
+        """Return all splits by name: the members of `Split` that exist, and any named test sets.
 
-        Classes and attribute values come with what is loaded, since they may be read from a file
+        Classes and attribute values come with the loaded data, since they may be read from a file
         under `root`.
         """
 

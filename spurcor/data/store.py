@@ -273,7 +273,7 @@ def _remove_leftovers(folder: Path) -> None:
         try:
             with contextlib.nullcontext() if name == folder.name else lock:
                 shutil.rmtree(leftover)
-        except Timeout:  # in use
+        except Timeout:  # that build is still running
             continue
 
 

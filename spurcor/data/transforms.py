@@ -22,9 +22,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Prefix:
     """The deterministic part of a transform, applied once before an image is stored.
 
-    It uses Pillow, as torchvision does. Both sides are resized to `resize` (height, width), or the
-    shorter side to `shorter` or down to at most `short`, keeping the aspect ratio; then a centred
-    square of side `crop` is cut out.
+    It uses Pillow, as torchvision does. Either both sides are resized to `resize` (height, width),
+    or the aspect ratio is kept and the shorter side resized to `shorter`, or only reduced to
+    `short` if it is longer. Then a centred square of side `crop` is cut out.
     """
 
     resize: tuple[int, int] | None = None
@@ -281,11 +281,11 @@ def _reflect(position: Tensor, size: int) -> Tensor:
 class Photo(Transform):
     """The published transforms for photographs.
 
-    Evaluation: `resize` both sides (or `resize_short` the shorter one), then `crop` the centre,
-    each optional but at least `resize` or `crop` given; then resize to `size` if that differs
-    (null: keep the size). Training with `augment`: RandomResizedCrop to `size` with area shares in
-    `scale` and aspect ratios in `ratio`, from the photograph reduced to a shorter side of at most
-    `short`, then a horizontal flip with probability 1/2 if `flip`; without `augment`, as in
+    Evaluation: resize both sides to `resize` (or the shorter side to `resize_short`), cut out a
+    centred square of side `crop`, then resize to `size`. Null skips a step; `resize` or `crop` must
+    be given. Training with `augment`: RandomResizedCrop to `size` with area shares in `scale` and
+    aspect ratios in `ratio`, from the photograph reduced to a shorter side of at most `short`, then
+    a horizontal flip with probability 1/2 if `flip`. Training without `augment` is the same as
     evaluation.
     """
 

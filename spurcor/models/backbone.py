@@ -35,7 +35,7 @@ class Backbone(nn.Module, ABC):
     name: str = "this backbone"  # for messages
     autocast: torch.dtype | None = None  # set from train.precision
     channels_last: bool = False  # set from train.channels_last
-    fresh: tuple[str, ...] = ()  # prefixes of weights that an earlier run's file may lack
+    fresh: tuple[str, ...] = ()  # prefixes of weights that may be missing in another run's file
 
     @abstractmethod
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:

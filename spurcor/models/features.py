@@ -91,8 +91,8 @@ def freeze(
         if not path.exists():
             _extract(path, f"{name}: features of {layer}", backbone, layer, options, splits, split)
         features = _read(path, len(split)).to(splits.device)
-        # The signature is the key, not a hash of the values: their last digits, and with `auto` the
-        # precision, depend on the machine, and a run trained on a GPU may be opened without one.
+        # The signature is the key, not a hash of the values, whose last digits (with `auto` also
+        # precision) depend on the machine: a run trained on a GPU may be opened without one.
         signature = torch.full((len(split),), int(key[:15], 16), dtype=torch.int64)
         images = Images(features[:, :, None, None], signature)
         data[name] = GroupedDataset(split.spec, images, split.y, split.a, split.source)

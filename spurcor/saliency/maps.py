@@ -18,21 +18,28 @@ EPSILON = 1e-7  # as in the authors' code of XGrad-CAM
 
 
 def xgrad_cam(A: Tensor, G: Tensor) -> Tensor:  # noqa: N803 - the papers' symbols
-    """H = ReLU(sum_k alpha_k A^k), alpha_k = sum_ij G^k_ij A^k_ij / (sum_ij A^k_ij + 1e-7).
+    """Return XGrad-CAM maps H (B, h, w).
 
-    Fu et al. (BMVC 2020).
+    H = ReLU(sum_k alpha_k A^k), alpha_k = sum_ij G^k_ij A^k_ij / (sum_ij A^k_ij + 1e-7). Fu et al.
+    (BMVC 2020).
     """
     alpha = (G * A).sum((2, 3)) / (A.sum((2, 3)) + EPSILON)
     return torch.einsum("bk,bkij->bij", alpha, A).relu()
 
 
 def grad_cam(A: Tensor, G: Tensor) -> Tensor:  # noqa: N803
-    """H = ReLU(sum_k alpha_k A^k), alpha_k the mean of G^k. Selvaraju et al. (ICCV 2017)."""
+    """Return Grad-CAM maps H (B, h, w).
+
+    H = ReLU(sum_k alpha_k A^k), alpha_k the mean of G^k. Selvaraju et al. (ICCV 2017).
+    """
     return torch.einsum("bk,bkij->bij", G.mean((2, 3)), A).relu()
 
 
 def layer_cam(A: Tensor, G: Tensor) -> Tensor:  # noqa: N803
-    """H = ReLU(sum_k ReLU(G^k) A^k), position by position. Jiang et al. (TIP 2021)."""
+    """Return LayerCAM maps H (B, h, w).
+
+    H = ReLU(sum_k ReLU(G^k) A^k), separately at each position. Jiang et al. (TIP 2021).
+    """
     return (G.relu() * A).sum(1).relu()
 
 

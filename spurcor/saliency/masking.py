@@ -31,9 +31,10 @@ def require_pixels(info: DataInfo) -> None:
 
 @dataclass(frozen=True)
 class Masking:
-    """What is hidden in the images of TRAIN: pixels of stored masks, or the pixels attended to.
+    """How the images of TRAIN are masked: by stored pixel masks, by attention, or not at all.
 
-    Masks are computed once for each phase that trains on masked images, and then read from a file.
+    Stored masks are computed once for each phase that trains on masked images, then read from a
+    file.
     """
 
     mask: Mask
