@@ -30,7 +30,7 @@ from spurcor.system.shapes import Extracted
 MAX_BYTES = 60 * 10**9  # in total; the largest data set here takes 2 GB
 MAX_MEMBERS = 2_000_000  # CelebA has 202,599 images
 BLOCK = 1 << 20
-MAX_READ = 1 << 26  # a header is read in one piece
+MAX_READ = 1 << 26  # bound on a single read: tar headers are read in one piece
 COMPRESSIONS: Mapping[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,

@@ -55,7 +55,7 @@ class Images:
         return crop([self.view(row) for row in rows.tolist()], boxes, flips, size)
 
     def to(self, device: torch.device) -> "Images":
-        """Return a copy on `device`; memory-mapped images are read into memory."""
+        """Return the images on `device`; memory-mapped ones are read into memory."""
         return Images(_moved(self.pixels, self.mapped, device), self.signature)
 
     def digest(self, rows: Tensor) -> bytes:
@@ -107,7 +107,7 @@ class RaggedImages(Images):
         )
 
     def to(self, device: torch.device) -> "RaggedImages":
-        """Return a copy on `device`; memory-mapped images are read into memory."""
+        """Return the images on `device`; memory-mapped ones are read into memory."""
         pixels = _moved(self.pixels, self.mapped, device)
         return RaggedImages(pixels, self._sizes, self._signature, self.interleaved)
 
