@@ -1,1 +1,1 @@
-"""Deep Feature Reweighting: pure functions of feature tables."""
+"""Deep Feature Reweighting, as pure functions of feature tables."""

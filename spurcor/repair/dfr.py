@@ -1,7 +1,7 @@
 """Deep Feature Reweighting (Kirichenko, Izmailov, Wilson; ICLR 2023): refit the last layer.
 
-A pure function of feature tables: linear heads on group-balanced subsets of the reweighting data,
-averaged. It knows no network and no run.
+A pure function of feature tables, without a network or a run: linear heads are fitted on
+group-balanced subsets of the reweighting data and averaged.
 """
 
 import dataclasses
@@ -28,25 +28,25 @@ log = logging.getLogger(__name__)
 
 
 class Dfr:
-    """DFR with the published choices as options; defaults are DFR_Tr^Val of the paper's code.
+    """DFR with the published variants as options; the defaults are DFR_Tr^Val of the paper's code.
 
-    `split` is the reweighting data; `split_from_train` is a random `ratio` of TRAIN, which the
-    network was trained on: its features are better separated there than on new images, so C is
-    tuned on data that flatters. (`dataset.target_from=train` takes such a share out before
-    training; `split=target` then fits on it.) C is chosen by `criterion` either on a random half
-    that does not fit (`tune=half`, the paper's for VAL; of an odd number the smaller half) or on
+    `split` is the reweighting data. `split_from_train` is a random `ratio` of TRAIN, on which the
+    network was trained: its features separate the classes better there than on new images, so C is
+    tuned on optimistic data. (`dataset.target_from=train` takes such a share out before training;
+    `split=target` then fits on it.) C is chosen by `criterion`, either on a random half held out
+    from fitting (`tune=half`, the paper's choice for VAL; of an odd number, the smaller half) or on
     VAL (`tune=val`, for TRAIN). `class_weights` w are tried as factors (1, w) and (w, 1) on the
-    losses of two classes. `add_train` appends as many random TRAIN samples to each subset as that
-    has.
+    losses of two classes. `add_train` adds random TRAIN samples to each subset, as many as the
+    subset has.
 
-    `scaler` says whose features standardise the final fits. `tune=half` standardises by the
-    balanced half that fits, with what is added to it (`tune_scaler=half`), or like the final fits
-    (`same`). `loss`, `penalty` and `max_iter` are those of `heads.Regression`.
-    `head=sgd` trains the layer by Adam instead, with `sgd`, and stops early on the tuning data.
-    `layer`, `pooling` (null: the backbone's own) and `weights` say which features are read.
+    `scaler` sets whose features standardise the final fits. `tune=half` standardises by the
+    balanced half being fitted, including added samples (`tune_scaler=half`), or like the final fits
+    (`same`). `loss`, `penalty` and `max_iter` are passed to `heads.Regression`. `head=sgd` trains
+    the layer by Adam instead, with the options `sgd`, and stops early on the tuning data. `layer`,
+    `pooling` (null: the backbone's default) and `weights` select the features.
     """
 
-    revision = 2  # which half of an odd number fits; scaling with added samples; int(ratio n)
+    revision = 2  # fits on the larger half; scales with added samples; int(ratio n)
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Dfr:
 
     @property
     def reads(self) -> list[str]:
-        """The splits whose features a fit needs."""
+        """The splits whose features a fit needs, sorted."""
         needed = {str(self.split)}
         if self.data.scaler == "train" or self.data.add_train:
             needed.add(str(Split.TRAIN))
@@ -93,7 +93,7 @@ class Dfr:
         return sorted(needed)
 
     def check(self, counts: Mapping[str, Tensor], spec: GroupSpec) -> None:
-        """Refuse what no fit can come of, from the group counts (G,) of every split."""
+        """Raise UserError if these options cannot be fitted, given each split's group counts (G,)."""
         spec.require_groups("Deep Feature Reweighting (dfr=none leaves it out)")
         if self.head.class_weights and spec.num_classes != 2:
             raise UserError(
@@ -109,10 +109,10 @@ class Dfr:
         seed: int,
         device: torch.device | str = "cpu",
     ) -> Fit:
-        """Choose C, then average `num_retrains` fits on fresh balanced subsets.
+        """Choose C, then average `num_retrains` fits, each on a newly drawn balanced subset.
 
-        Everything is drawn from one generator seeded by `seed`: first the share of
-        `split_from_train`, then the halves, the tuning's subset, and a subset per fit.
+        All draws come from one generator seeded by `seed`: first the share of `split_from_train`,
+        then the halves, the subset for tuning, and a subset per fit.
         """
         rng = np.random.default_rng(derive_seed("dfr", seed))
         for name in self.reads:

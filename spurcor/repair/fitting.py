@@ -1,4 +1,4 @@
-"""One fit of a repair under way: its samples, its draws, and the heads that come of them."""
+"""One repair: its samples, its random draws, and the heads fitted on them."""
 
 import dataclasses
 import functools
@@ -24,11 +24,11 @@ Weights = tuple[float, float]  # factors on the losses of two classes
 
 @dataclass(frozen=True)
 class Fit:
-    """The averaged classifier, and what was chosen for it on the tuning data.
+    """The averaged classifier and what was chosen for it on the tuning data.
 
-    `c` is the inverse regularisation, None without a penalty; `class_weight` the factors on the
-    losses of the two classes. `tuning` holds a row per candidate, or per epoch of head=sgd, `note`
-    what one must know of the fit before believing it.
+    `c` is the inverse regularisation strength, None without a penalty; `class_weight` the factors
+    on the losses of the two classes; `tuning` one row per candidate, or per epoch for head=sgd;
+    `note` a caveat to read before trusting the fit.
     """
 
     linear: Linear
@@ -39,7 +39,7 @@ class Fit:
 
 
 class Fitting:
-    """Draws from one generator: the share of TRAIN, the halves, then a subset for each fit.
+    """Samples of a repair, drawn by one generator: the share of TRAIN, the halves, then the subsets.
 
     `table` is the reweighting data. To choose C, heads are fitted on `fitted` and compared on
     `judged`; `scale` standardises the features of the final fits.
@@ -70,12 +70,12 @@ class Fitting:
 
     @property
     def few(self) -> str:
-        """A sentence on groups of too few samples, or nothing."""
+        """A sentence on groups with too few samples, or an empty string."""
         tables = self.table, self.fitted, self.judged
         return note_of_few(self.data, self.tuning, tables, self.spec)
 
     def regression(self) -> Fit:
-        """Choose C, then average regressions on fresh subsets of all of the data."""
+        """Choose C, then average regressions on newly drawn subsets of all reweighting data."""
         chosen = self._choose()
         c = math.inf if chosen.c is None else chosen.c
         x = self.scale.apply(self.table.x)
@@ -96,7 +96,7 @@ class Fitting:
         return dataclasses.replace(chosen, linear=head, note=note)
 
     def sgd(self, seed: int, device: torch.device) -> Fit:
-        """Average heads trained by Adam, each on a subset of its own of what tuning fits."""
+        """Average heads trained by Adam, each on its own subset of `fitted`."""
         judged = self._standardised(self.judged)
         heads, tuning = [], []
         for i in range(self.head.num_retrains):
@@ -108,7 +108,7 @@ class Fitting:
         return Fit(average(heads), tuning=tuning)
 
     def _choose(self) -> Fit:
-        """The first candidate of the highest score, in the order of the grids."""
+        """Return the candidate with the highest score; ties go to the first in the order of the grids."""
         fitted = self.fitted.take(self._subset(self.fitted))
         added = self._added(len(fitted.y))
         scale = self._tuning_scale(fitted, added)
@@ -141,7 +141,7 @@ class Fitting:
         return Scale.of(together, fitted.x.shape[1])
 
     def _candidates(self) -> list[tuple[float, Weights | None]]:
-        """Every C with every pair of class weights, in the order of the grids."""
+        """Return every C with every pair of class weights, in the order of the grids."""
         grid = (math.inf,) if self.head.regression.penalty == "none" else self.tuning.c_grid
         weights = self.head.class_weights
         sides = [pair for w in weights for pair in dict.fromkeys([(1.0, w), (w, 1.0)])]
@@ -149,7 +149,7 @@ class Fitting:
         return [(c, pair) for c in grid for pair in pairs]
 
     def _solve(self, problems: Sequence[Problem], scale: Scale) -> list[Linear]:
-        """Heads on raw features."""
+        """Return the fitted heads, converted to raw features."""
         heads = self.head.regression.fit(problems, self.spec.num_classes)
         return [scale.fold(head) for head in heads]
 
@@ -157,7 +157,10 @@ class Fitting:
         return Table(self.scale.apply(table.x), table.y, table.g)
 
     def _subset(self, table: Table) -> Indices:
-        """As many of every group as the smallest group that occurs has, without replacement."""
+        """Draw as many samples of every group as the smallest non-empty one has, without replacement.
+
+        With `balance=none`, all samples. Raises RunError if a class has no sample.
+        """
         absent = np.bincount(table.y, minlength=self.spec.num_classes) == 0
         if absent.any():
             name = self.spec.classes[int(absent.argmax())]
@@ -175,7 +178,7 @@ class Fitting:
         return np.concatenate([self.rng.permutation(members)[:smallest] for members in groups])
 
     def _added(self, count: int) -> Table | None:
-        """`count` random samples of TRAIN, or all that it has, where they are asked for."""
+        """Draw `count` random samples of TRAIN, or all if it has fewer; None unless `add_train`."""
         if not self.data.add_train:
             return None
         train = self.tables[Split.TRAIN]
@@ -185,7 +188,7 @@ class Fitting:
 def _gather(
     x: Array, y: Indices, rows: Indices, added: Table | None, scale: Scale
 ) -> tuple[Array, Indices]:
-    """Rows of standardised features and classes, and below them what is added."""
+    """Return the chosen rows of standardised features and classes, followed by added samples."""
     if added is None:
         return x[rows], y[rows]
     return (

@@ -1,7 +1,7 @@
 """Linear heads on feature tables, and the regressions that fit them.
 
-Binary heads have a scalar f and the logits (-f/2, f/2); from three classes on, one regression per
-class against the rest gives each logit. Shapes: x (N, D), y (N,), weights (K, D), biases (K,).
+Binary heads have a scalar f and the logits (-f/2, f/2); with three or more classes, each logit is a
+one-vs-rest regression. Shapes: x (N, D), y (N,), weights (K, D), biases (K,).
 """
 
 from collections.abc import Callable, Sequence
@@ -28,67 +28,71 @@ class Table:
     g: Indices
 
     def take(self, indices: Indices) -> "Table":
-        """The rows at `indices`."""
+        """Return the rows at `indices`."""
         return Table(self.x[indices], self.y[indices], self.g[indices])
 
 
 @dataclass(frozen=True)
 class Linear:
-    """Weights (K, D) and biases (K,) on raw features."""
+    """A linear classifier on raw features: weights (K, D) and biases (K,)."""
 
     weight: Array
     bias: Array
 
     def logits(self, x: Array) -> Array:
-        """(N, K)."""
+        """Return logits (N, K) of raw features (N, D)."""
         return x @ self.weight.T + self.bias
 
 
 def average(heads: Sequence[Linear]) -> Linear:
-    """The head with the mean weights and biases."""
+    """Return the head with the mean weights and biases."""
     weight = np.mean([head.weight for head in heads], axis=0)
     return Linear(weight, np.mean([head.bias for head in heads], axis=0))
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Mean and deviation (D,) that standardise features."""
+    """Means and standard deviations (D,) that standardise features."""
 
     mean: Array
     std: Array
 
     @classmethod
     def of(cls, x: Array | None, num_features: int) -> "Scale":
-        """From reference features; 0 and 1 without them, and 1 for a feature that is constant."""
+        """Compute the statistics of reference features (N, D).
+
+        Without reference features, means are 0 and deviations 1; a constant feature has deviation
+        1.
+        """
         if x is None:
             return cls(np.zeros(num_features), np.ones(num_features))
         mean = x.mean(axis=0)
         squares = np.zeros(num_features)
-        for rows in range(0, len(x), CHUNK):  # differences that stay in the processor's cache
+        for rows in range(0, len(x), CHUNK):  # chunks that fit the processor's cache
             difference = x[rows : rows + CHUNK] - mean
             squares += np.einsum("nd,nd->d", difference, difference)
         std = np.sqrt(squares / len(x))
-        rounding = len(x) * np.finfo(np.float64).eps * np.abs(mean)  # what a constant may show
+        rounding = len(x) * np.finfo(np.float64).eps * np.abs(mean)  # deviation of a constant
         return cls(mean, np.where(std > rounding, std, 1.0))
 
     def apply(self, x: Array) -> Array:
-        """Standardised features, a new array."""
+        """Return standardised features as a new array."""
         x = x - self.mean
         x /= self.std
         return x
 
     def fold(self, head: Linear) -> Linear:
-        """The head on raw features that says what `head` says on standardised ones."""
+        """Return the head on raw features that equals `head` on standardised ones."""
         weight = head.weight / self.std
         return Linear(weight, head.bias - weight @ self.mean)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A fit to be made: inverse regularisation C and factors on the loss of each class.
+    """A fit to run: its data, inverse regularisation C, and factors on the loss of each class.
 
-    `rows` gives standardised features and classes; it is called by the thread that fits, so that
-    no more subsets are in memory than fits run.
+    `rows` returns standardised features and classes. The fitting thread calls it, so that only the
+    subsets of running fits are in memory.
     """
 
     rows: Callable[[], tuple[Array, Indices]]
@@ -98,12 +102,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Regression:
-    """What is minimised over w and b, with f = x w + b and the labels s = -1, +1.
+    """The regression objective over w and b, with f = x w + b and labels s = -1, +1.
 
     `logistic`: C sum log(1 + exp(-s f)) + |w|_1 + |b| (l1) or + (|w|^2 + b^2) / 2 (l2), by
-    liblinear, which penalises the intercept; the loss alone (none) by L-BFGS. `mse`, as the
-    gradient-flow code has it: scikit-learn's Ridge (l2) and Lasso (l1) with alpha = 1 / C, or least
-    squares (none), with a free intercept. `max_iter` is that of the logistic solvers.
+    liblinear, which penalises the intercept; the loss alone (none) by L-BFGS. `mse`, as in the
+    gradient-flow code: scikit-learn's Ridge (l2) and Lasso (l1) with alpha = 1 / C, or least
+    squares (none), with an unpenalised intercept. `max_iter` applies to the logistic solvers.
     """
 
     loss: Literal["logistic", "mse"] = "logistic"
@@ -111,7 +115,7 @@ class Regression:
     max_iter: int = 100
 
     def fit(self, problems: Sequence[Problem], num_classes: int) -> list[Linear]:
-        """A head per problem, on its standardised features."""
+        """Return a head per problem, on its standardised features."""
         rows = [1] if num_classes == 2 else range(num_classes)
         tasks = [self._task(problem, k) for problem in problems for k in rows]
         found = liblinear.run(tasks)

@@ -1,10 +1,10 @@
-"""liblinear in several threads at once, every fit with the same bits as if it were alone.
+"""liblinear in several threads at once, with results bit-identical to running each fit alone.
 
 liblinear permutes the features by one random generator per loaded library, seeded at the start of a
-fit: two fits that run at once draw from each other's, and on collinear features, where its stopping
-rule leaves weights undecided, another order moves a coefficient by as much as its size. A thread
-therefore gets a copy of the library, loaded from a file of its own, and with it a generator of its
-own. Threads are worth it because a fit holds no interpreter lock.
+fit. Two concurrent fits would draw from the same generator, and on collinear features, where the
+stopping rule leaves weights undetermined, a different order can change a coefficient by as much as
+its size. Each thread therefore loads its own copy of the library, with its own generator. Threads
+are faster because a fit releases the interpreter lock.
 """
 
 import importlib.util
@@ -23,24 +23,24 @@ import torch
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-MOST = 16  # threads: each holds a subset, and liblinear two more copies of it
+MOST = 16  # threads; each holds a subset, and liblinear two more copies of it
 
 _estimators: list[Any] = []
-_busy = threading.Lock()  # of two callers one waits: the generators are this process's
+_busy = threading.Lock()  # callers take turns: the process has one set of generators
 
 
 def run(tasks: Sequence[Callable[[Any], T]]) -> list[T]:
-    """Results of the tasks in their order, each called with a LogisticRegression to fit.
+    """Call each task with a LogisticRegression class; return the results in order.
 
-    As many threads as torch has; with one, or where the library cannot be loaded twice, the tasks
-    run one after the other and give the same numbers.
+    Uses as many threads as torch does. With one thread, or where the library cannot be loaded
+    twice, the tasks run one after another and give the same numbers.
     """
     from joblib import Parallel, delayed
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     with _busy, warnings.catch_warnings():
-        # The paper's code stops liblinear at 100 iterations too, and averages what it has.
+        # The paper's code, too, stops liblinear at 100 iterations and averages unconverged fits.
         warnings.simplefilter("ignore", ConvergenceWarning)
         estimators = _load(min(torch.get_num_threads(), len(tasks), MOST))
         if len(estimators) < 2:
@@ -63,7 +63,7 @@ def run(tasks: Sequence[Callable[[Any], T]]) -> list[T]:
 
 
 def _load(count: int) -> list[Any]:
-    """`count` classes, each with a library of its own; fewer than 2 where that is not possible."""
+    """Return `count` classes, each with its own library; fewer than 2 if that is not possible."""
     if count < 2:
         return []
     try:
@@ -80,11 +80,11 @@ def _load(count: int) -> list[Any]:
 
 
 def own_estimator() -> Any:
-    """scikit-learn's LogisticRegression on top of a liblinear that nothing else uses."""
+    """Return a LogisticRegression class backed by its own private copy of liblinear."""
     import sklearn.svm._liblinear as shared
 
     assert shared.__file__ is not None
-    with tempfile.TemporaryDirectory() as folder:  # once loaded, the file may go
+    with tempfile.TemporaryDirectory() as folder:  # the file is not needed once loaded
         path = shutil.copy(shared.__file__, folder)
         loader = ExtensionFileLoader(shared.__name__, path)
         spec = importlib.util.spec_from_file_location(shared.__name__, path, loader=loader)
@@ -99,7 +99,7 @@ def own_estimator() -> Any:
 
 
 def _again(name: str) -> ModuleType:
-    """A second copy of a module that other importers do not see."""
+    """Import a second, private copy of a module."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.loader is None:
         raise ImportError(f"{name} is not there")
@@ -109,6 +109,6 @@ def _again(name: str) -> ModuleType:
 
 
 def _replace(module: ModuleType, name: str, value: Any) -> None:
-    """Set what the module has under the name; another scikit-learn may call it otherwise."""
+    """Set an existing attribute; raise AttributeError if this scikit-learn lacks the name."""
     getattr(module, name)
     setattr(module, name, value)

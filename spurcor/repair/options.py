@@ -1,4 +1,4 @@
-"""What a repair is told, in three parts that each know what makes no sense in them."""
+"""Options of a repair in three parts; each part validates itself."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from spurcor.repair.sgd_head import SgdOptions
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Which samples heads are fitted on, and whose features standardise theirs."""
+    """Which samples heads are fitted on, and whose features standardise them."""
 
     split: Literal["val", "target", "train", "split_from_train"]
     ratio: float
@@ -30,12 +30,12 @@ class DataOptions:
 
     @property
     def whole(self) -> bool:
-        """Whether it is all of a split, not a share of one."""
+        """Whether the samples are a whole split rather than a share of TRAIN."""
         return self.split != "split_from_train"
 
     @property
     def source(self) -> Split:
-        """The split that the samples are of."""
+        """The split that the samples come from."""
         return Split(self.split) if self.whole else Split.TRAIN
 
 
@@ -55,7 +55,7 @@ class TuningOptions:
 
 @dataclass(frozen=True)
 class HeadOptions:
-    """What a head is and how it is fitted, and how many of them are averaged."""
+    """The kind of head, how it is fitted, and how many fits are averaged."""
 
     head: Literal["regression", "sgd"]
     regression: Regression
@@ -80,7 +80,7 @@ class HeadOptions:
 
 
 def refuse_together(data: DataOptions, tuning: TuningOptions, head: HeadOptions) -> None:
-    """What makes sense in each part, but not in all of them."""
+    """Raise ValueError for options that are valid one by one but not in combination."""
     if data.split == "val" and tuning.tune == "val":
         raise ValueError("tune=val would choose C on the data that it is fitted on; use half")
     if head.class_weights and data.balance == "groups" and data.source is not Split.TRAIN:

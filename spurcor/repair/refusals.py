@@ -1,4 +1,4 @@
-"""Data that no repair can be fitted on, and data that makes one noise."""
+"""Checks for data on which a repair cannot be fitted or would be mostly noise."""
 
 from collections.abc import Mapping
 
@@ -10,13 +10,13 @@ from spurcor.errors import RunError, UserError
 from spurcor.repair.heads import Table
 from spurcor.repair.options import DataOptions, TuningOptions
 
-Counts = Mapping[str, Tensor]  # (G,) samples of each group, by split
+Counts = Mapping[str, Tensor]  # samples per group (G,), by split
 
 
 def refuse_criterion(
     data: DataOptions, tuning: TuningOptions, counts: Counts, spec: GroupSpec
 ) -> None:
-    """A score that is undefined on what judges C."""
+    """Raise UserError if the criterion is undefined on the data that choose C."""
     if tuning.criterion != "conflicting":
         return
     if not spec.aligned:
@@ -33,7 +33,7 @@ def refuse_criterion(
 
 
 def refuse_absent(data: DataOptions, counts: Counts, spec: GroupSpec) -> None:
-    """Reweighting data without a class, or without a group that is to be balanced and tested."""
+    """Raise UserError if the reweighting data lack a class, or a group to balance that TEST has."""
     split, own = data.source, counts[data.source]
     per_class = own.view(spec.num_classes, -1).sum(1).tolist()
     for name, count in zip(spec.classes, per_class, strict=True):
@@ -54,7 +54,7 @@ def refuse_absent(data: DataOptions, counts: Counts, spec: GroupSpec) -> None:
 
 
 def refuse_broken(name: str, table: Table) -> None:
-    """No samples, or features that are no numbers."""
+    """Raise RunError for a table without samples or with features that are not finite."""
     if not len(table.y):
         raise RunError(f"dfr: the {name} split is empty")
     broken = int((~np.isfinite(table.x)).any(axis=1).sum())
@@ -71,9 +71,10 @@ def note_of_few(
     tables: tuple[Table, Table, Table],
     spec: GroupSpec,
 ) -> str:
-    """A sentence on groups with so few samples that a fit, or the choice of C, is noise.
+    """Return a sentence on groups with so few samples that a fit, or the choice of C, is noise.
 
-    `tables`: the reweighting data, what of it is fitted to choose C, and what judges C.
+    `tables`: the reweighting data, the part fitted to choose C, and the data that C is chosen on.
+    Empty if there are no such groups.
     """
     (whole, fitted, judged), halves = tables, tuning.tune == "half"
     split = f"{data.source}" if data.whole else f"the share of {data.source}"

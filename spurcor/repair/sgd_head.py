@@ -16,7 +16,7 @@ from spurcor.training.metrics import group_metrics, none_if_undefined
 
 @dataclass(frozen=True)
 class SgdOptions:
-    """Adam on cross-entropy; stops after `patience` epochs without a lower loss on judged data."""
+    """Adam on the cross-entropy; stops after `patience` epochs without a lower tuning loss."""
 
     epochs: int = 5
     lr: float = 1e-3
@@ -40,10 +40,11 @@ def fit_sgd(
     seed: int,
     device: torch.device,
 ) -> tuple[Linear, list[dict[str, Any]]]:
-    """A re-initialised layer (K, D) trained on `fitted`, with the weights of the best epoch.
+    """Train a newly initialised layer (K, D) on `fitted`; return the best epoch's head and a curve.
 
-    Also returns loss and worst-group accuracy on `judged` after each epoch. Initialisation and
-    batches are functions of the seed; nothing is drawn from the global generators.
+    The curve has the loss and worst-group accuracy on `judged` after each epoch; the best epoch has
+    the lowest loss. Initialisation and batches depend only on the seed; torch's global generators
+    are left untouched.
     """
     x, y = _on(fitted, device)
     generator = torch.Generator().manual_seed(seed)
@@ -67,7 +68,7 @@ def fit_sgd(
 
 
 class _Judge:
-    """Keeps the layer of the lowest loss on the judged data, and what was seen of each epoch."""
+    """Tracks the layer with the lowest loss on the tuning data, and the curve over epochs."""
 
     def __init__(self, judged: Table, spec: GroupSpec, device: torch.device) -> None:
         self.spec = spec
@@ -78,7 +79,7 @@ class _Judge:
         self.waited = 0  # epochs since the best one
 
     def look_at(self, layer: nn.Linear) -> None:
-        """Judge the layer after one more epoch."""
+        """Evaluate the layer after one more epoch; raise RunError if the loss is not finite."""
         epoch = len(self.curve) + 1
         with torch.no_grad():
             logits = layer(self.x)
@@ -94,5 +95,5 @@ class _Judge:
 
 
 def _on(table: Table, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Features and classes on a device."""
+    """Return features (float32) and classes on a device."""
     return torch.from_numpy(table.x).float().to(device), torch.from_numpy(table.y).to(device)

@@ -1,4 +1,4 @@
-"""What the tuning of a repair saw, as a figure."""
+"""Figure of how a repair was tuned."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from spurcor.repair.fitting import Fit
 
 
 def draw_tuning(path: Path, fit: Fit, spec: GroupSpec) -> None:
-    """Worst-group accuracy on the tuning data over C, a line per class weight, or over the epoch.
+    """Draw worst-group accuracy on the tuning data over C, a line per class weight, or over epochs.
 
-    Nothing is drawn where there was nothing to choose.
+    Nothing is drawn if there was nothing to choose.
     """
     from spurcor.presentation.plots import write
 
@@ -35,7 +35,7 @@ def draw_tuning(path: Path, fit: Fit, spec: GroupSpec) -> None:
 
 
 def _lines(fit: Fit, spec: GroupSpec, over: str) -> dict[str, list[tuple[float, float]]]:
-    """Points of each line by its label."""
+    """Return the points of each line by its label."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for row in fit.tuning:
         if row[over] is None or row["worst"] is None:

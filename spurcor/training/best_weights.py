@@ -1,4 +1,4 @@
-"""The weights of the epoch that a criterion has chosen, from the moment that it does."""
+"""The weights of the best epoch so far, kept from the moment a criterion selects them."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from spurcor.training.progress import Progress, Selected
 
 
 class BestWeights:
-    """Holds the chosen weights: in memory until the next checkpoint, which has them in a file.
+    """Selected weights: in memory until the next checkpoint writes them to a file.
 
-    Each checkpoint names a file of its own (`progress.selected.file`), so that a process killed
-    while it saves leaves the earlier checkpoint with the weights that belong to it.
+    Every checkpoint names its own file (`progress.selected.file`), so a process killed while saving
+    leaves the previous checkpoint together with its weights.
     """
 
     def __init__(self, directory: Path, progress: Progress) -> None:
@@ -20,23 +20,23 @@ class BestWeights:
         self._unsaved: dict[str, Tensor] | None = None
 
     def choose(self, method: nn.Module, selected: Selected) -> None:
-        """Take the method's present weights as the best so far."""
+        """Take the method's current weights as the best so far."""
         self._unsaved = weights.snapshot(method)
         self.progress.selected = selected
 
     def load(self) -> dict[str, Tensor]:
-        """The chosen weights, wherever they are."""
+        """Return the selected weights, from memory or from their file."""
         assert self.progress.selected is not None
         if self._unsaved is not None:
             return self._unsaved
         return weights.load_state(self.directory / self.progress.selected.file)
 
     def clear(self) -> None:
-        """Choose anew: the phase that chose has ended."""
+        """Discard the selection at the end of a phase."""
         self._unsaved = self.progress.selected = None
 
     def save(self) -> None:
-        """Write what is not on disk yet, under a name that only the coming checkpoint knows."""
+        """Write unsaved weights to a new file that only the upcoming checkpoint refers to."""
         selected = self.progress.selected
         if self._unsaved is not None and selected is not None:
             selected.file = f"selected-{self.progress.rows}.safetensors"
@@ -44,7 +44,7 @@ class BestWeights:
             self._unsaved = None
 
     def remove_earlier(self) -> None:
-        """Remove the files of earlier checkpoints, once the new one is whole."""
+        """Remove the weight files of earlier checkpoints once the new checkpoint is complete."""
         selected = self.progress.selected
         for path in self.directory.glob("selected-*.safetensors"):
             if selected is None or path.name != selected.file:

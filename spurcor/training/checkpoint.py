@@ -1,7 +1,7 @@
-"""Checkpoints that are whole, execute nothing, and refuse what they could not load.
+"""Checkpoints: written atomically, loaded without executing code, limited to loadable types.
 
-What is kept of a run for others is a plain network: a weight that torch parametrizes is written as
-it acts in eval mode, under its own name.
+Weights kept for other runs are those of a plain network: a weight with a torch parametrization is
+stored under its plain name with its eval-mode value.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -24,23 +24,26 @@ PLAIN = (Tensor, int, float, str, bool, type(None))
 
 
 def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint as a whole."""
+    """Write a checkpoint atomically; raise TypeError for values that `load` would refuse."""
     _refuse_unloadable(state, "checkpoint")
     with replacing(path) as beside, beside.open("wb") as file:
         try:
             torch.save(dict(state), file)
-        except RuntimeError as error:  # torch's own, about the file that it could not end either
+        except RuntimeError as error:  # torch fails to close the file and hides why
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
 
 
 def load(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
-    """Read a checkpoint to the CPU, which must have `keys`; nothing in it is executed."""
+    """Load a checkpoint to the CPU without executing code.
+
+    Raises Damaged if the file is unreadable or lacks one of `keys`.
+    """
     try:
         with decoding(path):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Damaged as error:  # of whose reason torch's own makes a paragraph
+    except Damaged as error:  # torch's own message is a paragraph long
         raise Damaged(path, "is not a readable checkpoint") from error
     if not isinstance(state, dict):
         raise Damaged(path, "is no checkpoint")
@@ -50,7 +53,7 @@ def load(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
 
 
 def count_rows(path: Path) -> int:
-    """How many rows of metrics.jsonl a checkpoint counts."""
+    """Return the number of rows of metrics.jsonl at the time of a checkpoint."""
     progress = load(path, ("progress",))["progress"]
     if not isinstance(progress, dict) or not isinstance(progress.get("rows"), int):
         raise Damaged(path, "is not a checkpoint of this version: it has no count of rows")
@@ -59,7 +62,7 @@ def count_rows(path: Path) -> int:
 
 @contextmanager
 def of_this_version(path: Path) -> Iterator[None]:
-    """A checkpoint whose state the code does not know any more is told in a sentence."""
+    """Raise UserError if loading the state of a checkpoint fails in this version of the code."""
     try:
         yield
     except (UserError, RunError, torch.cuda.OutOfMemoryError):  # not the checkpoint's fault
@@ -72,17 +75,17 @@ def of_this_version(path: Path) -> Iterator[None]:
 
 
 def load_optimizer(optimizer: Optimizer, path: Path) -> None:
-    """Go on with what an optimiser has gathered in a phase whose `state_dict` was kept."""
+    """Load the optimiser state that a finished phase stored in its `state.pt`."""
     state = load(path, ("optimizer",))
     with of_this_version(path):
         optimizer.load_state_dict(state["optimizer"])
 
 
 def load_trained(method: "Method", path: Path) -> None:
-    """Load backbone and head of another method.
+    """Load the backbone and head of another method from its weights file.
 
-    What its backbone has no weights for, where that is allowed (`Backbone.fresh`), stays as it is,
-    and so does the head, which would have to learn what it means.
+    Backbone weights that the file lacks keep their current values where `Backbone.fresh` allows it.
+    The head is then not loaded either, since it has yet to learn what the new weights represent.
     """
     state = load_state(path)
     make_plain(method)
@@ -99,13 +102,13 @@ def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def random_state() -> dict[str, Any]:
-    """The state of torch's global generators, the only global ones that spurcor draws from."""
+    """Return the state of torch's global generators, the only global ones spurcor draws from."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Continue from `random_state`; generators of absent devices are left alone."""
+    """Restore `random_state`; CUDA generators are skipped if the number of devices differs."""
     torch.set_rng_state(state["cpu"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

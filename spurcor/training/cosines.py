@@ -1,4 +1,4 @@
-"""Cosines of two gradients, layer by layer: their means, and a histogram over an epoch."""
+"""Cosines between two gradients, per layer: means, and a histogram per epoch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ BINS = 40  # over [-1, 1]
 
 
 class CosineHistogram:
-    """Counts (epochs, L, BINS) of the cosines of the groups of L convolutions."""
+    """Histograms (epochs, L, BINS) of the cosines of the kernel groups of L convolutions."""
 
     def __init__(self, shared: GroupedWeights, epochs: int) -> None:
         groups, device = shared.groups, shared.weights[0].device
@@ -29,10 +29,11 @@ class CosineHistogram:
         self.epoch = 0
 
     def add(self, cosines: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Count the cosines of every weight's groups, without waiting for the device.
+        """Count the cosines of each weight's groups, without synchronising with the device.
 
-        Returns the mean over convolutions of their mean cosine, the mean of each, and the share of
-        its groups whose gradients are opposed; of a network without any, the mean over all groups.
+        Returns `cosine`, the mean over convolutions of their mean cosine; `cosine/<layer>`, the
+        mean per convolution; and `opposed/<layer>`, the share of its groups with a negative cosine.
+        Without any convolution, only `cosine`, the mean over all groups.
         """
         if not self.layers:
             return {"cosine": torch.cat(list(cosines)).mean()}
@@ -48,7 +49,7 @@ class CosineHistogram:
         return {"cosine": means.mean(), **layers, **{f"opposed/{n}": share for n, share in shares}}
 
     def write(self, directory: Path) -> None:
-        """cosines.json, its counts, and a picture of every layer, epoch by epoch."""
+        """Write the histograms to cosines.json and draw them per layer and epoch."""
         if not self.layers:
             return
         counts = self.counts.transpose(0, 1).tolist()
@@ -59,10 +60,10 @@ class CosineHistogram:
         draw_histograms(self.counts.cpu(), self.layers, "cosine between the two gradients", path)
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been counted so far."""
+        """Return the counts so far."""
         return {"histogram": self.counts, "epoch": self.epoch}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Count on."""
+        """Continue from `state_dict`."""
         self.counts.copy_(state["histogram"])
         self.epoch = state["epoch"]

@@ -1,4 +1,4 @@
-"""Groups of kernels: the numbers of a weight, cut into parts that are treated as one."""
+"""Kernel groups: weight tensors partitioned into parts that are each treated as one vector."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -10,15 +10,15 @@ from spurcor.errors import UserError
 from spurcor.models.backbone import Backbone
 
 log = logging.getLogger(__name__)
-Combining = Callable[[Tensor, Tensor], Tensor]  # of parts (G, _) of two gradients, to (G,)
+Combining = Callable[[Tensor, Tensor], Tensor]  # parts (G, length) of two gradients to (G,)
 
 
 class Groups:
-    """How one tensor is cut: `count` groups of `length` numbers, and what is left over another.
+    """Partition of one tensor into `count` groups of `length` values and a smaller remainder.
 
-    `group_size` kernels of a convolution, consecutive in (out, in), are a group; each filter of the
-    first layer, which sees the `channels` of the image, is one, and so is each tensor of one or two
-    dimensions.
+    A group is `group_size` kernels of a convolution, consecutive in (out, in). In the first layer,
+    whose input channels are the `channels` of the image, each filter is a group; so is each tensor
+    of one or two dimensions.
     """
 
     def __init__(self, weight: Tensor, group_size: int, channels: int) -> None:
@@ -34,14 +34,14 @@ class Groups:
         self.total = self.count + (rest > 0)
 
     def parts(self, g: Tensor) -> list[Tensor]:
-        """Views of a contiguous tensor, group by row: (count, length), and the rest as (1, _)."""
+        """Return views of a contiguous tensor: (count, length), then any remainder as (1, _)."""
         flat = g.view(-1)
         whole = flat[: self.cut].view(self.count, self.length)
         return [whole, flat[None, self.cut :]] if self.total > self.count else [whole]
 
 
 class GroupedWeights:
-    """The weights of a backbone that are trained, and how each is cut."""
+    """The trainable weights of a backbone and the partition of each into groups."""
 
     def __init__(self, backbone: Backbone, group_size: int, channels: int) -> None:
         named = {n: p for n, p in backbone.named_parameters() if p.requires_grad}
@@ -57,7 +57,7 @@ class GroupedWeights:
         }
 
     def warn_of_few_kernels(self) -> None:
-        """Tell of layers that have fewer kernels than a group should have."""
+        """Warn of layers with fewer kernels than `group_size`."""
         if few := [name for name, groups in self.groups.items() if groups.too_large]:
             log.warning(
                 "method.group_size=%d is more kernels than %s has; each is one group",
@@ -66,7 +66,7 @@ class GroupedWeights:
             )
 
     def take_gradients(self) -> list[Tensor | None]:
-        """The gradient of every weight, which then has none."""
+        """Return the gradient of each weight, None where it has none, and clear it."""
         taken = [weight.grad for weight in self.weights]
         for weight in self.weights:
             weight.grad = None
@@ -74,14 +74,15 @@ class GroupedWeights:
 
     @torch.no_grad()
     def pair(self, taken: Sequence[Tensor | None], function: Combining) -> list[Tensor]:
-        """For every weight what `function` says of its groups (total,).
+        """Return for each weight the values (total,) of `function` on its groups.
 
-        It is given parts of a gradient taken and of the weight's own, which it may write to. What
-        has neither takes no part: it is given zeros, and is left without.
+        `function` is called with matching parts of a taken gradient and of the weight's current
+        gradient; both may be modified in place. If one gradient is missing, zeros are passed for
+        it; a weight without either keeps no gradient.
         """
         found = []
         for groups, weight, g in zip(self.groups.values(), self.weights, taken, strict=True):
-            # Kernels are told apart in the order (out, in), whatever the memory format.
+            # Kernels are grouped in the order (out, in), whatever the memory format.
             first, second = (
                 torch.zeros_like(weight).contiguous() if x is None else x.contiguous()
                 for x in (g, weight.grad)

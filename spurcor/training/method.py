@@ -1,4 +1,4 @@
-"""The contract of a method: phases, each with its streams, its optimiser and its length."""
+"""The interface of a method: phases, each with its streams, its optimiser and its length."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,15 +24,15 @@ from spurcor.training.losses import sample_losses
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a phase gets from the run it is part of."""
+    """What a phase gets from its run: data, seed, batch size, directory, optimiser and schedule."""
 
     splits: Splits
     seed: int
     batch_size: int | None
     directory: Path
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
-    schedule: Callable[[Optimizer, int], LRScheduler]  # of an optimiser and a number of epochs
-    untrained: Callable[[int], "Method"] | None = None  # this run's method, of the draw so numbered
+    schedule: Callable[[Optimizer, int], LRScheduler]  # from an optimiser and a number of epochs
+    untrained: Callable[[int], "Method"] | None = None  # newly initialised, by draw number
 
     def stream(
         self,
@@ -43,10 +43,10 @@ class RunContext:
         repeats: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> Stream:
-        """Training batches of a split, shuffled or sampled as `Stream` knows it.
+        """Return training batches of a split in the order that `sampling` sets, see `Stream`.
 
-        `dataset` is read in its place, where a phase has made other images of it or chosen some;
-        `repeats` or `weights` are tables of its samples.
+        `dataset` replaces the split's own data, for a phase that changes images or selects samples.
+        `repeats` and `weights` are tables (N,) of its samples.
         """
         return Stream(
             self.splits[split] if dataset is None else dataset,
@@ -61,7 +61,7 @@ class RunContext:
         )
 
     def require_batch(self, split: Split) -> None:
-        """Refuse a split that a batch cannot be drawn from without drawing a sample twice."""
+        """Raise UserError if a split has fewer samples than a batch drawn without replacement."""
         size, count = self.batch_size, len(self.splits[split])
         if size is not None and count < size:
             raise UserError(
@@ -70,10 +70,11 @@ class RunContext:
             )
 
     def kept(self, phase: str) -> Path:
-        """Folder of what the trainer keeps of an earlier phase that has a `selection`.
+        """Return the folder of an earlier phase that has a `selection`.
 
-        `model.safetensors`, its weights by that; `last.safetensors`; `state.pt`, its `state_dict`.
-        Of a run that is started from it holds what readers want only: figures and predictions.
+        It holds `model.safetensors`, the selected weights; `last.safetensors`, the last weights;
+        and `state.pt`, the phase's `state_dict`. The folder of the run that this run starts from
+        holds metrics and predictions only.
         """
         return self.directory / "phases" / phase
 
@@ -81,25 +82,26 @@ class RunContext:
 class Phase(ABC):
     """One stage of a method.
 
-    By default the run's optimiser trains all weights, with the run's schedule over its epochs.
+    By default the run's optimiser trains all weights, and the run's schedule covers the phase's
+    epochs.
 
-    Entering a phase: `setup`, then `begin` when it starts afresh or `load_state_dict` when it is
-    resumed, then `streams`.
+    A phase is entered by `setup`, then `begin` if it starts or `load_state_dict` if it resumes,
+    then `streams`.
     """
 
     name: str
     method: "Method"
     epochs: int
-    lr: float | None = None  # takes the place of the optimiser's own
-    lr_key: str | None = "optimizer.lr"  # the option that sets its learning rate, if one does
-    selection: str | None = None  # a criterion: later phases want its best weights, see `kept`
-    consumed: tuple[str, ...] = ()  # evaluated splits it trains on: no figure is reported of them
+    lr: float | None = None  # overrides the optimiser's learning rate
+    lr_key: str | None = "optimizer.lr"  # the option that sets its learning rate
+    selection: str | None = None  # criterion for the weights to keep, see `kept`
+    consumed: tuple[str, ...] = ()  # evaluated splits it trains on: not reported
 
     def check(self, run: RunContext) -> None:  # noqa: B027 - most phases need TRAIN only
-        """Refuse data that the phase cannot work on; called before anything is written."""
+        """Refuse data that the phase cannot work with; called before anything is written."""
 
     def setup(self, run: RunContext) -> None:
-        """Build what `step` needs, optimiser and schedule; called on resume too."""
+        """Build the optimiser, the schedule and all else `step` needs; also called on resume."""
         self.optimizer = run.optimizer(self.method.weights())
         if self.lr is not None:
             for group in self.optimizer.param_groups:
@@ -107,47 +109,47 @@ class Phase(ABC):
         self.schedule = run.schedule(self.optimizer, self.epochs)
 
     def begin(self, run: RunContext) -> None:  # noqa: B027 - most phases have no offline work
-        """Offline work before the first step, once, in eval mode and without gradients."""
+        """Do offline work once before the first step, in eval mode and without gradients."""
 
     @abstractmethod
     def streams(self, run: RunContext) -> Mapping[str, Stream]:
-        """Roles; the first paces the epoch, the others repeat."""
+        """Return streams by role; the first sets the length of an epoch, the others repeat."""
 
     def constants(self) -> Mapping[str, float | Tensor]:
-        """Numbers that the phase is told by once, such as the size of a set that it trains on.
+        """Return numbers that are logged once, such as the size of a training subset.
 
-        Under `train/<name>` in its first row of an evaluation; asked for after `streams`.
+        Queried after `streams`; stored as `train/<name>` in the first evaluation row of the phase.
         """
         return {}
 
     @abstractmethod
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
-        """Exactly one update; returns detached scalars to be averaged over the epoch."""
+        """Make exactly one update; return detached scalars to be averaged over the epoch."""
 
     def end_epoch(self) -> None:
         """Step the schedule."""
         self.schedule.step()
 
     def end(self, run: RunContext) -> None:  # noqa: B027 - most phases leave only weights
-        """Offline work after the last step: pictures of what happened."""
+        """Do offline work after the last step, such as drawing plots."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that changes during the phase and is not in the method."""
+        """Return everything that changes during the phase, except for the method itself."""
         return {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
-        self.optimizer.step()  # on no gradients: torch warns of schedules that step before it
+        self.optimizer.step()  # no gradients yet; avoids torch's warning about the order of steps
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        if state.get("ended"):  # the first release ended an epoch when the next one began
+        if state.get("ended"):  # the first release stepped it at the next epoch
             self.end_epoch()
 
 
 class Method(nn.Module, ABC):
-    """A way of training a classifier: backbone, head, and a list of phases."""
+    """A way of training a classifier: a backbone, a head, and a list of phases."""
 
-    init: Path | None = None  # the finished run whose backbone and head it starts from
+    init: Path | None = None  # finished run to load backbone and head from
 
     def __init__(self, backbone: Backbone, info: DataInfo) -> None:
         super().__init__()
@@ -157,28 +159,28 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def phases(self) -> Sequence[Phase]:
-        """The phases in order; pure construction, also on resume."""
+        """Return the phases in order; called on resume too, so it only constructs them."""
 
     @property
     def consumed(self) -> tuple[str, ...]:
-        """Evaluated splits that a phase trains on: nothing is fitted, selected or said by them."""
+        """Evaluated splits that a phase trains on: not used for fitting, selection or reporting."""
         return tuple(dict.fromkeys(name for phase in self.phases() for name in phase.consumed))
 
     def predict(self, x: Tensor) -> Tensor:
-        """Logits (B, K)."""
+        """Return logits (B, K) of inputs (B, C, H, W)."""
         return self.head(self.backbone(x))  # type: ignore[no-any-return]
 
     def losses(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Losses (B,) of logits (B, K), by the run's loss."""
+        """Return per-sample losses (B,) of logits (B, K), by the run's loss."""
         return sample_losses(logits, y, self.spec, self.loss)
 
     def weights(self) -> list[nn.Parameter]:
-        """What ERM trains and analyses differentiate."""
+        """Return the weights that ERM trains and that analyses differentiate."""
         return [weight for weight in self.parameters() if weight.requires_grad]
 
 
 class Supervised(Phase):
-    """Minimise a reduction of the losses of a split's samples over a method's weights."""
+    """Minimise a reduction of the per-sample losses on one split over the method's weights."""
 
     def __init__(
         self,
@@ -193,12 +195,12 @@ class Supervised(Phase):
         repeats: Callable[[], Tensor] | None = None,
         weights: Callable[[], Tensor] | None = None,
     ) -> None:
-        """`reduce`: losses (B,) and batch to a scalar; `sampling`: how `split` is drawn.
+        """Create the phase; `reduce` maps losses (B,) and their batch to a scalar.
 
-        `lr` takes the place of the optimiser's own; `lr_key` is the option that it comes from. In
-        the place of `sampling`, `repeats` or `weights` return a table of the split's samples (see
-        `Stream`), which an earlier phase may have made: they are called as the phase begins, and
-        when it is resumed.
+        `sampling` sets how batches of `split` are drawn. `lr` overrides the optimiser's learning
+        rate, and `lr_key` is the option that sets it. Instead of `sampling`, `repeats` or `weights`
+        may return a table of the split's samples (see `Stream`), for example one made by an earlier
+        phase: it is called when the phase starts and when it resumes.
         """
         require_at_least(1, epochs=epochs)
         self.name, self.method, self.epochs = name, method, epochs
@@ -208,17 +210,17 @@ class Supervised(Phase):
         self.consumed = (split,) if split is Split.VAL else ()
 
     def check(self, run: RunContext) -> None:
-        """The split must be there."""
+        """Refuse a data set without the split."""
         run.splits[self.split]
 
     def streams(self, run: RunContext) -> Mapping[str, Stream]:
-        """The one split, shuffled or sampled."""
+        """Return the stream of the split, as `train`."""
         repeats, weights = (t if t is None else t() for t in (self.repeats, self.drawn_by))
         stream = run.stream(self.split, sampling=self.sampling, repeats=repeats, weights=weights)
         return {"train": stream}
 
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
-        """One step of the optimiser on the reduced loss; logs the plain mean loss."""
+        """Make one optimiser step on the reduced loss; log the plain mean loss."""
         batch = batches["train"]
         losses = self.method.losses(self.method.predict(batch.x), batch.y)
         self.optimizer.zero_grad(set_to_none=True)
@@ -229,7 +231,7 @@ class Supervised(Phase):
 
 @contextmanager
 def untouched(method: Method) -> Iterator[None]:
-    """Eval mode without a trace: neither the mode nor the random state is changed for training."""
+    """Run the block in eval mode; restore the training mode and the random state afterwards."""
     training = method.training
     method.eval()
     try:

@@ -1,4 +1,4 @@
-"""Accuracies by group, and the evaluation that yields them."""
+"""Accuracy per group, and the evaluation of a method on every evaluated split."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from spurcor.training.losses import sample_losses
 class GroupMetrics:
     """Correct predictions and samples per group, (G,) int64; merged with +.
 
-    Fractions are NaN where no sample defines them. Groups without a sample keep their place and
-    are left out of every minimum and mean.
+    Undefined fractions are NaN. Empty groups keep their index and are excluded from every minimum
+    and mean.
     """
 
     spec: GroupSpec
@@ -34,57 +34,57 @@ class GroupMetrics:
 
     @property
     def accuracy(self) -> Tensor:
-        """(G,) float64."""
+        """Accuracy per group (G,), float64; NaN where a group is empty."""
         return self.correct.double() / self.count  # 0 / 0 is NaN
 
     @property
     def worst(self) -> float:
-        """Lowest accuracy of a group that has samples."""
+        """Lowest accuracy of any non-empty group."""
         accuracy = self.accuracy[self.count > 0]
         return float(accuracy.min()) if len(accuracy) else math.nan
 
     @property
     def average(self) -> float:
-        """Fraction correct of all samples."""
+        """Accuracy over all samples."""
         return self._pooled(torch.ones_like(self.count, dtype=torch.bool))
 
     @property
     def balanced(self) -> float:
-        """Mean of the groups' accuracies."""
+        """Unweighted mean of the groups' accuracies."""
         return float(self.accuracy.nanmean())
 
     @property
     def aligned(self) -> float:
-        """Fraction correct of the samples whose attribute is the usual one of their class."""
+        """Accuracy on samples whose attribute is the one usually seen with their class."""
         return self._pooled(self.spec.is_aligned()) if self.spec.aligned else math.nan
 
     @property
     def conflicting(self) -> float:
-        """Fraction correct of the others."""
+        """Accuracy on samples whose attribute is not the one usually seen with their class."""
         return self._pooled(~self.spec.is_aligned()) if self.spec.aligned else math.nan
 
     @property
     def per_class(self) -> Tensor:
-        """(K,) float64."""
+        """Accuracy per class (K,), float64."""
         shape = (self.spec.num_classes, -1)
         return self.correct.view(shape).sum(1).double() / self.count.view(shape).sum(1)
 
     @property
     def worst_class(self) -> float:
-        """Lowest accuracy of a class that has samples: what needs no attributes to be known."""
+        """Lowest accuracy of any non-empty class; needs no attribute labels."""
         known = self.per_class[~self.per_class.isnan()]
         return float(known.min()) if len(known) else math.nan
 
     def adjusted(self, train_counts: Tensor) -> float:
-        """Average weighted by the prevalence of the groups in TRAIN (group_DRO's convention).
+        """Return the mean accuracy weighted by group frequency in TRAIN (group_DRO's convention).
 
-        Groups without a sample here are left out and the weights of the others renormalised.
+        Groups without a sample here are excluded and the other weights renormalised.
         """
         weights = torch.where(self.count > 0, train_counts, 0).double()
         return float((weights * self.accuracy.nan_to_num()).sum() / weights.sum())
 
     def summary(self, train_counts: Tensor) -> dict[str, Any]:
-        """The record written to result.json; None where undefined."""
+        """Return the record written to result.json, with None for undefined values."""
         numbers = {
             "worst": self.worst,
             "average": self.average,
@@ -112,14 +112,15 @@ class GroupMetrics:
 
 
 def none_if_undefined(value: float) -> float | None:
-    """JSON has neither NaN nor infinity."""
+    """Return the value, or None for NaN and infinity, which JSON lacks."""
     return value if math.isfinite(value) else None
 
 
 def group_metrics(logits: Tensor, y: Tensor, g: Tensor, spec: GroupSpec) -> GroupMetrics:
-    """Count correct predictions per group; logits (N, K), y and g (N,).
+    """Count correct predictions per group from logits (N, K), y and g (N,).
 
-    For `multilabel`, y (N, K): correct decisions per label, taken where a logit is positive.
+    For `multilabel` with y (N, K), count correct decisions per label; a positive logit predicts the
+    label.
     """
     if spec.task == "multilabel":
         hits = ((logits > 0) == y.bool()).sum(dim=0).cpu()
@@ -133,7 +134,7 @@ def group_metrics(logits: Tensor, y: Tensor, g: Tensor, spec: GroupSpec) -> Grou
 
 
 def label_scores(logits: Tensor, y: Tensor, spec: GroupSpec) -> dict[str, dict[str, float | None]]:
-    """Precision, recall and F1 of each label of logits (N, L), y (N, L); None where undefined."""
+    """Return precision, recall and F1 per label from logits and y (N, L); None where undefined."""
     from sklearn.metrics import precision_recall_fscore_support
 
     predicted, true = ((logits > 0).cpu().numpy(), y.bool().cpu().numpy())
@@ -143,7 +144,7 @@ def label_scores(logits: Tensor, y: Tensor, spec: GroupSpec) -> dict[str, dict[s
         scores = precision_recall_fscore_support(
             true[:, i], predicted[:, i], average="binary", zero_division=math.nan
         )
-        pairs = zip(names, scores, strict=False)  # the last is a count of samples
+        pairs = zip(names, scores, strict=False)  # drops the fourth value, the support
         found[label] = {name: none_if_undefined(float(score)) for name, score in pairs}
     return found
 
@@ -155,7 +156,7 @@ def apply(
     transform: Transform,
     batch_size: int = EVALUATION_BATCH,
 ) -> Tensor:
-    """`function` of every un-augmented image of a split, in its order."""
+    """Return `function` applied to every un-augmented image of a split, in order."""
     device = dataset.y.device
     chunks = torch.split(torch.arange(len(dataset), device=device), batch_size)
     return torch.cat([function(transform(dataset.fetch(indices).x)) for indices in chunks])
@@ -164,10 +165,10 @@ def apply(
 def evaluate(
     predict: Callable[[Tensor], Tensor], splits: Splits, loss: Loss = "cross_entropy"
 ) -> dict[str, float | None]:
-    """Row entries of every evaluated split: loss, accuracies, and both of each group.
+    """Return the row entries of every evaluated split: loss and accuracy, overall and per group.
 
-    `gap/<class>` is the mean loss of the class's groups without its usual attribute minus that of
-    the group with it.
+    `gap/<class>`: the mean over the class's conflicting groups of their mean loss, minus the mean
+    loss of its aligned group.
     """
     entries: dict[str, float | None] = {}
     train_counts = splits[Split.TRAIN].group_counts.cpu()
@@ -196,21 +197,22 @@ def evaluate(
 
 
 def group_means(values: Tensor, g: Tensor, num_groups: int) -> Tensor:
-    """(G,) float64 means of values (N,) by group (N,); NaN where a group is empty."""
+    """Return the mean (G,) float64 of values (N,) per group g (N,); NaN for empty groups."""
     sums = values.new_zeros(num_groups, dtype=torch.float64).index_add_(0, g, values.double())
     return (sums / torch.bincount(g, minlength=num_groups)).cpu()
 
 
 def gaps(losses: Tensor, spec: GroupSpec) -> dict[str, float]:
-    """`class_gaps` as numbers, without those that are not defined."""
+    """Return the gaps of `class_gaps` as floats, without undefined ones."""
     found = {name: float(gap) for name, gap in class_gaps(losses, spec).items()}
     return {name: gap for name, gap in found.items() if math.isfinite(gap)}
 
 
 def class_gaps(losses: Tensor, spec: GroupSpec) -> dict[str, Tensor]:
-    """By class, the mean loss (G,) of its groups without the usual attribute minus that with it.
+    """Return per class the mean of its conflicting groups' losses minus its aligned group's loss.
 
-    Groups without a sample have NaN and are left out; where none is left the gap is NaN.
+    `losses` (G,) holds mean losses, NaN for empty groups: empty conflicting groups are skipped, and
+    the gap is NaN if all are empty or if the aligned group is.
     """
     found = {}
     by_class = losses.view(spec.num_classes, -1)

@@ -1,4 +1,4 @@
-"""When a run is measured as it trains, and what the loop wants of whoever measures it."""
+"""Measurement points during training, and the interface of whatever measures at them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from spurcor.training.method import Method
 
 @dataclass(frozen=True)
 class Moment:
-    """A phase, its finished epochs, and the updates since the run began."""
+    """A point in training: the phase, its finished epochs, and the updates since the run began."""
 
     phase: str
     epoch: int
@@ -18,19 +18,19 @@ class Moment:
 
 
 class Measures(Protocol):
-    """What is measured of a method besides its evaluation, such as the analyses of a run.
+    """Measurements of a method besides its evaluation, such as the analyses of a run.
 
-    It leaves no trace on training; its own state is part of a checkpoint.
+    They must not affect training; their state is part of every checkpoint.
     """
 
     def due(self, epoch: int) -> bool:
-        """Whether to measure after this many finished epochs of a phase."""
+        """Return whether to measure after this many finished epochs of a phase."""
 
     def measure(self, method: Method, splits: Splits, moment: Moment) -> Mapping[str, Any]:
-        """Entries of the moment's row."""
+        """Measure the method; return entries for the row of the moment."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What was measured so far."""
+        """Return the measurements so far."""
 
     def load_state_dict(self, state: Mapping[str, Any], coming: Sequence[tuple[str, int]]) -> None:
-        """Continue from `state_dict`; `coming` are the phases and epochs that are still ahead."""
+        """Continue from `state_dict`; `coming` lists the (phase, epoch) pairs still ahead."""

@@ -1,4 +1,4 @@
-"""Predictions of every split that reports, kept with their metrics."""
+"""Predictions on every evaluated split, stored together with their metrics."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +15,11 @@ from spurcor.system.files import decoding, read_json, replacing, write_json
 from spurcor.system.shapes import Phase, Plan
 from spurcor.training.metrics import apply, group_metrics, label_scores
 
-COLUMNS = ("index", "y", "a", "logits")  # of predictions.npz, by split
+COLUMNS = ("index", "y", "a", "logits")  # in predictions.npz, for each split
 
 
 def predict_all(predict: Callable[[Tensor], Tensor], splits: Splits, path: Path) -> dict[str, Any]:
-    """Evaluate every split that reports, keep the predictions; returns metrics by split."""
+    """Write the predictions on every evaluated split to `path`; return metrics per split."""
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     reports: dict[str, Any] = {"val": None, "test": None, "tests": {}}
     train_counts = splits[Split.TRAIN].group_counts.cpu()
@@ -40,7 +40,10 @@ def predict_all(predict: Callable[[Tensor], Tensor], splits: Splits, path: Path)
 
 
 def read_predictions(folder: Path) -> dict[str, dict[str, np.ndarray[Any, Any]]]:
-    """Positions (N,), classes or labels, attributes (N,) and logits (N, K), by split."""
+    """Load predictions.npz: `index`, `y`, `a` and `logits` (N, K) per split.
+
+    `y` holds classes (N,) or labels (N, K). Raises Damaged if columns are missing or do not match.
+    """
     path, splits = folder / "predictions.npz", dict[str, dict[str, np.ndarray[Any, Any]]]()
     with decoding(path), np.load(path, allow_pickle=False) as arrays:
         for key in arrays.files:
@@ -60,14 +63,20 @@ def read_predictions(folder: Path) -> dict[str, dict[str, np.ndarray[Any, Any]]]
 def write_phase(
     folder: Path, predict: Callable[[Tensor], Tensor], splits: Splits, **about: Any
 ) -> None:
-    """Keep the figures of the weights that the next phase goes on from; result.json comes last."""
+    """Store predictions and metrics of the weights that the next phase starts from.
+
+    result.json is written last.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     reports = predict_all(predict, splits, folder / "predictions.npz")
     write_json(folder / "result.json", {**about, "weights": "last", **reports})
 
 
 def kept_phases(directory: Path) -> dict[str, Any]:
-    """What a run has kept of its phases, in their order, after that of the run it started from."""
+    """Return the results kept of a run's phases by name, in order.
+
+    The result of the run that this run starts from comes first.
+    """
     parts = {p.parent.name: read_json(p, Phase) for p in directory.glob("phases/*/result.json")}
     plan = read_json(directory / "phases.json", Plan)["phases"] if parts else []
     order = [phase["name"] for phase in plan]

@@ -1,4 +1,4 @@
-"""Where a run stands, and how long it has taken to get there."""
+"""The position of a run in its training, and the time spent to get there."""
 
 import time
 from collections.abc import Mapping
@@ -10,22 +10,22 @@ from spurcor.training.selection import Best
 
 @dataclass
 class Selected:
-    """The epoch that a criterion has chosen so far."""
+    """The epoch that a criterion has selected so far."""
 
-    criterion: str | None  # None where it was never defined: the epoch is the last one then
+    criterion: str | None  # None if it was never defined: then the last epoch is selected
     phase: str
     epoch: int
-    file: str = ""  # of its weights, in the run's directory; a checkpoint always names it
+    file: str = ""  # file of its weights in the run's directory; always set in a checkpoint
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What readers of a run are told."""
+        """The criterion, phase and epoch, as reported in results."""
         return {"criterion": self.criterion, "phase": self.phase, "epoch": self.epoch}
 
 
 @dataclass
 class Progress:
-    """Where a run stands; all of it is in the checkpoint."""
+    """The position of a run in its training; stored in full in every checkpoint."""
 
     phase: int = 0
     epoch: int = 0  # finished epochs of the phase
@@ -37,18 +37,18 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)  # per logged value, over images
     images: int = 0  # images in `sums`
     selected: Selected | None = None
-    best: Best = field(default_factory=Best)  # in this phase, by what selects
-    watched: Best = field(default_factory=Best)  # and by what stops early
+    best: Best = field(default_factory=Best)  # in this phase, by the selection criterion
+    watched: Best = field(default_factory=Best)  # in this phase, by the metric of early stopping
     environment: dict[str, Any] = field(default_factory=dict)
     moved: bool = False  # resumed under another thread count, device or precision
 
     def next_phase(self) -> None:
-        """Stand at the beginning of the phase after this one."""
+        """Move to the beginning of the next phase."""
         self.phase, self.epoch, self.step = self.phase + 1, 0, 0
         self.best, self.watched = Best(), Best()
 
     def load(self, values: Mapping[str, Any]) -> None:
-        """Stand where another did, from its `asdict`."""
+        """Restore the position from its `asdict`."""
         own = {name: values[name] for name in vars(self)}
         selected = own["selected"]
         own["selected"] = None if selected is None else Selected(**selected)
@@ -57,21 +57,21 @@ class Progress:
 
 
 class Clock:
-    """Adds up the seconds of a run over its processes, and knows when it was last saved."""
+    """Sums the seconds of a run over its processes; tracks the time since the last checkpoint."""
 
     def __init__(self) -> None:
         self._read = self._saved = time.monotonic()
 
     def add_to(self, progress: Progress) -> None:
-        """Count the seconds since they were last counted."""
+        """Add the seconds since the previous call to `progress.seconds`."""
         now = time.monotonic()
         progress.seconds += now - self._read
         self._read = now
 
     def saved(self) -> None:
-        """A checkpoint has just been written."""
+        """Note that a checkpoint has just been written."""
         self._saved = time.monotonic()
 
     def unsaved(self) -> float:
-        """Seconds since the last checkpoint, or since this process began."""
+        """Return the seconds since the last checkpoint, or since this process began."""
         return time.monotonic() - self._saved

@@ -1,4 +1,4 @@
-"""All that an interrupted run goes on from: its checkpoint, its best weights, and its rows."""
+"""Everything an interrupted run resumes from: its checkpoint, its best weights, and its rows."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ from spurcor.training.moments import Measures
 from spurcor.training.progress import Progress
 
 log = logging.getLogger(__name__)
-KEYS = ("progress", "method", "phase", "analyses", "random", "fingerprints")  # of a checkpoint
+KEYS = ("progress", "method", "phase", "analyses", "random", "fingerprints")  # in a checkpoint
 
 
 class RunState:
-    """What a run directory holds of a run under way: saved as a whole, and loaded as a whole."""
+    """The state of an unfinished run in its directory; saved and loaded as a whole."""
 
     def __init__(
         self, directory: Path, options: TrainOptions, context: RunContext, analyses: Measures
@@ -37,13 +37,13 @@ class RunState:
         self._checkpoint, self._metrics = directory / "checkpoint.pt", directory / "metrics.jsonl"
 
     def add_row(self, row: dict[str, Any]) -> None:
-        """A row that was measured; what comes after the last checkpoint is measured again."""
+        """Append a row to metrics.jsonl; rows after the last checkpoint are redone on resume."""
         self.rows.append(row)
         append_line(self._metrics, row)
         self.progress.rows += 1
 
     def save(self, method: Method, phase: Phase | None) -> None:
-        """Write a checkpoint: inside a phase, or None after it."""
+        """Write a checkpoint within `phase`, or between phases if it is None."""
         self.best.save()
         state = {
             "progress": asdict(self.progress),
@@ -58,7 +58,11 @@ class RunState:
         self.best.remove_earlier()
 
     def load(self, method: Method, phases: Sequence[Phase]) -> bool:
-        """Go back to the last checkpoint; returns whether the next phase begins afresh."""
+        """Return to the last checkpoint; return whether the next phase starts afresh.
+
+        Raises UserError if the checkpoint is of other splits, does not fit this version of the
+        code, or counts rows that metrics.jsonl has lost.
+        """
         if not self._checkpoint.exists():
             keep_lines(self._metrics, 0)
             self.progress.environment = self._environment()
@@ -104,14 +108,14 @@ class RunState:
     ) -> None:
         current, inside = self.progress.phase, state["phase"] is not None
         for phase in phases[: current + inside]:
-            phase.setup(self.context)  # what a phase registers on the method must be there to load
+            phase.setup(self.context)  # registers the modules and buffers to load into
         with checkpoint.of_this_version(self._checkpoint):
             method.load_state_dict(state["method"])
             if inside:
                 phases[current].load_state_dict(state["phase"])
 
     def _coming(self, phases: Sequence[Phase], *, inside: bool) -> list[tuple[str, int]]:
-        """The phases and epochs that are still to be measured."""
+        """Return the (phase, epoch) pairs that are still to be measured."""
         return [
             (phase.name, epoch)
             for i, phase in enumerate(phases[self.progress.phase :])
@@ -131,7 +135,7 @@ class RunState:
         return {
             "num_threads": torch.get_num_threads(),
             "device": self.context.splits.device.type,
-            # Random crops are resampled where the images are, and differ there in the last level.
+            # Random crops are resampled on the images' device, which affects their rounding.
             "images": self.context.splits[Split.TRAIN].train_images.device.type,
             "precision": self.options.precision,
         }

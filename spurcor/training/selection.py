@@ -1,4 +1,4 @@
-"""Which epoch a run is judged by: a pure function of its rows that never reads test data."""
+"""Selection of the epoch to report: a pure function of a run's rows that never reads test data."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,11 @@ LOWER_IS_BETTER = ("loss",)
 
 
 def score(row: Mapping[str, Any], criterion: str) -> float | None:
-    """The row's value by a criterion such as val/worst, larger is better; None where undefined."""
+    """Return the row's value of a criterion such as val/worst, or None where undefined.
+
+    Losses are negated, so higher is always better. Raises ValueError unless the criterion is a
+    metric of VAL.
+    """
     if not criterion.startswith(f"{Split.VAL}/"):
         raise ValueError(f"{criterion} may not select: only metrics of the validation split may")
     value = row.get(criterion)
@@ -22,16 +26,16 @@ def score(row: Mapping[str, Any], criterion: str) -> float | None:
 
 @dataclass
 class Best:
-    """The best score of a phase, evaluation by evaluation."""
+    """The best score within a phase, updated at every evaluation."""
 
     score: float | None = None
     tie: float | None = None
-    waited: int = 0  # evaluations since, that one included; all of them while none is defined
+    waited: int = 0  # evaluations since the best, which counts too; all while no score is defined
 
     def add(self, score: float | None, tie: float | None = None) -> bool:
-        """Whether this is better than every earlier one: by `tie` where the scores are equal.
+        """Add an evaluation; return whether it is the best so far, with `tie` as tie-breaker.
 
-        Where no score has been defined, the last evaluation is taken.
+        While no score has been defined, the latest evaluation is the best.
         """
         best = self.score is None or (score is not None and self._beaten_by(score, tie))
         self.waited = 1 if best and score is not None else self.waited + 1
@@ -46,17 +50,17 @@ class Best:
         return tie > self.tie
 
     def exhausted(self, patience: int) -> bool:
-        """Whether the last `patience` evaluations brought no improvement."""
+        """Return whether the last `patience` evaluations brought no improvement."""
         return self.waited > patience
 
 
 def tie_breaker(row: Mapping[str, Any]) -> float | None:
-    """What decides between equal scores: a worst group of 0 % in every epoch says nothing."""
+    """Return val/average, which breaks ties: worst-group accuracy may be 0 % in every epoch."""
     return score(row, f"{Split.VAL}/average")
 
 
 def best_epoch(rows: Iterable[Mapping[str, Any]], criterion: str) -> int | None:
-    """The epoch that a criterion chooses among the rows of a phase; None without an evaluation."""
+    """Return the epoch that a criterion selects among a phase's rows; None without evaluations."""
     best, epoch = Best(), None
     for row in rows:
         if any(key.startswith(f"{Split.VAL}/") for key in row) and best.add(
@@ -67,7 +71,7 @@ def best_epoch(rows: Iterable[Mapping[str, Any]], criterion: str) -> int | None:
 
 
 def default_criterion(row: Mapping[str, Any], criterion: str) -> str:
-    """The criterion asked for, or val/average where val has no attributes to have groups by."""
+    """Return the criterion, or val/average for val/worst if VAL has no attribute labels."""
     if criterion == "val/worst" and row.get(criterion) is None and "val/average" in row:
         return "val/average"
     return criterion

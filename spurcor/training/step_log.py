@@ -1,4 +1,4 @@
-"""What single steps log, until a row takes their means."""
+"""The values logged at each step, summed until a row takes their means."""
 
 import math
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from spurcor.errors import RunError
 from spurcor.training.method import Phase
 from spurcor.training.progress import Progress
 
-CHECK_STEPS = 64  # losses stay on the device for this many steps before they are looked at
+CHECK_STEPS = 64  # losses stay on the device for this many steps before they are checked
 
 
 class StepLog:
-    """Counts steps, and adds what they logged to the sums of the progress, many steps at once."""
+    """Counts steps and adds their logged values to the sums in `Progress`, many steps at a time."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -23,11 +23,11 @@ class StepLog:
 
     @property
     def full(self) -> bool:
-        """Whether it is time to look at the values."""
+        """Whether enough steps are pending for `flush`."""
         return len(self._waiting) >= CHECK_STEPS
 
     def add(self, values: dict[str, Tensor], batches: Mapping[str, Batch]) -> None:
-        """A step that has just been made."""
+        """Record a step that has just been made."""
         first = len(next(iter(batches.values())).y)
         self._waiting.append((first, values))
         self.progress.step += 1
@@ -35,7 +35,10 @@ class StepLog:
         self.progress.images_seen += sum(len(batch.y) for batch in batches.values())
 
     def flush(self, phase: Phase) -> None:
-        """Add up what the last steps logged, in their order, and stop at the first bad number."""
+        """Add the values of the pending steps to the sums, in order.
+
+        Raises RunError at the first value that is not finite.
+        """
         progress = self.progress
         names = list(self._waiting[0][1]) if self._waiting else []
         columns = {n: torch.stack([v[n] for _, v in self._waiting]).tolist() for n in names}
@@ -54,7 +57,7 @@ class StepLog:
         self._waiting.clear()
 
     def means(self) -> dict[str, float]:
-        """Of each value over the images since the last call, as entries of a row."""
+        """Return the mean of each value over the images since the last call, as row entries."""
         progress = self.progress
         found = {f"train/{k}": v / progress.images for k, v in progress.sums.items()}
         progress.sums, progress.images = {}, 0

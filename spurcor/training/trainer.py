@@ -1,4 +1,4 @@
-"""The training loop: phases, rows, checkpoints, exact resume; no method and no data set."""
+"""The training loop: phases, rows, checkpoints and exact resume, for any method and data set."""
 
 import signal
 import time
@@ -26,20 +26,20 @@ from spurcor.training.step_log import StepLog
 
 
 class Observer(Protocol):
-    """Who watches a run: the terminal and the trackers."""
+    """Interface of whatever follows a run: the terminal and the trackers."""
 
     def step(self, progress: Progress, phase: Phase, num_steps: int) -> None:
-        """After an update."""
+        """Called after each update."""
 
     def rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rows that a checkpoint holds: they will not be taken back."""
+        """Called with all rows whenever a checkpoint holds them, so that they are final."""
 
     def row(self, row: Mapping[str, Any], phase: Phase) -> None:
-        """A row just written after an evaluation."""
+        """Called with a row just written after an evaluation."""
 
 
 class Trainer:
-    """Trains a method in a run directory; the same call continues what was interrupted."""
+    """Trains a method in a run directory; the same call resumes an interrupted run."""
 
     def __init__(
         self,
@@ -58,7 +58,10 @@ class Trainer:
         self._stop: int | None = None
 
     def fit(self, method: Method, phases: Sequence[Phase] | None = None) -> Progress:
-        """Run all phases; on return everything is on disk and the method holds the last weights."""
+        """Run all phases; on return everything is on disk and the method holds the last weights.
+
+        Raises Interrupted after saving a checkpoint if the process was asked to stop.
+        """
         splits, progress = self.context.splits, self.progress
         phases = method.phases() if phases is None else phases
         plan = [{"name": phase.name, "epochs": phase.epochs} for phase in phases]
@@ -91,7 +94,7 @@ class Trainer:
 
     def _enter(self, phase: Phase, method: Method, fresh: bool) -> Mapping[str, Stream]:
         if fresh:
-            # A phase draws the same whatever came before it in this process or in this run.
+            # A phase's random draws must not depend on what ran before it.
             torch.manual_seed(derive_seed(self.context.seed, phase.name))
             phase.setup(self.context)
             method.eval()
@@ -112,7 +115,7 @@ class Trainer:
         self._save(method, None)
 
     def _keep(self, method: Method, phase: Phase) -> None:
-        """Leave to later phases, and to readers, where this one ended and where it was best."""
+        """Keep the selected and last weights, state and metrics of a phase for later phases."""
         folder, selected = self.context.kept(phase.name), self.progress.selected
         assert selected is not None
         folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +164,7 @@ class Trainer:
             self._save(method, phase)
 
     def _add_row(self, method: Method, phase: Phase, splits: Splits, *, evaluated: bool) -> None:
-        """What was logged and evaluated since the last evaluation, and what analyses measure."""
+        """Write a row: values logged since the last one, evaluation and analyses."""
         progress = self.progress
         row: dict[str, Any] = {
             "phase": phase.name,
@@ -188,7 +191,7 @@ class Trainer:
         criterion = selection.default_criterion(row, wanted)
         score = selection.score(row, criterion)
         if self.progress.best.add(score, selection.tie_breaker(row)):
-            undefined = score is None  # then the last epoch is taken
+            undefined = score is None  # then the last epoch is selected
             chosen = Selected(None if undefined else criterion, row["phase"], row["epoch"])
             self._best.choose(method, chosen)
 
@@ -201,14 +204,14 @@ class Trainer:
         self._clock.saved()
 
     def _resume(self, method: Method, phases: Sequence[Phase]) -> bool:
-        """Go back to the last checkpoint; returns whether the next phase begins afresh."""
+        """Return to the last checkpoint; return whether the next phase starts afresh."""
         self._clock = Clock()
         fresh = self._state.load(method, phases)
         self.observer.rows(self._state.rows)
         return fresh
 
     def _remember(self, number: int) -> None:
-        """A checkpoint at the next step boundary, and the end there."""
+        """Note a signal: a checkpoint is saved at the next step boundary, where training stops."""
         if number == signal.SIGINT and self._stop is not None:
-            raise KeyboardInterrupt  # a person who does not want to wait
+            raise KeyboardInterrupt  # a second Ctrl-C: the user does not want to wait
         self._stop = number
