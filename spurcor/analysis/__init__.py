@@ -1,1 +1,1 @@
-""""""
+"""Analyses of a run: the gradient flow of its groups, and selective classification."""

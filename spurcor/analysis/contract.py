@@ -1,4 +1,4 @@
-"""The contract of an analysis, and those of a run: measured as it trains, written at its end."""
+"""The interface of an analysis, and the analyses of a run: measured in training, then finished."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -25,24 +25,24 @@ log = logging.getLogger(__name__)
 
 
 class Series:
-    """Values that an analysis measured, in the order of the moments; all are CPU tensors."""
+    """The values that an analysis measured, in the order of the moments, as CPU tensors."""
 
     def __init__(self) -> None:
         self.moments: list[Moment] = []
         self.columns: dict[str, list[Tensor]] = {}
 
     def add(self, moment: Moment, values: Mapping[str, Tensor]) -> None:
-        """One moment's values, the same names every time."""
+        """Append the values of one moment; the names must be the same every time."""
         self.moments.append(moment)
         for name, value in values.items():
             self.columns.setdefault(name, []).append(value.detach().cpu())
 
     def stacked(self) -> dict[str, Tensor]:
-        """Per name, the values of all moments (T, ...)."""
+        """Return the values of all moments (T, ...) by name."""
         return {name: torch.stack(values) for name, values in self.columns.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, in a few tensors."""
+        """Return moments and values, as few tensors."""
         moments = [(moment.phase, moment.epoch, moment.step) for moment in self.moments]
         return {"moments": moments, "columns": self.stacked()}
 
@@ -54,10 +54,10 @@ class Series:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run at its end, as an analysis finishes on it.
+    """A finished run, as passed to `Analysis.finish`.
 
-    The method holds the selected weights, in eval mode; `series` is what the analysis measured. It
-    may write into `folder`, which is its own: trackers show `folder/plots/*.png`.
+    The method holds the selected weights, in eval mode; `series` has the analysis's measurements.
+    The analysis may write to its own `folder`; trackers show `folder/plots/*.png`.
     """
 
     directory: Path
@@ -69,48 +69,50 @@ class FinishedRun:
 
 
 class Analysis(ABC):
-    """What a file in conf/analysis builds. It does not affect training.
+    """An analysis built from a file in conf/analysis; it does not affect training.
 
-    One that looks at a run's end, say at its stored predictions, needs `finish` and perhaps
-    `check`; one that looks at the weights during training, `due`, `requests` and `measure` too.
+    An analysis of a finished run, for example of its stored predictions, implements `finish` and,
+    if needed, `check`; one that measures the weights during training also `measures`, `due`,
+    `requests` and `measure`.
     """
 
     def check(self, method: Method, splits: Splits) -> None:  # noqa: B027 - most fit everything
-        """Refuse what it cannot analyse by a UserError; called before anything is written."""
+        """Raise UserError for what it cannot analyse; called before anything is written."""
 
     @property
     def measures(self) -> bool:
-        """Whether it looks at weights, and so at those that a finished run has kept."""
+        """Whether it measures weights, and can thus also measure those kept by a finished run."""
         return False
 
     def due(self, epoch: int) -> bool:
-        """Whether to measure after this many finished epochs of a phase."""
+        """Return whether to measure after this many finished epochs of a phase."""
         return False
 
     def requests(self) -> Iterable[Request]:
-        """Statistics that `measure` needs, computed once for all analyses that are due."""
+        """Return the statistics `measure` needs; computed once for all analyses that are due."""
         return ()
 
     def measure(
         self, method: Method, splits: Splits, found: Mapping[Samples, GroupStatistics]
     ) -> Mapping[str, Tensor]:
-        """Values by `<quantity>/<split>`, of a method in eval mode, the same names every time.
+        """Return values by `<quantity>/<split>` for a method in eval mode, always the same names.
 
-        Single numbers become row entries `<analysis>/<quantity>/<split>`; all go to `arrays.npz`.
-        `splits` lacks what the phase trains on (`Phase.consumed`), of which what is `found` is NaN.
+        Scalars become row entries `<analysis>/<quantity>/<split>`; all values are stored in
+        `arrays.npz`. `splits` lacks the splits that the phase trains on (`Phase.consumed`); their
+        statistics in `found` are NaN.
         """
         raise NotImplementedError(f"{type(self).__name__} measures nothing during training")
 
     @abstractmethod
     def finish(self, ended: FinishedRun) -> Mapping[str, Any]:
-        """What result.json says of the run under `analysis`, plain values; draw plots.
+        """Draw plots and return plain values for the analysis's result.json.
 
-        Trackers show the numbers of its entry `metrics`, if there is one, as metrics of the run.
+        Trackers log the numbers of its entry `metrics`, if any, as metrics of the run.
         """
 
 
 class Analyses:
-    """The analyses of a run by the folder's name of each, `analysis/<name>-<hash of options>`."""
+    """The analyses of a run, by folder name (`<name>-<hash of options>`, within `analysis/`)."""
 
     def __init__(self, analyses: Mapping[str, Analysis], options: Mapping[str, Any]) -> None:
         self._analyses, self._options = dict(analyses), dict(options)
@@ -121,7 +123,7 @@ class Analyses:
 
     @classmethod
     def build(cls, nodes: Mapping[str, Node]) -> "Analyses":
-        """Those that a configuration names."""
+        """Build the analyses of a configuration."""
         named = {analysis_name(name, node): node for name, node in nodes.items()}
         return cls(
             {folder: node.build() for folder, node in named.items()},
@@ -129,18 +131,18 @@ class Analyses:
         )
 
     def without(self, folders: Iterable[str]) -> "Analyses":
-        """The others, with nothing measured yet."""
+        """Return the analyses except for these folders, with empty series."""
         left = {name: one for name, one in self._analyses.items() if name not in set(folders)}
         return Analyses(left, self._options)
 
     @property
     def folders(self) -> list[str]:
-        """Names of their folders."""
+        """The folder name of each analysis."""
         return list(self._analyses)
 
     @property
     def measure_weights(self) -> bool:
-        """Whether any of them looks at weights."""
+        """Whether any of them measures weights."""
         return any(analysis.measures for analysis in self._analyses.values())
 
     def check(self, method: Method, splits: Splits) -> None:
@@ -152,15 +154,16 @@ class Analyses:
                 raise UserError(f"analysis.{_name(folder)}: {error}") from error
 
     def due(self, epoch: int) -> bool:
-        """Whether any of them measures then."""
+        """Return whether any of them measures after this many finished epochs of a phase."""
         return any(analysis.due(epoch) for analysis in self._analyses.values())
 
     def measure(
         self, method: Method, splits: Splits, moment: Moment, *, stored: bool = False
     ) -> dict[str, float | None]:
-        """Row entries of those that are due, or of all that look at weights if they are `stored`.
+        """Measure all that are due and return their row entries.
 
-        The caller has put the method into eval mode, and restores what is drawn here.
+        With `stored`, for weights kept by a finished run, all that measure weights are due. The
+        caller puts the method into eval mode and restores the random state.
         """
         chosen = {
             folder: analysis
@@ -180,7 +183,7 @@ class Analyses:
     def finish(
         self, directory: Path, config: TrainConfig, method: Method, splits: Splits
     ) -> dict[str, dict[str, Any]]:
-        """Write all files of each but its result.json, of which the content is returned."""
+        """Write each analysis's files except result.json, whose contents are returned."""
         parts = {}
         for folder, analysis in self._analyses.items():
             place, series = directory / "analysis" / folder, self.series[folder]
@@ -195,13 +198,13 @@ class Analyses:
         return parts
 
     def state_dict(self) -> dict[str, Any]:
-        """The measurements, which are in no other file while the run continues."""
+        """Return the measurements; a checkpoint is their only copy until the run ends."""
         return {folder: series.state_dict() for folder, series in self.series.items()}
 
     def load_state_dict(self, state: Mapping[str, Any], coming: Sequence[tuple[str, int]]) -> None:
-        """Continue from `state_dict`; an analysis added since then starts now, with a warning.
+        """Continue from `state_dict`; an analysis added since starts empty, with a warning.
 
-        `coming`: phase and finished epochs of the remaining moments.
+        `coming` lists the (phase, finished epochs) pairs still to be measured.
         """
         for folder, analysis in self._analyses.items():
             if folder in state:
@@ -216,12 +219,12 @@ class Analyses:
 
 
 def _name(folder: str) -> str:
-    """The analysis that a folder is of."""
+    """Return the name of the analysis that a folder belongs to."""
     return folder.rpartition("-")[0]
 
 
 def _save(path: Path, series: Series) -> None:
-    """Phase, epoch and step (T,) of each moment, and its values (T, ...)."""
+    """Write phase, epoch and step (T,) of each moment, and its values (T, ...), to an npz file."""
     moments = series.moments
     arrays: dict[str, Any] = {
         "phase": np.array([moment.phase for moment in moments]),

@@ -17,13 +17,13 @@ TERMS = ("uniform", "marginals", "correlation")
 
 @dataclass(kw_only=True)
 class GapDynamics(GroupAnalysis):
-    """d/dt (L_g1 - L_g2) = <Delta, grad_ERM> with Delta = grad_g2 - grad_g1, for pairs of groups.
+    """Terms of d/dt (L_g1 - L_g2) = <Delta, grad_ERM>, Delta = grad_g2 - grad_g1, for group pairs.
 
-    Under theta' = -grad_ERM and grad_ERM = sum_g pi_g grad_g; positive where the gap grows. Terms:
-    `uniform`, <Delta, v_inv>, is that of equal groups; `marginals`, <Delta, E[y] v_Y + E[a] v_A +
-    E[y] E[a] v_AY>, is added by classes and attributes that are not equally frequent, and
-    `correlation`, <Delta, rho v_AY>, by their covariance rho. In groups, of any number, their
-    weights are 1/G, pi_y pi_a - 1/G and pi_ya - pi_y pi_a.
+    Under theta' = -grad_ERM and grad_ERM = sum_g pi_g grad_g; a positive term widens the gap.
+    `uniform`, <Delta, v_inv>, is the rate for groups of equal size; `marginals`, <Delta, E[y] v_Y +
+    E[a] v_A + E[y] E[a] v_AY>, is due to unequal frequencies of classes and of attributes;
+    `correlation`, <Delta, rho v_AY>, to their covariance rho. For any number of groups G, the terms
+    weight the group gradients by 1/G, pi_y pi_a - 1/G and pi_ya - pi_y pi_a.
     """
 
     pairs: Pairs | None = None
@@ -31,11 +31,11 @@ class GapDynamics(GroupAnalysis):
     gradients = True
 
     def check_spec(self, spec: GroupSpec) -> None:
-        """The pairs must be groups."""
+        """Raise UserError if a pair names something other than a group."""
         pairs_of(spec, self.pairs, same_class=False)
 
     def quantities(self, s: GroupStatistics) -> dict[str, Tensor]:
-        """<term>/<pair>, total/<pair>."""
+        """Return <term>/<pair> and total/<pair>."""
         terms = dict(zip(TERMS, term_weights(s.spec, s.share), strict=True))
         values = {}
         for pair, (g1, g2) in pairs_of(s.spec, self.pairs, same_class=False).items():
@@ -48,7 +48,7 @@ class GapDynamics(GroupAnalysis):
     def panels(
         self, of: Callable[[str], Tensor], spec: GroupSpec, ended: FinishedRun
     ) -> list[Panel]:
-        """Per pair the terms, their sum, and how fast the gap really changed."""
+        """Return a panel per pair: the terms, their sum, and the measured change of the gap."""
         found = []
         for pair, (g1, g2) in pairs_of(spec, self.pairs, same_class=False).items():
             stacked = {name: of(f"{name}/{pair}") for name in TERMS}
@@ -66,7 +66,7 @@ class GapDynamics(GroupAnalysis):
 
 
 def term_weights(spec: GroupSpec, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What `uniform`, `marginals` and `correlation` weigh the groups by (G,); they add up to pi."""
+    """Return the group weights (G,) of `uniform`, `marginals` and `correlation`; they sum to pi."""
     by_class = share.view(spec.num_classes, -1)
     independent = torch.outer(by_class.sum(1), by_class.sum(0)).flatten()
     uniform = torch.full_like(share, 1 / len(share))

@@ -18,18 +18,19 @@ NAMES = ("inv", "Y", "A", "AY")
 
 @dataclass(kw_only=True)
 class GradientBasis(GroupAnalysis):
-    """v_inv = 1/4 sum_g grad_g, v_Y = 1/4 sum_g y grad_g, v_A and v_AY with a and y a.
+    """v_inv = 1/4 sum_g grad_g, v_Y = 1/4 sum_g y grad_g; v_A and v_AY likewise with a and y a.
 
-    Norms, and cosines of the six pairs. The gradient of ERM is v_inv + E[y] v_Y + E[a] v_A +
-    E[ya] v_AY. With more classes or attributes, the norms are of the parts of the group gradients
-    that are due to nothing, class, attribute and both: |v_Y|^2 is the mean over the groups of the
-    squared difference of their class's mean gradient from v_inv. There are then no cosines.
+    Reports their norms and the cosines of the six pairs. The gradient of ERM is v_inv + E[y] v_Y +
+    E[a] v_A + E[ya] v_AY. With more classes or attributes, the norms are those of the components of
+    the group gradients that are common to all, due to class, to attribute, and to their
+    interaction: |v_Y|^2 is the mean over groups of the squared distance between the mean gradient
+    of their class and v_inv. There are no cosines in that case.
     """
 
     gradients = True
 
     def quantities(self, s: GroupStatistics) -> dict[str, Tensor]:
-        """norm_<v>, cos_<v>_<w>."""
+        """Return norm_<v> and, for two classes and two attributes, cos_<v>_<w>."""
         values = {
             f"norm_{name}": _root_mean_square(s, part)
             for name, part in zip(NAMES, parts(s.spec), strict=True)
@@ -45,7 +46,7 @@ class GradientBasis(GroupAnalysis):
     def panels(
         self, of: Callable[[str], Tensor], spec: GroupSpec, ended: FinishedRun
     ) -> list[Panel]:
-        """Norms, cosines."""
+        """Return a panel of the norms and one of the cosines."""
         norms = {f"v_{name}": of(f"norm_{name}") for name in NAMES}
         found = [Panel("", "norm", norms, log=True)]
         if is_square(spec):
@@ -56,7 +57,7 @@ class GradientBasis(GroupAnalysis):
 
 
 def parts(spec: GroupSpec) -> list[Tensor]:
-    """Projections (G, G) of what differs by group on what is due to nothing, y, a, and both."""
+    """Return projections (G, G) onto what is common to all groups, due to y, to a, and to both."""
     sizes = (spec.num_classes, len(spec.attributes))
     mean = [torch.full((n, n), 1 / n, dtype=torch.float64) for n in sizes]
     rest = [torch.eye(n, dtype=torch.float64) - m for n, m in zip(sizes, mean, strict=True)]
@@ -65,6 +66,6 @@ def parts(spec: GroupSpec) -> list[Tensor]:
 
 
 def _root_mean_square(s: GroupStatistics, part: Tensor) -> Tensor:
-    """Over the groups, of the norm of the part (G, G) of their gradients."""
+    """Return the root mean square over groups of the norms of their projected gradients (G, G)."""
     squares = [s.norm(s.gradient(row)) ** 2 for row in part]
     return torch.stack(squares).mean().sqrt()

@@ -1,4 +1,4 @@
-"""What analyses of groups share: pairs of groups, schedules, rates, files."""
+"""Shared parts of the group analyses: pairs of groups, schedules, rates and files."""
 
 import itertools
 import logging
@@ -26,12 +26,12 @@ log = logging.getLogger(__name__)
 
 
 def is_square(spec: GroupSpec) -> bool:
-    """Whether there are two classes and two attributes, so that y and a are -1 or +1."""
+    """Return whether there are two classes and two attributes, so that y and a are -1 or +1."""
     return (spec.num_classes, len(spec.attributes)) == (2, 2)
 
 
 def signs(spec: GroupSpec) -> tuple[Tensor, Tensor]:
-    """y and a (G,) of the groups of two classes and two attributes, -1 or +1."""
+    """Return y and a (G,), -1 or +1, of the groups of two classes and two attributes."""
     y = torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=torch.float64)
     a = torch.tensor([-1.0, 1.0, -1.0, 1.0], dtype=torch.float64)
     return y, a
@@ -41,10 +41,12 @@ Pairs = tuple[tuple[str, str], ...]
 
 
 def pairs_of(spec: GroupSpec, named: Pairs | None, same_class: bool) -> dict[str, tuple[int, int]]:
-    """Numbers of the groups of pairs, by a name for each pair.
+    """Return pairs of group indices by the name of the pair.
 
-    Unless named: each group whose attribute is not the usual one of its class, against the one of
-    its class that has it and, with two classes and two attributes, against that of its attribute.
+    The default pairs each conflicting group with the aligned group of its class and, with two
+    classes and two attributes (unless `same_class`), with the aligned group of its attribute.
+    Raises UserError for unknown names, for pairs across classes under `same_class`, and where there
+    are no aligned groups to build the default from.
     """
     names = spec.names
     if named is not None:
@@ -81,11 +83,11 @@ def _usual_pairs(spec: GroupSpec, same_class: bool) -> list[tuple[int, int]]:
 
 @dataclass(kw_only=True)
 class GroupAnalysis(Analysis):
-    """An analysis that is a function of the statistics of the groups of `splits`.
+    """An analysis that is a function of the group statistics of `splits`.
 
-    `epochs`: those after which it is measured, 0 before the first; null: every `every`-th, [] none.
-    `num_samples` of each group are read, null: all, `chunk_size` at a time, null: 512, and fewer of
-    images that would have more than 4 million values together.
+    `epochs`: epochs after which it measures, 0 being before the first; null: every `every`-th; []:
+    none. `num_samples`: samples read per group; null: all. `chunk_size`: samples per pass; null:
+    512, or fewer so that their images have at most 4 million values.
     """
 
     splits: tuple[str, ...] = ("train",)
@@ -96,7 +98,7 @@ class GroupAnalysis(Analysis):
 
     gradients: ClassVar[bool] = False
     jacobians: ClassVar[bool] = False
-    scalar: ClassVar[bool] = False  # whether it needs the scalar f of two classes
+    scalar: ClassVar[bool] = False  # whether it needs the scalar output f of two classes
 
     def __post_init__(self) -> None:
         for name in ("every", "num_samples", "chunk_size"):
@@ -111,7 +113,7 @@ class GroupAnalysis(Analysis):
             raise ValueError("splits=[] leaves nothing to analyse; list at least one")
 
     def check(self, method: Method, splits: Splits) -> None:
-        """Groups, splits that exist, two classes where there must be; warns of what will be NaN."""
+        """Check groups, splits and, if `scalar`, two classes; warn of values that will be NaN."""
         what = type(self).__name__
         spec = method.spec
         spec.require_groups(f"{what} (analysis=none turns it off)")
@@ -146,7 +148,7 @@ class GroupAnalysis(Analysis):
         self.check_spec(spec)
 
     def check_spec(self, spec: GroupSpec) -> None:
-        """Refuse groups that it cannot be made of, by a UserError."""
+        """Raise UserError for groups that it cannot analyse."""
 
     @property
     def measures(self) -> bool:
@@ -154,11 +156,11 @@ class GroupAnalysis(Analysis):
         return self.epochs != ()
 
     def due(self, epoch: int) -> bool:
-        """By `epochs`, or `every`."""
+        """Return whether `epochs`, or else `every`, includes the epoch."""
         return epoch % self.every == 0 if self.epochs is None else epoch in self.epochs
 
     def requests(self) -> list[Request]:
-        """One per split."""
+        """Return a request per split."""
         return [
             Request(name, self.num_samples, self.chunk_size, self.gradients, self.jacobians)
             for name in self.splits
@@ -167,7 +169,7 @@ class GroupAnalysis(Analysis):
     def measure(
         self, method: Method, splits: Splits, found: Mapping[Samples, GroupStatistics]
     ) -> dict[str, Tensor]:
-        """The quantities of every split, and the arrays that they are made from."""
+        """Return the quantities of every split, and the arrays that they are computed from."""
         values: dict[str, Tensor] = {}
         for request in self.requests():
             statistics = found[request.samples]
@@ -180,16 +182,16 @@ class GroupAnalysis(Analysis):
 
     @abstractmethod
     def quantities(self, s: GroupStatistics) -> dict[str, Tensor]:
-        """By name, of one split."""
+        """Return the quantities of one split by name."""
 
     @abstractmethod
     def panels(
         self, of: Callable[[str], Tensor], spec: GroupSpec, ended: FinishedRun
     ) -> list[Panel]:
-        """The picture of one split; `of` gives the values (T, ...) of a quantity over time."""
+        """Return the panels of one split; `of` gives a quantity's values (T, ...) over time."""
 
     def finish(self, ended: FinishedRun) -> dict[str, Any]:
-        """A picture per split, `plots/<split>.png`; the last values."""
+        """Draw `plots/<analysis>-<split>.png` for each split; return the last values."""
         series = ended.series
         if not series.moments:
             return {"last": None}
@@ -209,7 +211,10 @@ class GroupAnalysis(Analysis):
 
 
 def positions(moments: Sequence[Moment]) -> list[int]:
-    """Epochs since the run began, as far as the moments tell of earlier phases."""
+    """Return for each moment the epochs since the run began.
+
+    Earlier phases count up to their last measured epoch.
+    """
     found: list[int] = []
     before = 0
     for last, moment in itertools.pairwise([moments[0], *moments]):
@@ -219,10 +224,11 @@ def positions(moments: Sequence[Moment]) -> list[int]:
 
 
 def flow_rate(ended: FinishedRun, values: Tensor) -> tuple[list[float], list[float]] | None:
-    """Between moments of a phase, epochs and the change of values (T,) per time of the flow.
+    """Return the rate of change of values (T,) per unit of gradient-flow time, with its epochs.
 
-    A step of plain gradient descent is lr long. Phases that train otherwise are left out; None
-    where all do, or where there is nothing to compare.
+    Rates are finite differences between consecutive moments of a phase; a step of plain full-batch
+    gradient descent takes time lr. None if the optimiser, the schedule or the batch size differ
+    from that, or if no phase with this learning rate has two moments.
     """
     config, moments = ended.config, ended.series.moments
     optimizer = config.optimizer.arguments

@@ -18,16 +18,17 @@ from spurcor.presentation.curves import Panel
 class JacobianNorm(GroupAnalysis):
     """m_g = E_g[d f / d theta], the mean feature of the neural tangent kernel over a group.
 
-    Squared norms; for pairs <m_g, m_h>, cosine, |m_g - m_h|^2. With two attributes the directions
-    Delta_S = 1/2 sum_ya a m_ya and Delta_L = 1/2 sum_ya y m_ya of attribute and label: norms, their
-    ratio S / L, product and cosine; m_A = 1/4 sum_g a m_g and m_Y are half as long.
+    Squared norms; for pairs <m_g, m_h>, cosine and |m_g - m_h|^2. With two attributes, also the
+    directions of attribute and label, Delta_S = 1/2 sum_ya a m_ya and Delta_L = 1/2 sum_ya y m_ya:
+    their norms, the ratio S / L, inner product and cosine; m_A = 1/4 sum_g a m_g and m_Y are half
+    as long.
     """
 
     jacobians = True
     scalar = True
 
     def quantities(self, s: GroupStatistics) -> dict[str, Tensor]:
-        """norm2/<g>, dot/<g>-<h>, cos/<g>-<h>, distance2/<g>-<h>, and those of the directions."""
+        """Return norm2/<g>, dot/<g>-<h>, cos/<g>-<h>, distance2/<g>-<h>, and the directions."""
         units = torch.eye(len(s.share))
         m = {name: s.jacobian(units[g]) for g, name in enumerate(s.spec.names)}
         values = {f"norm2/{name}": s.dot(vector, vector) for name, vector in m.items()}
@@ -52,7 +53,7 @@ class JacobianNorm(GroupAnalysis):
     def panels(
         self, of: Callable[[str], Tensor], spec: GroupSpec, ended: FinishedRun
     ) -> list[Panel]:
-        """Norms of the groups, cosines of the pairs, the two directions."""
+        """Return panels of the groups' norms, the pairs' cosines, and the two directions."""
         norms = {name: of(f"norm2/{name}").sqrt() for name in spec.names}
         pairs = [f"{one}-{other}" for one, other in combinations(spec.names, 2)]
         found = [Panel("", "norm of m_g", norms)]

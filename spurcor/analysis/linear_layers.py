@@ -1,9 +1,9 @@
-"""Gradients of networks whose weights are all those of linear layers, by one backward pass.
+"""Gradients of networks that have only linear layers, by one backward pass.
 
-For u = z W^T + b, the gradient of any sum over samples is a product of what comes back at u and of
-z. The losses of two classes see f alone, so what comes back for them is that of f, scaled sample
-by sample: one backward pass of f serves group gradients and mean Jacobians, without a product with
-the weights for either. The layers are found by watching a forward pass.
+For u = z W^T + b, the gradient of any sum over samples is a product of z and the gradient with
+respect to u. For two classes, the loss depends on f alone, so its gradient is that of f scaled per
+sample: one backward pass of f yields group gradients and mean Jacobians, without computing weight
+gradients in either case. The layers are found by tracing a forward pass.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,9 @@ from spurcor.training.method import Method
 
 
 def uncompiled(method: Method) -> AbstractContextManager[Any]:
-    """Run the method layer by layer.
+    """Return a context in which the method runs uncompiled.
 
-    Compiled layers cannot be watched, and they allow one backward pass only.
+    Compiled layers cannot be traced, and they allow only one backward pass.
     """
     # torch has no public name for whether `Module.compile` was called.
     compiled = any(module._compiled_call_impl is not None for module in method.modules())
@@ -31,7 +31,7 @@ def uncompiled(method: Method) -> AbstractContextManager[Any]:
 
 @dataclass(frozen=True)
 class LinearLayer:
-    """A product u = z W^T + b of the forward pass: z (B, n), u (B, m)."""
+    """A product u = z W^T + b in the forward pass: z (B, n), u (B, m)."""
 
     z: Tensor
     weight: Tensor
@@ -40,7 +40,7 @@ class LinearLayer:
 
 
 class LinearLayers(TorchFunctionMode):
-    """Notes the linear layers that a forward pass goes through, and what else weights are in."""
+    """Records the linear layers of a forward pass, and the weights used by any other operation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class LinearLayers(TorchFunctionMode):
         self.elsewhere: set[int] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Carry out what is asked, whatever it is."""
+        """Run the operation and record it."""
         result = func(*args, **(kwargs or {}))
         if func is F.linear and not kwargs:
             z, weight, bias = (*args, None)[:3]
@@ -60,9 +60,10 @@ class LinearLayers(TorchFunctionMode):
         return result
 
     def of(self, weights: Sequence[Tensor]) -> list[LinearLayer]:
-        """The layers with these weights; none where they, once each and as they are, are not all.
+        """Return the layers of these weights, or [] unless they use every weight exactly once.
 
-        Under autocast, and where layers see more than one vector per sample, they are not.
+        It is also [] under autocast, where layers see more than one vector per sample, and where
+        another operation uses one of the weights.
         """
         own = {id(weight) for weight in weights}
         layers = [x for x in self.found if id(x.weight) in own or id(x.bias) in own]
@@ -72,7 +73,7 @@ class LinearLayers(TorchFunctionMode):
 
 
 def slope_of(method: Method, logits: Tensor, y: Tensor) -> Tensor:
-    """dl/df (B,) of each sample: of two logits, a loss sees the difference f alone."""
+    """Return dl/df (B,) per sample; with two logits the loss depends only on their difference f."""
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
         (found,) = torch.autograd.grad(method.losses(leaf, y).sum(), leaf)
@@ -89,8 +90,8 @@ def add_products(
 ) -> None:
     """Add the gradients of mean loss and mean f to two rows of each weight's part (V, n).
 
-    By s = dl/df (B,) and delta = df/du of each layer: (s delta)^T z and delta^T z. `parts` are by
-    the weights' id(), `num` is how many samples the means are over.
+    With s = dl/df (B,) and delta = df/du of each layer: (s delta)^T z and delta^T z. `parts` are
+    keyed by the weights' id(); `num` is the number of samples that the means are over.
     """
     with torch.enable_grad():
         total = f.sum()

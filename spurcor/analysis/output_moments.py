@@ -1,4 +1,4 @@
-"""Where the groups lie on the scalar output, and their losses."""
+"""The distribution of the scalar output f within each group, and the groups' losses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from spurcor.training.metrics import class_gaps
 
 @dataclass(kw_only=True)
 class OutputMoments(GroupAnalysis):
-    """Mean and standard deviation (of N - 1) of f over each group, its mean loss, and the gaps."""
+    """Mean and sample standard deviation (N - 1) of f and mean loss per group, and loss gaps."""
 
-    revision = 2  # the deviation, as published, is that of N - 1
+    revision = 2  # standard deviation with N - 1, as published
     scalar = True
 
     def quantities(self, s: GroupStatistics) -> dict[str, Tensor]:
-        """mean/<g>, std/<g>, loss/<g>, and gap/<class> as the rows have it of VAL and TEST."""
+        """Return mean/<g>, std/<g>, loss/<g>, and gap/<class> as in the rows of VAL and TEST."""
         found = {"mean": s.mean, "std": s.std, "loss": s.loss}
         of_groups = {
             f"{what}/{name}": values[g]
@@ -33,7 +33,7 @@ class OutputMoments(GroupAnalysis):
     def panels(
         self, of: Callable[[str], Tensor], spec: GroupSpec, ended: FinishedRun
     ) -> list[Panel]:
-        """f with its deviation as a band, and the losses."""
+        """Return panels of f with a band of one standard deviation, of losses, and of gaps."""
         means = {name: of(f"mean/{name}") for name in spec.names}
         bands = {name: of(f"std/{name}") for name in spec.names}
         losses = {name: of(f"loss/{name}") for name in spec.names}

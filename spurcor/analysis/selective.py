@@ -1,7 +1,7 @@
-"""Selective classification: answer where one is sure, calibrated on VAL, and abstain elsewhere.
+"""Selective classification: answer where confident, calibrated on VAL, and abstain elsewhere.
 
-Rules: a network's largest softmax; two networks' product (MaskTune, Asgari Taghanaki et al.,
-NeurIPS 2022); their agreement (masktune_models), also on several labels.
+Rules: the largest softmax of one network; the product of two networks (MaskTune, Asgari Taghanaki
+et al., NeurIPS 2022); the agreement of two (masktune_models), also for multi-label data.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,35 +24,38 @@ from spurcor.training.metrics import none_if_undefined
 from spurcor.training.predictions import kept_phases, read_predictions
 
 COVERAGES = (0.8, 0.85, 0.9, 0.95, 1.0)
-POINTS = 300  # of a curve in the plot
+POINTS = 300  # per curve in the plot
 Report = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Predicted classes (N,) and how sure they are (N,), float64."""
+    """Predicted classes (N,) and their confidence (N,), float64."""
 
     predicted: Tensor
     confidence: Tensor
 
 
 def single(logits: Tensor) -> Answers:
-    """The largest softmax of logits (N, K)."""
+    """Return answers by the largest softmax of logits (N, K), which is the confidence."""
     confidence, predicted = logits.double().softmax(1).max(1)
     return Answers(predicted, confidence)
 
 
 def product(first: Tensor, second: Tensor) -> Answers:
-    """q = softmax(p1 p2) of the softmax p1, p2 of two networks' logits (N, K)."""
+    """Return answers by q = softmax(p1 p2), p1 and p2 the softmax of two networks' logits (N, K).
+
+    The confidence is the largest q.
+    """
     p1, p2 = (logits.double().softmax(1) for logits in (first, second))
     return single(p1 * p2)
 
 
 def calibrate(confidence: Tensor, coverages: Sequence[float]) -> list[float]:
-    """Thresholds that confidences (N,) of VAL reach at about the nominal coverages.
+    """Return thresholds that approximately the nominal fractions of VAL confidences (N,) reach.
 
-    The value at place round(c N) of the confidences, falling; at 1 the smallest of VAL, below which
-    there may be samples of TEST.
+    For coverage c, the confidence at index round(c N) in descending order; at 1 the lowest of VAL,
+    below which there may still be samples of TEST.
     """
     falling = confidence.sort(descending=True).values
     places = [min(round(c * len(falling)), len(falling) - 1) for c in coverages]
@@ -60,9 +63,10 @@ def calibrate(confidence: Tensor, coverages: Sequence[float]) -> list[float]:
 
 
 def risk_coverage(confidence: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Coverages and the risks (shares of `wrong` answers) there, rising, and the area under them.
+    """Return coverages in ascending order, the risk at each, and the area under the curve.
 
-    Samples of the same confidence are accepted together.
+    The risk is the share of `wrong` among the accepted; samples of equal confidence are accepted
+    together.
     """
     order = confidence.argsort(descending=True)
     ranked, errors = confidence[order], wrong[order].double().cumsum(0)
@@ -74,10 +78,10 @@ def risk_coverage(confidence: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor, fl
 
 
 def answered(accepted: Tensor, right: Tensor, y: Tensor, g: Tensor, spec: GroupSpec) -> Report:
-    """Coverage and error of the accepted samples (N,), and both per group and per class.
+    """Return coverage and error for a mask of accepted samples (N,), also per group and per class.
 
-    `worst` is the lowest accuracy among the accepted of a group, `worst_coverage` the lowest share
-    of a group that is answered: abstaining from a whole group does not hide it.
+    `worst` is the lowest accuracy on a group's accepted samples, `worst_coverage` the lowest
+    coverage of a group, which reveals abstaining from a whole group.
     """
     groups = _by(g, spec.names, accepted, right)
     known = [group["accuracy"] for group in groups.values() if group["accuracy"] is not None]
@@ -109,7 +113,7 @@ def _by(labels: Tensor, names: Sequence[str], accepted: Tensor, right: Tensor) -
 
 @dataclass(frozen=True)
 class Stored:
-    """Logits (N, K), classes (N,) or labels (N, K), and groups (N,), by split."""
+    """Stored logits (N, K), classes (N,) or labels (N, K), and groups (N,), by split."""
 
     name: str
     spec: GroupSpec
@@ -119,7 +123,7 @@ class Stored:
 
     @classmethod
     def load(cls, name: str, spec: GroupSpec, directory: Path) -> "Stored":
-        """What a run, or a phase that it kept, has left in a folder."""
+        """Load the predictions of a run, or of a phase that it kept, from a folder."""
         found = read_predictions(directory)
         logits, y, a = (
             {split: torch.from_numpy(columns[column]) for split, columns in found.items()}
@@ -131,7 +135,7 @@ class Stored:
         return one
 
     def _refuse_foreign(self, path: Path, a: Mapping[str, Tensor]) -> None:
-        """Predictions must be of val and test, and of the classes and attributes of the spec."""
+        """Raise Damaged unless there are predictions for VAL and TEST that fit the spec."""
         classes, attributes = self.spec.num_classes, len(self.spec.attributes)
         for split in (Split.VAL, Split.TEST, *self.y):
             if split not in self.y or not len(self.y[split]):
@@ -150,14 +154,14 @@ class Stored:
 
 
 class Selective(Analysis):
-    """What one or two networks answer at `coverages` of VAL, and by the agreement of two.
+    """Selective classification by one or two networks at `coverages` of VAL, and by agreement.
 
-    Agreement: both predict the same, and the second's largest softmax is at least `confidence`,
-    times `leniency` for classes that are `difficult`. Of several labels all must agree, and the
-    second's largest probability be above `label_confidence`.
+    Agreement: both predict the same class, and the second's largest softmax is at least
+    `confidence`, multiplied by `leniency` for the `difficult` classes. For multi-label data, all
+    labels must agree and the second's largest probability must exceed `label_confidence`.
     """
 
-    revision = 2  # the threshold at a coverage of 1
+    revision = 2  # changed the threshold at a coverage of 1
 
     def __init__(
         self,
@@ -174,7 +178,7 @@ class Selective(Analysis):
         self.label_confidence = label_confidence
 
     def check(self, method: Method, splits: Splits) -> None:
-        """There is something to calibrate on, and classes of the names."""
+        """Check that VAL can calibrate, that predictions exist, and that class names are known."""
         for name in (Split.VAL, Split.TEST):
             splits[name]
         phases = method.phases()
@@ -198,9 +202,9 @@ class Selective(Analysis):
             )
 
     def finish(self, ended: FinishedRun) -> Mapping[str, Any]:
-        """Rules by name, each by split; table.md and a plot of risk over coverage.
+        """Return the report by rule and split; write table.md and a risk-coverage plot.
 
-        Of two networks the first is that of the run started from, or of the first phase kept.
+        With two networks, the first is the run started from or the first phase kept.
         """
         spec, kept = ended.splits.info.spec, kept_phases(ended.directory)
         before = list(kept)[:1]
@@ -215,8 +219,8 @@ class Selective(Analysis):
         return self.compare(networks, ended.folder)
 
     def compare(self, networks: Sequence[Stored], folder: Path) -> Report:
-        """The report of one or two networks on the same splits, its files in a folder."""
-        first, second = networks[0], networks[-1]  # the same one, if there is one
+        """Return the report of one or two networks on the same splits; write files to `folder`."""
+        first, second = networks[0], networks[-1]  # identical for a single network
         spec = second.spec
         self._check_names(spec)
         splits = [split for split in second.logits if split != Split.VAL]
@@ -253,7 +257,7 @@ class Selective(Analysis):
         return {"aurc": area, "coverages": rows}
 
     def _agreement(self, first: Stored, second: Stored, split: str) -> Report:
-        """Rejection is among those that both agree on, as published."""
+        """Report the agreement rule; as published, rejection is among samples where both agree."""
         mine, y = single(second.logits[split]), second.y[split]
         agreed = mine.predicted == single(first.logits[split]).predicted
         difficult = torch.tensor([name in self.difficult for name in second.spec.classes])
@@ -267,9 +271,11 @@ class Selective(Analysis):
         }
 
     def _labels(self, first: Stored, second: Stored, split: str) -> Report:
-        """Accuracy is the accepted samples' mean over labels; rejection is among all samples.
+        """Report the agreement rule for multi-label data.
 
-        masktune_models divides correct labels by samples and counts rejections per batch.
+        Accuracy is the mean over accepted samples and labels; rejection is the share of all
+        samples. masktune_models instead divides correct labels by samples and counts rejections per
+        batch.
         """
         logits, y = second.logits[split], second.y[split].bool()
         agreed = ((logits > 0) == (first.logits[split] > 0)).all(1)
@@ -291,7 +297,7 @@ class Selective(Analysis):
 
 
 def _metrics(rules: Mapping[str, Mapping[str, Report]]) -> dict[str, float]:
-    """Numbers for trackers and tables: <rule>/<quantity>/<split>."""
+    """Return the numbers shown by trackers and tables, as <rule>/<quantity>/<split>."""
     found: dict[str, float] = {}
     for rule, splits in rules.items():
         for split, report in splits.items():
@@ -306,7 +312,7 @@ def _metrics(rules: Mapping[str, Mapping[str, Report]]) -> dict[str, float]:
 
 
 def _table(rules: Mapping[str, Mapping[str, Report]]) -> str:
-    """Rules at coverages on TEST, in per cent."""
+    """Return a Markdown table of the rules' results on TEST, in per cent."""
     records = []
     for rule, splits in rules.items():
         for row in splits[Split.TEST].get("coverages", [splits[Split.TEST]]):
@@ -326,7 +332,7 @@ def _table(rules: Mapping[str, Mapping[str, Report]]) -> str:
 
 
 def _table_of_labels(splits: Mapping[str, Report]) -> str:
-    """The agreement of two networks on several labels, in per cent."""
+    """Return a Markdown table of the agreement on multi-label data, in per cent."""
     keys = ("agreement", "coverage", "rejection", "accuracy", "exact")
     records = [
         {"split": split, **{key: _percent(of[key]) for key in keys}} for split, of in splits.items()
@@ -339,7 +345,7 @@ def _percent(share: float | None) -> float | None:
 
 
 def _draw(path: Path, rules: Mapping[str, Mapping[str, Answers]], y: Mapping[str, Tensor]) -> None:
-    """Error over coverage on TEST, a line per rule."""
+    """Draw error over coverage on TEST, a line per rule."""
     from spurcor.presentation.drawing import Drawing, Panel, Series
     from spurcor.presentation.plots import write
 

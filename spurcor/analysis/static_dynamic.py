@@ -1,4 +1,4 @@
-"""What of a gap's dynamics was there at the start, and what the residuals' change adds."""
+"""The dynamics of a gap, split into initial residuals (static) and their change (dynamic)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,13 +17,14 @@ TERMS = ("A", "B", "C")
 
 @dataclass(kw_only=True)
 class StaticDynamic(GroupAnalysis):
-    """grad_g = grad_g^s + grad_g^d, where grad_g^s = c_0(y) m_g has the residuals of f = 0.
+    """grad_g = grad_g^s + grad_g^d, where grad_g^s = c_0(y) m_g has the residuals at f = 0.
 
-    c_0(y) = dl/df at f = 0: -y/2, for `mse` -2y. T_s = sum_g pi_g grad_g^s, T_d likewise; Delta_s =
-    grad_maj^s - grad_min^s, Delta_d likewise, for a minority and the majority of a class:
+    c_0(y) = dl/df at f = 0: -y/2, for `mse` -2y. T_s = sum_g pi_g grad_g^s, and T_d likewise;
+    Delta_s = grad_maj^s - grad_min^s, and Delta_d likewise, for a minority and the majority group
+    of a class:
 
-    A = <Delta_s, T_s>, B = <Delta_s, T_d> + <Delta_d, T_s>, C = <Delta_d, T_d>;
-    A + B + C = d/dt (L_min - L_maj) under the gradient flow of ERM.
+    A = <Delta_s, T_s>, B = <Delta_s, T_d> + <Delta_d, T_s>, C = <Delta_d, T_d>; A + B + C = d/dt
+    (L_min - L_maj) under the gradient flow of ERM.
     """
 
     pairs: Pairs | None = None
@@ -33,11 +34,11 @@ class StaticDynamic(GroupAnalysis):
     scalar = True
 
     def check_spec(self, spec: GroupSpec) -> None:
-        """The pairs must be groups of one class."""
+        """Raise UserError unless every pair consists of two groups of one class."""
         pairs_of(spec, self.pairs, same_class=True)
 
     def quantities(self, s: GroupStatistics) -> dict[str, Tensor]:
-        """A/<pair>, B/<pair>, C/<pair>, the parts Delta_s_T_d and Delta_d_T_s of B, and total."""
+        """Return A, B, C, Delta_s_T_d and Delta_d_T_s (the parts of B), and total, per pair."""
         y = torch.tensor([-1.0, 1.0]).repeat_interleave(len(s.spec.attributes))
         c_0 = -2 * y if s.kind == "mse" else -y / 2
 
@@ -64,7 +65,7 @@ class StaticDynamic(GroupAnalysis):
     def panels(
         self, of: Callable[[str], Tensor], spec: GroupSpec, ended: FinishedRun
     ) -> list[Panel]:
-        """Per pair the three terms and their sum."""
+        """Return a panel per pair: the three terms and their sum."""
         labels = {"A": "A: static", "B": "B: mixed", "C": "C: dynamic"}
         return [
             Panel(

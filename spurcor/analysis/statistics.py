@@ -1,8 +1,8 @@
 """Group gradients and mean Jacobians of a network: one pass over a split for all analyses.
 
-Every quantity of the gradient-flow analyses is a product of two combinations of the vectors
-grad_g = d L_g / d theta and m_g = d E_g[f] / d theta, so the matrix of their products is all that
-a pass leaves; its vectors stay on the device. G groups, P weights, V vectors.
+Every quantity of the gradient-flow analyses is an inner product of two linear combinations of the
+vectors grad_g = d L_g / d theta and m_g = d E_g[f] / d theta. A pass therefore returns only the
+matrix of their inner products; the vectors stay on the device. G groups, P weights, V vectors.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ from spurcor.data.splits import Splits
 from spurcor.seeding import derive_seed
 from spurcor.training.method import Method
 
-BLOCK = 1 << 16  # weights whose products are added up at once, in float64
-VANISHING = 1e-9  # norms below have no direction
-CHUNK, VALUES = 512, 1 << 22  # most samples at once, and most values that their images have
+BLOCK = 1 << 16  # weights per block of products, in float64
+VANISHING = 1e-9  # smaller norms count as zero
+CHUNK, VALUES = 512, 1 << 22  # most samples per pass, and most values of their images
 Samples = tuple[str, int | None, int | None]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted of which samples: at most `num_samples` of each group of a split."""
+    """A request for statistics of at most `num_samples` of each group of a split."""
 
     split: str
     num_samples: int | None
@@ -44,17 +44,18 @@ class Request:
 
     @property
     def samples(self) -> Samples:
-        """Requests that agree in this are served by one pass."""
+        """The key of a pass: requests that share it are served by one pass."""
         return self.split, self.num_samples, self.chunk_size
 
 
 @dataclass(frozen=True)
 class GroupStatistics:
-    """A split as a network sees it, by group; NaN where a group has no sample.
+    """Group statistics of a network on a split; NaN where a group has no sample.
 
-    `count` (G,) int64 of all samples; `loss`, `mean`, `std` (G,) float64 of the loss and of f,
-    its deviation that of the samples themselves (divided by n); `gram` (2G, 2G) float64, products
-    of [grad_1 ... grad_G, m_1 ... m_G], where `present` (2G,).
+    `count` (G,) int64 of all samples; `loss` (G,) float64, the mean loss; `mean`, `std` (G,)
+    float64, mean and sample standard deviation (n - 1) of f, NaN unless there are two classes;
+    `gram` (2G, 2G) float64, inner products of [grad_1 ... grad_G, m_1 ... m_G], valid where
+    `present` (2G,).
     """
 
     spec: GroupSpec
@@ -68,7 +69,7 @@ class GroupStatistics:
 
     @classmethod
     def unknown(cls, method: Method) -> "GroupStatistics":
-        """Of no sample."""
+        """Return the statistics of a split without samples: counts are 0, all else is NaN."""
         groups = method.spec.num_groups
         nan = torch.full((groups,), torch.nan, dtype=torch.float64)
         count = torch.zeros(groups, dtype=torch.int64)
@@ -78,34 +79,34 @@ class GroupStatistics:
 
     @property
     def share(self) -> Tensor:
-        """pi (G,): fractions of the split."""
+        """The group frequencies pi (G,) of the split."""
         return self.count.double() / self.count.sum()
 
     def gradient(self, weights: Tensor) -> Tensor:
-        """sum_g weights_g grad_g, as coefficients (2G,); weights (G,)."""
+        """Return sum_g weights_g grad_g as coefficients (2G,), for weights (G,)."""
         return torch.cat([weights.double(), torch.zeros(len(weights), dtype=torch.float64)])
 
     def jacobian(self, weights: Tensor) -> Tensor:
-        """sum_g weights_g m_g, as coefficients (2G,); weights (G,)."""
+        """Return sum_g weights_g m_g as coefficients (2G,), for weights (G,)."""
         return torch.cat([torch.zeros(len(weights), dtype=torch.float64), weights.double()])
 
     def products(self, gradients: bool, jacobians: bool) -> Tensor:
-        """`gram` of one kind of vector (G, G) or of both, whatever else the pass was made for."""
+        """Return `gram` restricted to one kind of vector (G, G), or in full for both."""
         rows = torch.tensor([gradients, jacobians]).repeat_interleave(len(self.share))
         return self.gram[rows][:, rows]
 
     def dot(self, u: Tensor, v: Tensor) -> Tensor:
-        """<u, v> of two combinations; NaN where one has a part in a group without a sample."""
+        """Return <u, v> of two combinations (2G,); NaN if either needs an absent vector."""
         if bool((((u != 0) | (v != 0)) & ~self.present).any()):
             return torch.tensor(torch.nan, dtype=torch.float64)
         return u @ self.gram @ v
 
     def norm(self, u: Tensor) -> Tensor:
-        """|u|."""
+        """Return |u| of a combination (2G,)."""
         return self.dot(u, u).clamp(min=0).sqrt()
 
     def cosine(self, u: Tensor, v: Tensor) -> Tensor:
-        """Of the angle between two combinations; NaN where one of them vanishes."""
+        """Return the cosine between two combinations (2G,); NaN if either vanishes."""
         norms = self.norm(u), self.norm(v)
         if min(norms) < VANISHING:
             return torch.tensor(torch.nan, dtype=torch.float64)
@@ -118,9 +119,9 @@ class GroupStatistics:
 def collect(
     requests: Iterable[Request], method: Method, splits: Splits
 ) -> dict[Samples, GroupStatistics]:
-    """Statistics by `Request.samples`: one pass for all requests of the same samples.
+    """Return statistics by `Request.samples`, with one pass for all requests of the same samples.
 
-    Of a split that is not there all is NaN.
+    The statistics of an absent split are NaN.
     """
     merged: dict[Samples, Request] = {}
     for request in requests:
@@ -140,10 +141,10 @@ def collect(
 
 
 def collect_one(request: Request, method: Method, splits: Splits) -> GroupStatistics:
-    """One pass: per chunk of a group a forward pass, and a backward pass for each kind of vector.
+    """Make one pass: per chunk of a group, a forward pass and a backward pass per kind of vector.
 
-    Where all weights are those of linear layers, one backward pass without products with weights
-    serves both. Memory: a vector of P weights per group and kind, one more, and a chunk.
+    If all weights belong to linear layers, one backward pass without weight gradients serves both
+    kinds. Memory: a vector of P weights per group and kind, one more, and a chunk.
     """
     data = splits[request.split]
     count = data.group_counts.cpu()
@@ -165,7 +166,7 @@ def collect_one(request: Request, method: Method, splits: Splits) -> GroupStatis
             losses.append(loss.detach())
             outputs.append(f.detach())
         f = torch.cat(outputs).double()
-        std = f.std() if len(f) > 1 else torch.full_like(f[0], torch.nan)  # else torch warns
+        std = f.std() if len(f) > 1 else torch.full_like(f[0], torch.nan)  # torch would warn
         found = torch.stack([torch.cat(losses).double().mean(), f.mean(), std])
         table[:, g] = found.cpu()
     if data.spec.num_classes != 2:
@@ -176,7 +177,7 @@ def collect_one(request: Request, method: Method, splits: Splits) -> GroupStatis
 
 
 def _members(data: GroupedDataset, request: Request) -> dict[int, Tensor]:
-    """Positions of the samples of each group that has any; the same ones every time."""
+    """Return the positions of each non-empty group's samples; always the same subset."""
     g = data.g.cpu()
     order = torch.arange(len(g))
     if request.num_samples is not None:
@@ -187,9 +188,9 @@ def _members(data: GroupedDataset, request: Request) -> dict[int, Tensor]:
 
 
 class _Vectors:
-    """[grad_1 ... grad_G] and [m_1 ... m_G], those that are asked for, in parts (V, n) per weight.
+    """The requested kinds of [grad_1 ... grad_G] and [m_1 ... m_G], in a part (V, n) per weight.
 
-    What is added is of one chunk of group g, which has `num` samples in all.
+    Vectors are accumulated over chunks of a group g with `num` samples in total.
     """
 
     def __init__(self, request: Request, weights: Sequence[Tensor], num_groups: int) -> None:
@@ -200,11 +201,11 @@ class _Vectors:
         self.parts = [w.new_zeros(rows, w.numel()) for w in weights] if rows else []
 
     def served_by(self, linears: LinearLayers) -> list[LinearLayer]:
-        """The layers by which one backward pass gives both kinds; none where it does not."""
+        """Return the layers for which one backward pass gives both kinds; empty if it cannot."""
         return linears.of(self.weights) if bool(self.kinds.all()) else []
 
     def add_gradients(self, g: int, loss: Tensor, f: Tensor, num: int) -> None:
-        """The means of losses (B,) and outputs (B,), differentiated one after the other."""
+        """Add the gradients of mean loss and mean output, from losses (B,) and outputs (B,)."""
         values = [v for v, wanted in zip((loss, f), self.kinds, strict=True) if wanted]
         for k, value in enumerate(values):
             found = torch.autograd.grad(
@@ -220,13 +221,13 @@ class _Vectors:
     def add_products(
         self, g: int, f: Tensor, slope: Tensor, layers: Sequence[LinearLayer], num: int
     ) -> None:
-        """The same of linear layers: both kinds by one backward pass."""
+        """Add the same for linear layers, both kinds by one backward pass."""
         parts = {id(w): part for w, part in zip(self.weights, self.parts, strict=True)}
         rows = g, self.num_groups + g
         add_products(parts, rows, f, slope, layers, num)
 
     def gram(self) -> Tensor:
-        """(2G, 2G) float64 products on the CPU; 0 where a kind is not asked for."""
+        """Return the inner products (2G, 2G), float64, on the CPU; 0 for kinds not requested."""
         gram = torch.zeros(2 * self.num_groups, 2 * self.num_groups, dtype=torch.float64)
         if self.wanted:
             rows = torch.arange(2 * self.num_groups).view(2, -1)[self.kinds].flatten()

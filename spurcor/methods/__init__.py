@@ -1,1 +1,1 @@
-"""Methods, one file each."""
+"""Training methods, one file each."""

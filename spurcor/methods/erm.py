@@ -11,7 +11,7 @@ from spurcor.training.method import Method, Phase, Supervised
 
 
 class Erm(Method):
-    """Mean loss over the batch, drawn as `sampling` says.
+    """Minimise the mean loss of batches drawn by `sampling`.
 
     `subsampled` and `group_weighted` are the baselines SUBG and RWG of Idrissi et al. (CLeaR 2022),
     `class_subsampled` and `class_weighted` their SUBY and RWY.
@@ -26,9 +26,9 @@ class Erm(Method):
         self.epochs, self.sampling = epochs, sampling
 
     def phases(self) -> Sequence[Phase]:
-        """One phase."""
+        """Return the single phase `erm`."""
         return [Supervised("erm", self, self.epochs, self.reduce, self.sampling)]
 
     def reduce(self, losses: Tensor, batch: Batch) -> Tensor:
-        """L = 1/B sum_i l_i."""
+        """Return L = 1/B sum_i l_i."""
         return losses.mean()

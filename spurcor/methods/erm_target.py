@@ -10,16 +10,16 @@ from spurcor.training.method import Method, Phase, Supervised
 
 
 class ErmTarget(Method):
-    """Mean loss over batches of TARGET; an epoch is one pass over it."""
+    """Minimise the mean loss of batches of TARGET; an epoch is one pass over TARGET."""
 
     def __init__(self, backbone: Backbone, info: DataInfo, epochs: int) -> None:
         super().__init__(backbone, info)
         self.epochs = epochs
 
     def phases(self) -> Sequence[Phase]:
-        """One phase."""
+        """Return the single phase `erm_target`."""
         return [Supervised("erm_target", self, self.epochs, self.reduce, split=Split.TARGET)]
 
     def reduce(self, losses: Tensor, batch: Batch) -> Tensor:
-        """L = 1/B sum_i l_i."""
+        """Return L = 1/B sum_i l_i."""
         return losses.mean()

@@ -1,4 +1,4 @@
-"""No training: the network, or the features, as they come, for a repair to fit a layer on."""
+"""No training: a network, or stored features, on which a repair fits a last layer."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ from spurcor.training.method import Method, Phase
 
 
 class Frozen(Method):
-    """Has no phase; its head is nobody's, and no accuracy is reported of it.
+    """A method without phases; its head is untrained, so its accuracy is not reported.
 
     With pretrained weights and Deep Feature Reweighting this is SCALE's baseline DFR-pretrained.
     """
 
     def phases(self) -> Sequence[Phase]:
-        """None."""
+        """Return no phases."""
         return []

@@ -15,7 +15,7 @@ from spurcor.training.method import Method, Phase, Supervised
 class GroupDro(Method):
     """Online exponentiated-gradient ascent on the group weights q, descent on sum_g q_g L_g.
 
-    Order as in the authors' code: q moves first, then weighs the losses of the same batch.
+    As in the authors' code, q is updated first and then weights the losses of the same batch.
     """
 
     q: Tensor
@@ -31,9 +31,9 @@ class GroupDro(Method):
         normalize: bool = False,
         sampling: bool = False,
     ) -> None:
-        """`adjustments` C: one for all groups or one per group, used if all are positive.
+        """Create the method; `adjustments` C: one for all groups or one per group.
 
-        `sampling`: the authors' `reweight_groups`.
+        They are used only if all are positive. `sampling`: the authors' `reweight_groups`.
         """
         super().__init__(backbone, info)
         info.spec.require_groups("method=group_dro")
@@ -49,18 +49,19 @@ class GroupDro(Method):
         self.register_buffer("q", torch.full((num_groups,), 1 / num_groups))
         c = torch.tensor(adjustments).expand(num_groups)
         n_g = info.group_counts
-        used = (n_g > 0) & bool((c > 0).all())  # a group without a sample must not draw q to it
+        used = (n_g > 0) & bool((c > 0).all())  # an empty group must not attract q
         self.register_buffer("adjustment", torch.where(used, c / n_g.clamp(min=1).sqrt(), 0.0))
 
     def phases(self) -> Sequence[Phase]:
-        """One phase."""
+        """Return the single phase `group_dro`."""
         sampling: Sampling = "group_weighted" if self.sampling else "shuffled"
         return [Supervised("group_dro", self, self.epochs, self.reduce, sampling)]
 
     def reduce(self, losses: Tensor, batch: Batch) -> Tensor:
-        """q_g <- q_g exp(eta A_g), normalised; L = sum_g q_g L_g with A_g = L_g + C_g / sqrt(n_g).
+        """Update q_g <- q_g exp(eta A_g), normalised, with A_g = L_g + C_g / sqrt(n_g).
 
-        L_g is the mean loss of the group in the batch, 0 where the batch has none of it.
+        Returns L = sum_g q_g L_g, where L_g is the mean loss of the group in the batch, 0 if it is
+        absent. With `normalize`, the A_g are first divided by their sum.
         """
         member = F.one_hot(batch.g, len(self.q)).to(losses.dtype)  # (B, G)
         group_losses = losses @ member / member.sum(0).clamp(min=1)  # (G,)
@@ -70,5 +71,5 @@ class GroupDro(Method):
                 adjusted = adjusted / adjusted.sum().clamp(min=torch.finfo(adjusted.dtype).tiny)
             q = self.q * (self.eta * adjusted).exp()
             self.q.copy_(q / q.sum())
-        # A copy: autograd keeps it for backward, and the buffer moves on with the next batch.
+        # Copied: autograd saves it for backward, but the next batch changes the buffer in place.
         return self.q.clone() @ group_losses

@@ -1,4 +1,4 @@
-"""Importance weighting: every group counts the same."""
+"""Importance weighting: every group contributes equally."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,11 +13,11 @@ from spurcor.training.method import Method, Phase, Supervised
 
 
 class ImportanceWeighting(Method):
-    """Weights N / (G n_g) on the losses, or samples drawn in proportion to 1 / n_g.
+    """Weight losses by N / (G n_g), or draw samples with probability proportional to 1 / n_g.
 
-    N samples in G groups, n_g of them in group g; groups without a sample count in G. At full batch
-    the weighted loss has the gradient v_inv, the mean of the group gradients. Sampling is
-    group_DRO's `reweight_groups`.
+    N samples in G groups, n_g of them in group g; empty groups count in G. At full batch the
+    weighted loss has the gradient v_inv, the mean of the group gradients. Sampling is group_DRO's
+    `reweight_groups`.
     """
 
     weight: Tensor
@@ -37,10 +37,10 @@ class ImportanceWeighting(Method):
         self.register_buffer("weight", weight.float())
 
     def phases(self) -> Sequence[Phase]:
-        """One phase."""
+        """Return the single phase `iw`."""
         sampling: Sampling = "group_weighted" if self.by == "sampling" else "shuffled"
         return [Supervised("iw", self, self.epochs, self.reduce, sampling)]
 
     def reduce(self, losses: Tensor, batch: Batch) -> Tensor:
-        """L = 1/B sum_i w_{g_i} l_i, or the plain mean of sampled batches."""
+        """Return L = 1/B sum_i w_{g_i} l_i, or the plain mean for sampled batches."""
         return losses.mean() if self.by == "sampling" else (self.weight[batch.g] * losses).mean()

@@ -1,4 +1,4 @@
-"""MaskTune (Asgari Taghanaki et al., NeurIPS 2022): hide what ERM looks at, and train on."""
+"""MaskTune (Asgari Taghanaki et al., NeurIPS 2022): mask what ERM looks at, then fine-tune."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -17,19 +17,20 @@ from spurcor.saliency.masking import Mask, Masking, require_pixels
 from spurcor.training import checkpoint
 from spurcor.training.method import Method, Phase, RunContext, Supervised
 
-KEPT = "val/average"  # what the weights are chosen by that the masks are made with
+KEPT = "val/average"  # criterion for the weights that make the masks
 
 
 class MaskTune(Method):
     """ERM, then exactly one epoch on TRAIN without the pixels that ERM found most important.
 
-    `mask`: `saliency`, black where the heat of the `layer` (the deepest map) is above mean +
-    `deviations` std of an image's positive heat; `attention` (masktune_models), a pixel fainter
-    the more channels of the layer are above their `quantile` there; `random`, a hole of the area
-    of the saliency mask; `none`, just one more epoch. `iterations` masks anew after each
-    fine-tuning and fine-tunes on, with `accumulative` hiding what was hidden before, too. The rate
-    is ERM's last one, with its momentum, or `finetune_lr` with none. `init`: a finished run in the
-    place of ERM; its momentum is not known, and the rate is `finetune_lr` or the optimiser's.
+    `mask`: `saliency` blackens pixels where the heat of `layer` (default: the deepest spatial
+    layer) exceeds mean + `deviations` std of the image's positive heat; `attention`
+    (masktune_models) dims a pixel by the share of channels of the layer that exceed the layer's
+    `quantile` there; `random` blackens a hole of the area of the saliency mask; `none` is just one
+    more epoch. `iterations` repeats masking and fine-tuning; `accumulative` keeps earlier masks.
+    Fine-tuning continues with ERM's last learning rate and momentum, or starts with `finetune_lr`
+    and no momentum. `init`: a finished run that replaces ERM; its momentum is unknown, and the
+    learning rate is `finetune_lr` or the optimiser's.
     """
 
     def __init__(
@@ -58,31 +59,31 @@ class MaskTune(Method):
         self.init = None if init is None else Path(init)
 
     def phases(self) -> Sequence[Phase]:
-        """`erm`, then `finetune`, `finetune2`, ..."""
+        """Return `erm` (unless `init` replaces it), then `finetune`, `finetune2`, ..."""
         names = ["erm", "finetune", *(f"finetune{i + 2}" for i in range(self.iterations - 1))]
         erm = Erm("erm", self, self.epochs, self.reduce)
         finetune = [Finetune(self, name, before) for before, name in itertools.pairwise(names)]
         return [erm, *finetune] if self.init is None else finetune
 
     def reduce(self, losses: Tensor, batch: Batch) -> Tensor:
-        """L = 1/B sum_i l_i."""
+        """Return L = 1/B sum_i l_i."""
         return losses.mean()
 
 
 class Erm(Supervised):
-    """ERM, whose last rate and best weights fine-tuning goes on with."""
+    """ERM, which keeps its last learning rate and best weights for fine-tuning."""
 
     selection = KEPT
 
     def end_epoch(self) -> None:
-        """Note the rate of this epoch, which may be the last, before the schedule changes it."""
+        """Note this epoch's learning rate before the schedule changes it; it may be the last."""
         for group in self.optimizer.param_groups:
             group["last_lr"] = group["lr"]
         super().end_epoch()
 
 
 class Finetune(Supervised):
-    """One epoch on masked images, from where the phase before ended."""
+    """One epoch on masked images, starting where the previous phase ended."""
 
     method: MaskTune
     selection = KEPT
@@ -93,11 +94,11 @@ class Finetune(Supervised):
         self.before, self.first = before, before == "erm"
 
     def check(self, run: RunContext) -> None:
-        """Images can be masked."""
+        """Check that the images can be masked."""
         self.method.masking.check(run)
 
     def begin(self, run: RunContext) -> None:
-        """The optimiser goes on; the masks of all of TRAIN are made."""
+        """Restore the optimiser of the previous phase, and make the masks for all of TRAIN."""
         method = self.method
         from_run = method.init if self.first else None
         before = from_run or run.kept(self.before)
@@ -107,21 +108,21 @@ class Finetune(Supervised):
                 group["lr"] = group.pop("last_lr", group["lr"])
         if method.masking.stored:
             last = weights.snapshot(method)
-            if self.first:  # later masks are those of the network just fine-tuned
+            if self.first:  # later masks use the network just fine-tuned
                 checkpoint.load_trained(method, before / "model.safetensors")
             method.masking.make(method, run, self.name, None if self.first else self.before)
             method.load_state_dict(last)
 
     def streams(self, run: RunContext) -> Mapping[str, Stream]:
-        """TRAIN, each image once, masked."""
+        """Return the stream of TRAIN, with each masked image once."""
         split = self.method.masking.masked(run, self.name)
         return {"train": run.stream(Split.TRAIN, role=self.name, dataset=split)}
 
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
-        """A step of ERM."""
+        """Make a step of ERM, after dimming the images for `mask=attention`."""
         batch, method = batches["train"], self.method
         x = method.masking.faded(method.backbone, batch.x)
         return super().step({"train": replace(batch, x=x)})
 
     def end_epoch(self) -> None:
-        """The rate stays, for what may go on from here."""
+        """Keep the learning rate, which a later fine-tuning continues with."""

@@ -1,11 +1,11 @@
 """PruSC (Le, Schlötterer, Seifert, TMLR 2025): the subnetwork that does not rely on the shortcut.
 
-Samples that share a shortcut lie together in the representation of a network trained by ERM. Gates
-on its weights are learnt on a set that balances the classes within such clusters, so that classes
-part inside a cluster and meet across clusters; what the gates leave is trained a little further.
-No group label is read.
+Samples that share a shortcut lie close together in the representation of a network trained by ERM.
+Gates on its weights are learnt on a set that balances the classes within such clusters, so that
+classes separate within a cluster and come together across clusters; the remaining weights are then
+trained a little further. Group labels are not used.
 
-pi logits of the gates, z representation, c cluster, s_ij = cos(z_i, z_j) / temperature.
+pi: logits of the gates, z: representation, c: cluster, s_ij = cos(z_i, z_j) / temperature.
 """
 
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ from spurcor.training.method import Method, Phase, Supervised
 
 
 class Prusc(Method):
-    """ERM, or the run that `init` names; then gates on its weights; then its open weights again.
+    """ERM (or the run `init`), then learning gates on its weights, then training the weights kept.
 
-    Controls: `no_contrast` prunes without the contrastive term, `retrain_alone` does not prune and
+    Controls: `no_contrast` prunes without the contrastive term; `retrain_alone` does not prune and
     trains the dense network on the de-biasing set.
     """
 
@@ -80,7 +80,7 @@ class Prusc(Method):
         self.control = control
 
     def phases(self) -> Sequence[Phase]:
-        """`erm` where no run is started from, `prune` but for one control, and `retrain`."""
+        """Return `erm` without `init`, `prune` except for `retrain_alone`, and `retrain`."""
         erm = Supervised("erm", self, self.epochs, self.reduce)
         prune = Prune(self, *self.pruning, self.set, self.terms)
         retrain = Retrain(self, *self.retraining, self.set, self.reduce)
@@ -88,11 +88,11 @@ class Prusc(Method):
         return [erm, *pruned] if self.init is None else pruned
 
     def reduce(self, losses: Tensor, batch: Batch) -> Tensor:
-        """L = 1/B sum_i l_i."""
+        """Return L = 1/B sum_i l_i."""
         return losses.mean()
 
     def terms(self, batch: Batch, cluster: Tensor, logits: Sequence[Tensor]) -> dict[str, Tensor]:
-        """L, lambda_sparse sum pi, and lambda_con sum_i con_i, by one forward pass."""
+        """Return L, lambda_sparse sum pi, and lambda_con sum_i con_i, from one forward pass."""
         z = self.backbone(batch.x)
         losses = self.losses(self.head(z), batch.y)
         sparse = torch.stack([pi.sum() for pi in logits])
@@ -104,23 +104,23 @@ class Prusc(Method):
         }
 
     def weights(self) -> list[nn.Parameter]:
-        """Those of the network: logits of gates are not among what analyses differentiate."""
+        """Return the network's weights, without the gates' logits."""
         logits = {id(gate.logit) for gate in gates_of(self).values()}
         return [weight for weight in super().weights() if id(weight) not in logits]
 
 
 def contrast(z: Tensor, y: Tensor, cluster: Tensor, temperature: float) -> Tensor:
-    """Contrastive losses (B,) of representations z (B, D); 0 of an anchor without P or N.
+    """Return contrastive losses (B,) of representations z (B, D); 0 for anchors without P or N.
 
-    P(i): same class, another cluster. N(i): same cluster, another class.
-    con_i = -1/|P| sum_{p in P} log(e^{s_ip} / (sum_{n in N} e^{s_in} + sum_{p' in P} e^{s_ip'})).
+    P(i): same class, another cluster. N(i): same cluster, another class. con_i = -1/|P| sum_{p in
+    P} log(e^{s_ip} / (sum_{n in N} e^{s_in} + sum_{p' in P} e^{s_ip'})).
     """
     z = F.normalize(z, dim=1)
     s = z @ z.T / temperature
     same_class, same_cluster = (label[:, None] == label for label in (y, cluster))
     positive, negative = same_class & ~same_cluster, ~same_class & same_cluster
     anchor = positive.any(dim=1) & negative.any(dim=1)
-    others = positive | negative | ~anchor[:, None]  # of no anchor all, so that it is finite
+    others = positive | negative | ~anchor[:, None]  # everything for non-anchors, to keep it finite
     total = s.masked_fill(~others, -torch.inf).logsumexp(dim=1)
     mean = (s * positive).sum(dim=1) / positive.sum(dim=1).clamp(min=1)
     return torch.where(anchor, total - mean, 0.0)

@@ -1,8 +1,8 @@
 """SCALE (Spurious Correlation via Auxiliary LEarning): two gradients, gated per parameter group.
 
 TRAIN, with its shortcut, is an auxiliary task for TARGET, which has none. A train and a target
-batch give two gradients of the shared backbone; that of TRAIN is weighted, group of parameters by
-group, by how well it agrees with that of TARGET.
+batch give two gradients of the shared backbone; the train gradient is weighted, per parameter
+group, by how well it agrees with the target gradient.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,13 +20,13 @@ from spurcor.training.cosines import CosineHistogram
 from spurcor.training.kernels import GroupedWeights
 from spurcor.training.method import Method, Phase, RunContext
 
-EPSILON = 1e-8  # the least that a length counts as, as in torch's CosineSimilarity, SCALE's own
+EPSILON = 1e-8  # lower bound on norms, as in torch's CosineSimilarity, which SCALE uses
 
 
 class Scale(Method):
-    """A shared backbone with a head for each stream; the target's head predicts."""
+    """A shared backbone with one head per stream; the target head predicts."""
 
-    revision = 2  # cosines of short gradients are not shortened
+    revision = 2  # cosines of short gradients are no longer shrunk
 
     def __init__(
         self,
@@ -42,12 +42,12 @@ class Scale(Method):
         self.train_head, self.channels = make_head(backbone, info), info.shape[0]
 
     def phases(self) -> Sequence[Phase]:
-        """One phase, on both streams."""
+        """Return the single phase `scale`, on both streams."""
         return [TwoStreams(self, self.epochs)]
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """c_j = <a_j, b_j> / (max(|a_j|, 1e-8) max(|b_j|, 1e-8)), row by row."""
+    """Return c_j = <a_j, b_j> / (max(|a_j|, 1e-8) max(|b_j|, 1e-8)), row by row."""
     dot: Callable[[Tensor, Tensor], Tensor] = torch.linalg.vecdot
     of_a, of_b = (dot(x, x).sqrt().clamp(min=EPSILON) for x in (a, b))
     return dot(a, b) / (of_a * of_b)
@@ -62,14 +62,14 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def combine(g_tr: Tensor, g_ta: Tensor, w: Callable[[Tensor], Tensor]) -> Tensor:
-    """g_ta,j <- w(c_j) g_tr,j + g_ta,j, row by row, in place; returns c."""
+    """Set g_ta,j <- w(c_j) g_tr,j + g_ta,j, row by row, in place; return c."""
     c = cosine(g_tr, g_ta)
     g_ta.addcmul_(g_tr, w(c)[:, None])
     return c
 
 
 class TwoStreams(Phase):
-    """One update per pair of a train and a target batch, by whatever optimiser the run has."""
+    """One update per pair of a train and a target batch, by the run's optimiser."""
 
     name = "scale"
     method: Scale
@@ -80,25 +80,25 @@ class TwoStreams(Phase):
         self.shared = GroupedWeights(method.backbone, method.group_size, method.channels)
 
     def check(self, run: RunContext) -> None:
-        """A batch of TARGET is drawn without replacement."""
+        """Check that a batch of TARGET can be drawn without replacement."""
         run.require_batch(Split.TARGET)
 
     def setup(self, run: RunContext) -> None:
-        """One optimiser over backbone and heads; empty counts of cosines."""
+        """Build one optimiser over backbone and heads, and empty histograms of cosines."""
         super().setup(run)
         self.shared.warn_of_few_kernels()
         self.cosines = CosineHistogram(self.shared, self.epochs)
 
     def streams(self, run: RunContext) -> Mapping[str, Stream]:
-        """TRAIN paces the epoch; every target batch is a draw of its own."""
+        """Return both streams; TRAIN sets the epoch's length, target batches are independent draws."""
         target = run.stream(Split.TARGET, sampling="independent")
         return {"train": run.stream(Split.TRAIN), "target": target}
 
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
-        """d_j = w(c_j) g_tr,j + g_ta,j in place of the gradient, then the optimiser's own step."""
+        """Replace the gradient by d_j = w(c_j) g_tr,j + g_ta,j, then step the optimiser."""
         self.optimizer.zero_grad(set_to_none=True)
         loss_train = self._backward(batches["train"], self.method.train_head)
-        g_train = self.shared.take_gradients()  # the heads keep theirs
+        g_train = self.shared.take_gradients()  # the heads keep their gradients
         loss_target = self._backward(batches["target"], self.method.head)
         gate = GATES[self.method.gate]
         c = self.shared.pair(g_train, lambda g_tr, g_ta: combine(g_tr, g_ta, gate))
@@ -106,25 +106,25 @@ class TwoStreams(Phase):
         return {"loss": loss_target, "loss_train": loss_train, **self.cosines.add(c)}
 
     def _backward(self, batch: Batch, head: nn.Module) -> Tensor:
-        """Gradients of the mean loss of a batch; batch norm sees both streams."""
+        """Back-propagate the mean loss of a batch and return it; batch norm sees both streams."""
         loss = self.method.losses(head(self.method.backbone(batch.x)), batch.y).mean()
         torch.autograd.backward(loss)
         return loss.detach()
 
     def end_epoch(self) -> None:
-        """Step the schedule; the next epoch's cosines are counted by themselves."""
+        """Step the schedule and start the next epoch's histogram."""
         super().end_epoch()
         self.cosines.epoch += 1
 
     def end(self, run: RunContext) -> None:
-        """A picture of the cosines, and cosines.json."""
+        """Write cosines.json and a picture of the cosines."""
         self.cosines.write(run.directory)
 
     def state_dict(self) -> dict[str, Any]:
-        """The cosines counted so far, too."""
+        """Return the optimiser, the schedule, and the cosines counted so far."""
         return super().state_dict() | self.cosines.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue, and count on from there."""
+        """Continue from `state_dict`."""
         super().load_state_dict(state)
         self.cosines.load_state_dict(state)

@@ -1,1 +1,1 @@
-"""Gates on weights, and the clusters and sets that they are learnt on."""
+"""Learnt gates on weights, and the clusters and de-biasing sets that they are trained on."""

@@ -1,4 +1,4 @@
-"""Clusters of a network's representation of images, their files, and what they hold."""
+"""Clusters of images by a network's representation: computing, storing and describing them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,14 +19,17 @@ from spurcor.seeding import derive_seed
 from spurcor.system.files import replacing, write_json
 from spurcor.system.terminal import tracked
 
-Centres = Literal["directions", "features"]  # what a centre is the mean of
+Centres = Literal["directions", "features"]  # what a cluster centre averages
 MARK = "# fingerprint of the split: "  # the first line of clusters.csv
-MOST_POINTS = 5000  # of the picture
+MOST_POINTS = 5000  # in the picture
 
 
 @torch.no_grad()
 def represent(backbone: Backbone, data: GroupedDataset, transform: Transform) -> Tensor:
-    """Pooled output (N, D) of a backbone in eval mode for un-augmented images, on their device."""
+    """Return the pooled output (N, D) of a backbone in eval mode for a split's un-augmented images.
+
+    It stays on the device of the split's labels.
+    """
     device = data.y.device
     x = torch.empty(len(data), backbone.size(-1), device=device)
     chunks = torch.split(torch.arange(len(data), device=device), EVALUATION_BATCH)
@@ -36,7 +39,7 @@ def represent(backbone: Backbone, data: GroupedDataset, transform: Transform) ->
 
 
 def cluster(x: Tensor, num_clusters: int, seed: int, centres: Centres = "directions") -> Tensor:
-    """Clusters (N,) of a representation (N, D), on the CPU; the same for the seed of a run."""
+    """Return clusters (N,) of a representation (N, D), on the CPU; the run's seed fixes them."""
     raw = centres == "features"
     return spherical_kmeans(x, num_clusters, derive_seed("clusters", seed), raw).cpu()
 
@@ -47,7 +50,7 @@ def cluster(x: Tensor, num_clusters: int, seed: int, centres: Centres = "directi
 def write_clusters(
     folder: Path, data: GroupedDataset, clusters: Tensor, drawn: Tensor | None = None
 ) -> None:
-    """clusters.csv; `drawn` (M,) marks the samples of a de-biasing set in a column of its own."""
+    """Write clusters.csv; a column `drawn` marks the samples (M,) of a de-biasing set, if given."""
     import pandas as pd
 
     columns: dict[str, Any] = {"index": np.arange(len(data)), "label": data.y.cpu().numpy()}
@@ -61,10 +64,10 @@ def write_clusters(
 
 
 def read_clusters(path: Path, data: GroupedDataset) -> Tensor:
-    """Clusters (N,) of a split from clusters.csv, or from PruSC's own (`cluster_assign`).
+    """Load the clusters (N,) of a split from clusters.csv, or from PruSC's file (`cluster_assign`).
 
-    Every sample must be there once, with its class; where the file says which split it is of, it
-    must be this one.
+    Raises UserError unless every sample is listed once with its class and the file's fingerprint,
+    if any, is that of the split.
     """
     mark, header = _head(path)
     name = "cluster_assign" if "cluster_assign" in header else "cluster"
@@ -100,13 +103,13 @@ def read_clusters(path: Path, data: GroupedDataset) -> Tensor:
 
 
 def read_drawn(folder: Path) -> Tensor:
-    """Positions of the de-biasing set that `write_clusters` marked."""
+    """Return the positions (M,) of the de-biasing set that `write_clusters` marked."""
     table = CsvTable.read(folder / "clusters.csv", (), ("drawn",), comment="#")
     return table.whole("drawn").nonzero().squeeze(1)
 
 
 def _head(path: Path) -> tuple[str | None, list[str]]:
-    """The fingerprint in the first line, if it is one, and the header."""
+    """Return the fingerprint from the first line, None if there is none, and the column names."""
     try:
         with path.open(encoding="utf-8") as file:
             first = file.readline().strip()
@@ -117,13 +120,13 @@ def _head(path: Path) -> tuple[str | None, list[str]]:
         raise UserError(f"method.clusters={path} cannot be read ({error})") from error
 
 
-# --- what they hold -------------------------------------------------------------------------------
+# --- contents -------------------------------------------------------------------------------------
 
 
 def describe(
     folder: Path, picture: Path, x: Tensor, data: GroupedDataset, clusters: Tensor
 ) -> dict[str, Any]:
-    """table.csv, clusters.json and a picture; returns what is in clusters.json."""
+    """Write table.csv, clusters.json and a scatter plot; return the contents of clusters.json."""
     import pandas as pd
 
     spec = data.spec
@@ -153,10 +156,10 @@ def describe(
 
 
 def agree(clusters: Any, labels: Any) -> Mapping[str, float]:
-    """How much clusters (N,) say of labels (N,).
+    """Return how well clusters (N,) predict labels (N,).
 
-    `purity`: share of samples with the most frequent label of their cluster; mutual information in
-    nats, and normalised by the mean of both entropies.
+    `purity` is the share of samples with the most frequent label of their cluster; mutual
+    information is in nats, and normalised by the mean of both entropies.
     """
     from sklearn import metrics
 
@@ -171,7 +174,7 @@ def agree(clusters: Any, labels: Any) -> Mapping[str, float]:
 
 
 def principal(x: Tensor) -> Tensor:
-    """The first two principal components (N, 2)."""
+    """Return the first two principal components (N, 2), zero where there are fewer."""
     from sklearn.decomposition import PCA
 
     count = min(2, *x.shape)

@@ -18,14 +18,14 @@ from spurcor.training.method import RunContext
 
 log = logging.getLogger(__name__)
 Sampling = Literal["balanced", "minority"]
-FOLDER = "clusters"  # of the run's directory
+FOLDER = "clusters"  # in the run's directory
 
 
 @dataclass(frozen=True)
 class DebiasingSet:
-    """Drawn as `sampling` says from `num_clusters` clusters of TRAIN, or from those of a file.
+    """A subset of TRAIN drawn by `sampling` from `num_clusters` clusters, or from those in a file.
 
-    It is made once and then read from the run's directory, by whichever phase trains on it.
+    It is made once and then read from the run's directory by every phase that trains on it.
     """
 
     clusters: Path | None
@@ -34,7 +34,10 @@ class DebiasingSet:
     centres: clustering.Centres = "directions"
 
     def check(self, run: RunContext) -> None:
-        """Clusters can be made, or those given fit TRAIN and hold classes to balance."""
+        """Raise UserError if there are too few samples to cluster, or if the file does not fit TRAIN.
+
+        A file whose clusters each hold a single class is refused too.
+        """
         train = run.splits[Split.TRAIN]
         if self.clusters is not None:
             try:
@@ -48,21 +51,21 @@ class DebiasingSet:
             )
 
     def make(self, backbone: Backbone, run: RunContext) -> None:
-        """Cluster the representation of a backbone in eval mode, describe it, draw the set."""
+        """Cluster the representation of a backbone in eval mode, describe it, and draw the set."""
         train, folder = run.splits[Split.TRAIN], run.directory / FOLDER
         x = clustering.represent(backbone, train, run.splits.transform)
         if self.clusters is None:
             clusters = clustering.cluster(x, self.num_clusters, run.seed, self.centres)
         else:
             clusters = clustering.read_clusters(self.clusters, train)
-        picture = run.directory / "plots" / "clusters.png"  # where trackers look
+        picture = run.directory / "plots" / "clusters.png"  # trackers look there
         clustering.describe(folder, picture, x, train, clusters)
         drawn = self.draw(clusters, run)
         self._warn(train, clusters, drawn, run.batch_size)
         clustering.write_clusters(folder, train, clusters, drawn)
 
     def draw(self, clusters: Tensor, run: RunContext) -> Tensor:
-        """Positions (M,) of the set, which must not be empty."""
+        """Return the positions (M,) of the set; raise RunError if it is empty."""
         drawn = debiasing_set(run.splits[Split.TRAIN].y.cpu(), clusters, self.sampling, run.seed)
         if not len(drawn):
             fewer = "a smaller method.num_clusters"
@@ -78,7 +81,7 @@ class DebiasingSet:
     def _warn(
         self, train: GroupedDataset, clusters: Tensor, drawn: Tensor, batch_size: int | None
     ) -> None:
-        """Of what the set cannot teach."""
+        """Warn if the set is smaller than a batch, lacks a class, or has one class per cluster."""
         y = train.y.cpu()
         log.info("the de-biasing set has %d of the %d images", len(drawn), len(y))
         if len(drawn) < (batch_size or 0):
@@ -102,7 +105,7 @@ class DebiasingSet:
             )
 
     def stream(self, run: RunContext, role: str) -> tuple[Stream, Tensor]:
-        """Batches of the set that was made, and the cluster (M,) of each of its samples."""
+        """Return batches of the set, and the cluster (M,) of each of its samples."""
         train, folder = run.splits[Split.TRAIN], run.directory / FOLDER
         drawn = clustering.read_drawn(folder)
         clusters = clustering.read_clusters(folder / "clusters.csv", train)[drawn]
@@ -111,7 +114,7 @@ class DebiasingSet:
 
 
 def contingency(y: Tensor, clusters: Tensor) -> Tensor:
-    """Samples (C, K) of each class in each cluster that has any."""
+    """Return the number of samples (C, K) of each class in each non-empty cluster."""
     names, clusters = torch.unique(clusters, return_inverse=True)
     num_classes = int(y.max()) + 1
     counts = torch.bincount(clusters * num_classes + y, minlength=len(names) * num_classes)
@@ -119,13 +122,14 @@ def contingency(y: Tensor, clusters: Tensor) -> Tensor:
 
 
 def debiasing_set(y: Tensor, clusters: Tensor, sampling: Sampling, seed: int) -> Tensor:
-    """Positions (M,), rising, of samples that clusters of two or more classes give.
+    """Return ascending positions (M,) of samples drawn from clusters with two or more classes.
 
-    `balanced`: of every class that a cluster has, as many as of its rarest. `minority`: the classes
-    that are fewer than the cluster's largest (all of them where none is). Then classes are thinned
-    out to equal totals. Empty where every cluster holds one class.
+    `balanced`: from each class in a cluster, as many samples as its rarest class has. `minority`:
+    all samples of the classes that are smaller than the cluster's largest class (of all classes if
+    they are equally large). Classes are then subsampled to equal totals. Empty if every cluster has
+    one class.
     """
-    clusters = torch.unique(clusters, return_inverse=True)[1]  # a file may number them as it likes
+    clusters = torch.unique(clusters, return_inverse=True)[1]  # numbers in a file are arbitrary
     counts = contingency(y, clusters)
     mixed = (counts > 0).sum(dim=1) > 1
     rarest = torch.where(counts > 0, counts, len(y)).amin(dim=1)

@@ -1,24 +1,24 @@
-"""Spherical k-means: clusters by direction, in bounded memory, on whatever device the data is."""
+"""Spherical k-means: clusters by direction, in bounded memory, on the device of the data."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 2048  # rows that are looked at together
+CHUNK = 2048  # rows per chunk
 MOST_STEPS = 100
-TOLERANCE = 1e-4  # of the squared movement of all centres together
+TOLERANCE = 1e-4  # on the total squared movement of the centres
 
 
 def spherical_kmeans(x: Tensor, num_clusters: int, seed: int, raw: bool = False) -> Tensor:
-    """Clusters (N,) int64 of x (N, D) by cosine similarity; the same for the same seed.
+    """Return clusters (N,) int64 of x (N, D) by cosine similarity; deterministic given the seed.
 
-    Each step assigns every sample to the centre of the largest cosine and makes every centre the
-    normalised mean of its samples' directions, where Euclidean k-means on unit vectors would leave
-    it inside the sphere. Begins at distinct samples drawn at random, ends when the centres stand
-    still or after 100 steps; a centre that loses all samples stays where it is.
+    Each step assigns every sample to the centre of highest cosine, and sets every centre to the
+    normalised mean direction of its samples; Euclidean k-means on unit vectors would leave centres
+    inside the sphere. Starts from random distinct samples and ends when the centres stop moving or
+    after 100 steps; a centre that loses all its samples stays where it is.
 
-    `raw`, as in kmeans_pytorch: a centre is the mean of its samples as they are, in which long ones
-    count more, and stands still by its own movement.
+    `raw`, as in kmeans_pytorch: a centre is the mean of the unnormalised samples, so that longer
+    vectors count more, and convergence is measured on these means.
     """
     if not 1 <= num_clusters <= len(x):
         raise ValueError(f"num_clusters={num_clusters} must be between 1 and the {len(x)} samples")

@@ -1,4 +1,4 @@
-"""Phases that prune a network on a de-biasing set, and train what is left of it."""
+"""Phases that prune a network on a de-biasing set, and retrain what remains."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -17,9 +17,10 @@ Terms = Callable[[Batch, Tensor, Sequence[Tensor]], dict[str, Tensor]]
 
 
 class Prune(Phase):
-    """Learn the logits of gates on all weights, by Adam; the weights are left alone.
+    """Learn the logits of gates on all weights by Adam; the weights stay fixed.
 
-    Batch norm goes on counting, as upstream, and `Retrain` counts anew with the fixed masks.
+    Batch norm keeps updating its statistics, as in the authors' code; `Retrain` updates them under
+    the fixed masks.
     """
 
     name, lr_key = "prune", "method.prune_lr"
@@ -34,31 +35,34 @@ class Prune(Phase):
         debiasing: DebiasingSet,
         terms: Terms,
     ) -> None:
-        """`terms`: what is minimised the sum of, of a batch, its clusters (B,), and all logits."""
+        """Create the phase; it minimises the sum of the losses that `terms` returns.
+
+        `terms` is called with a batch, its clusters (B,), and the logits of all gates.
+        """
         self.method, self.epochs, self.lr = method, epochs, lr
         self.mask_logit, self.debiasing, self.terms = mask_logit, debiasing, terms
 
     def check(self, run: RunContext) -> None:
-        """Clusters can be made, or those given fit."""
+        """Check the de-biasing set, see `DebiasingSet.check`."""
         self.debiasing.check(run)
 
     def setup(self, run: RunContext) -> None:
-        """Gates on all weights; Adam on their logits, whatever optimiser the weights have."""
+        """Put gates on all weights; build Adam over their logits instead of the run's optimiser."""
         gates.attach(self.method, self.mask_logit)
         self.logits = [gate.logit for gate in gates.gates_of(self.method).values()]
         self.optimizer = torch.optim.Adam(self.logits, lr=self.lr)
 
     def begin(self, run: RunContext) -> None:
-        """Clusters and the de-biasing set; the gates are all open, so this sees the dense net."""
+        """Make the de-biasing set from the dense network, since all gates are still open."""
         self.debiasing.make(self.method.backbone, run)
 
     def streams(self, run: RunContext) -> Mapping[str, Stream]:
-        """The de-biasing set."""
+        """Return the stream of the de-biasing set."""
         stream, self.clusters = self.debiasing.stream(run, self.name)
         return {self.name: stream}
 
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
-        """One step on the sum of the terms, which has a gradient for the logits alone."""
+        """Make one step on the sum of the terms, for the logits only."""
         batch = batches[self.name]
         terms = self.terms(batch, self.clusters[batch.index], self.logits)
         self.optimizer.zero_grad(set_to_none=True)
@@ -68,23 +72,23 @@ class Prune(Phase):
         return {name: term.detach() for name, term in terms.items()} | kept_shares(self.method)
 
     def end_epoch(self) -> None:
-        """The rate is constant."""
+        """Do nothing: the learning rate is constant."""
 
     def end(self, run: RunContext) -> None:
-        """What the gates keep."""
+        """Write the gates and the shares of weights that they keep."""
         save_gates(self.method, run.directory)
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser; logits are in the method, clusters and set in the run's directory."""
+        """Return the optimiser state; the method holds the logits, the run's directory the set."""
         return {"optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The optimiser."""
+        """Restore the optimiser state."""
         self.optimizer.load_state_dict(state["optimizer"])
 
 
 class Retrain(Supervised):
-    """Train what the masks leave, at a rate of its own; without masks, the dense network."""
+    """Train the weights that the masks keep, or all without masks, at its own learning rate."""
 
     def __init__(
         self,
@@ -101,28 +105,28 @@ class Retrain(Supervised):
         self.on, self.debiasing = on, debiasing
 
     def check(self, run: RunContext) -> None:
-        """The split is there, and clusters can be made."""
+        """Check that the split exists, and the de-biasing set."""
         super().check(run)
         self.debiasing.check(run)
 
     def setup(self, run: RunContext) -> None:
-        """The gates stay as they are; the optimiser is of the weights again."""
+        """Freeze the gates; build the optimiser over the weights."""
         for gate in gates.gates_of(self.method).values():
             gate.logit.requires_grad_(False)
         super().setup(run)
 
     def begin(self, run: RunContext) -> None:
-        """Clusters and the de-biasing set, where nothing was pruned on them."""
+        """Make the de-biasing set, unless pruning has made it."""
         if not gates.gates_of(self.method):
             self.debiasing.make(self.method.backbone, run)
 
     def streams(self, run: RunContext) -> Mapping[str, Stream]:
-        """TRAIN, VAL or the de-biasing set, in an order of their own."""
+        """Return the stream of TRAIN, VAL or the de-biasing set, with its own order."""
         self.shares = kept_shares(self.method)
         if self.on == "set":
             return {"train": self.debiasing.stream(run, self.name)[0]}
         return {"train": run.stream(self.split, self.name)}
 
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
-        """An ordinary step, logged with what is kept."""
+        """Make an ordinary step; log the shares of kept weights too."""
         return super().step(batches) | self.shares

@@ -1,4 +1,4 @@
-"""How many weights gates keep: shares, files, and a warning of layers that are closed."""
+"""How many weights the gates keep: shares, files, and a warning for fully pruned layers."""
 
 import logging
 from pathlib import Path
@@ -14,12 +14,15 @@ log = logging.getLogger(__name__)
 
 
 def layer_of(name: str) -> str:
-    """`conv1` of `backbone.conv1.weight`, `attn.in_proj` of `backbone.attn.in_proj_weight`."""
+    """Return the layer of a weight: `conv1` for `backbone.conv1.weight`.
+
+    `attn.in_proj` for `backbone.attn.in_proj_weight`.
+    """
     return name.removeprefix("backbone.").removesuffix("weight").rstrip("._")
 
 
 def kept_shares(module: nn.Module) -> dict[str, Tensor]:
-    """Shares of the gated weights that are kept, of all and of each layer; empty without gates."""
+    """Return the shares of gated weights kept, overall and per layer; empty without gates."""
     found = gates_of(module)
     if not found:
         return {}
@@ -33,7 +36,10 @@ def kept_shares(module: nn.Module) -> dict[str, Tensor]:
 
 
 def save_gates(module: nn.Module, directory: Path) -> None:
-    """gates.safetensors with the logits, gates.json with what they keep; warns of closed layers."""
+    """Write the logits to gates.safetensors and the shares kept to gates.json.
+
+    Warns of layers that keep no weight.
+    """
     logits = {name: gate.logit.detach().cpu() for name, gate in gates_of(module).items()}
     save_weights(directory / "gates.safetensors", logits)
     kept = {name: float(share) for name, share in kept_shares(module).items()}

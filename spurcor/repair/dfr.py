@@ -93,7 +93,7 @@ class Dfr:
         return sorted(needed)
 
     def check(self, counts: Mapping[str, Tensor], spec: GroupSpec) -> None:
-        """Raise UserError if these options cannot be fitted, given each split's group counts (G,)."""
+        """Raise UserError if no fit is possible, given the group counts (G,) of each split."""
         spec.require_groups("Deep Feature Reweighting (dfr=none leaves it out)")
         if self.head.class_weights and spec.num_classes != 2:
             raise UserError(

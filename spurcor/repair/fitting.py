@@ -39,7 +39,7 @@ class Fit:
 
 
 class Fitting:
-    """Samples of a repair, drawn by one generator: the share of TRAIN, the halves, then the subsets.
+    """Samples of a repair, drawn by one generator: first the share of TRAIN, halves, then subsets.
 
     `table` is the reweighting data. To choose C, heads are fitted on `fitted` and compared on
     `judged`; `scale` standardises the features of the final fits.
@@ -108,7 +108,7 @@ class Fitting:
         return Fit(average(heads), tuning=tuning)
 
     def _choose(self) -> Fit:
-        """Return the candidate with the highest score; ties go to the first in the order of the grids."""
+        """Return the candidate with the highest score; ties go to the first in grid order."""
         fitted = self.fitted.take(self._subset(self.fitted))
         added = self._added(len(fitted.y))
         scale = self._tuning_scale(fitted, added)
@@ -157,7 +157,7 @@ class Fitting:
         return Table(self.scale.apply(table.x), table.y, table.g)
 
     def _subset(self, table: Table) -> Indices:
-        """Draw as many samples of every group as the smallest non-empty one has, without replacement.
+        """Draw, without replacement, as many samples per group as the smallest non-empty one has.
 
         With `balance=none`, all samples. Raises RunError if a class has no sample.
         """
