@@ -77,7 +77,7 @@ class Analysis(ABC):
     """
 
     def check(self, method: Method, splits: Splits) -> None:  # noqa: B027 - most fit everything
-        """Raise UserError for what it cannot analyse; called before anything is written."""
+        """Refuse what it cannot analyse by UserError or ValueError, before anything is written."""
 
     @property
     def measures(self) -> bool:

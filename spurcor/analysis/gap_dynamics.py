@@ -35,7 +35,7 @@ class GapDynamics(GroupAnalysis):
         pairs_of(spec, self.pairs, same_class=False)
 
     def quantities(self, s: GroupStatistics) -> dict[str, Tensor]:
-        """Return <term>/<pair> and total/<pair>."""
+        """Return `<term>/<pair>` and `total/<pair>`."""
         terms = dict(zip(TERMS, term_weights(s.spec, s.share), strict=True))
         values = {}
         for pair, (g1, g2) in pairs_of(s.spec, self.pairs, same_class=False).items():

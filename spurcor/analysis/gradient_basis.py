@@ -21,16 +21,16 @@ class GradientBasis(GroupAnalysis):
     """v_inv = 1/4 sum_g grad_g, v_Y = 1/4 sum_g y grad_g; v_A and v_AY likewise with a and y a.
 
     Reports their norms and the cosines of the six pairs. The gradient of ERM is v_inv + E[y] v_Y +
-    E[a] v_A + E[ya] v_AY. With more classes or attributes, the norms are those of the components of
-    the group gradients that are common to all, due to class, to attribute, and to their
-    interaction: |v_Y|^2 is the mean over groups of the squared distance between the mean gradient
-    of their class and v_inv. There are no cosines in that case.
+    E[a] v_A + E[ya] v_AY. With more classes or attributes, the group gradients are decomposed into
+    a component common to all groups and components due to class, to attribute and to their
+    interaction, and only the norms are reported: |v_Y|^2 is the mean over groups of the squared
+    distance between the mean gradient of their class and v_inv.
     """
 
     gradients = True
 
     def quantities(self, s: GroupStatistics) -> dict[str, Tensor]:
-        """Return norm_<v> and, for two classes and two attributes, cos_<v>_<w>."""
+        """Return `norm_<v>` and, for two classes and two attributes, `cos_<v>_<w>`."""
         values = {
             f"norm_{name}": _root_mean_square(s, part)
             for name, part in zip(NAMES, parts(s.spec), strict=True)

@@ -86,8 +86,8 @@ class GroupAnalysis(Analysis):
     """An analysis that is a function of the group statistics of `splits`.
 
     `epochs`: epochs after which it measures, 0 being before the first; null: every `every`-th; []:
-    none. `num_samples`: samples read per group; null: all. `chunk_size`: samples per pass; null:
-    512, or fewer so that their images have at most 4 million values.
+    none. `num_samples`: samples read per group; null: all. `chunk_size`: samples per forward pass;
+    null: 512, or fewer so that their images have at most 4 million values.
     """
 
     splits: tuple[str, ...] = ("train",)

@@ -28,7 +28,11 @@ class JacobianNorm(GroupAnalysis):
     scalar = True
 
     def quantities(self, s: GroupStatistics) -> dict[str, Tensor]:
-        """Return norm2/<g>, dot/<g>-<h>, cos/<g>-<h>, distance2/<g>-<h>, and the directions."""
+        """Return the values by name, per group and pair, and for the two directions.
+
+        `norm2/<g>`, `dot/<g>-<h>`, `cos/<g>-<h>`, `distance2/<g>-<h>`; with two attributes also
+        values for Delta_S, Delta_L, m_A and m_Y.
+        """
         units = torch.eye(len(s.share))
         m = {name: s.jacobian(units[g]) for g, name in enumerate(s.spec.names)}
         values = {f"norm2/{name}": s.dot(vector, vector) for name, vector in m.items()}

@@ -1,9 +1,9 @@
 """Gradients of networks that have only linear layers, by one backward pass.
 
 For u = z W^T + b, the gradient of any sum over samples is a product of z and the gradient with
-respect to u. For two classes, the loss depends on f alone, so its gradient is that of f scaled per
-sample: one backward pass of f yields group gradients and mean Jacobians, without computing weight
-gradients in either case. The layers are found by tracing a forward pass.
+respect to u. For two classes, the loss depends on f alone, so its gradient is the gradient of f
+scaled per sample: one backward pass of f, down to the outputs u, yields both group gradients and
+mean Jacobians as products with z. The layers are found by tracing a forward pass.
 """
 
 from collections.abc import Mapping, Sequence

@@ -21,7 +21,7 @@ class OutputMoments(GroupAnalysis):
     scalar = True
 
     def quantities(self, s: GroupStatistics) -> dict[str, Tensor]:
-        """Return mean/<g>, std/<g>, loss/<g>, and gap/<class> as in the rows of VAL and TEST."""
+        """Return `mean/<g>`, `std/<g>`, `loss/<g>`, and `gap/<class>` as in evaluation rows."""
         found = {"mean": s.mean, "std": s.std, "loss": s.loss}
         of_groups = {
             f"{what}/{name}": values[g]

@@ -52,7 +52,7 @@ def product(first: Tensor, second: Tensor) -> Answers:
 
 
 def calibrate(confidence: Tensor, coverages: Sequence[float]) -> list[float]:
-    """Return thresholds that approximately the nominal fractions of VAL confidences (N,) reach.
+    """Return the confidence threshold for each nominal coverage, from VAL confidences (N,).
 
     For coverage c, the confidence at index round(c N) in descending order; at 1 the lowest of VAL,
     below which there may still be samples of TEST.
@@ -178,7 +178,7 @@ class Selective(Analysis):
         self.label_confidence = label_confidence
 
     def check(self, method: Method, splits: Splits) -> None:
-        """Check that VAL can calibrate, that predictions exist, and that class names are known."""
+        """Check that VAL can calibrate, predictions will exist, and the class names are known."""
         for name in (Split.VAL, Split.TEST):
             splits[name]
         phases = method.phases()
@@ -293,11 +293,11 @@ class Selective(Analysis):
         }
 
 
-# --- what is shown --------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 
 def _metrics(rules: Mapping[str, Mapping[str, Report]]) -> dict[str, float]:
-    """Return the numbers shown by trackers and tables, as <rule>/<quantity>/<split>."""
+    """Return the numbers shown by trackers and tables, as `<rule>/<quantity>/<split>`."""
     found: dict[str, float] = {}
     for rule, splits in rules.items():
         for split, report in splits.items():

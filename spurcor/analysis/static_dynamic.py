@@ -23,8 +23,9 @@ class StaticDynamic(GroupAnalysis):
     Delta_s = grad_maj^s - grad_min^s, and Delta_d likewise, for a minority and the majority group
     of a class:
 
-    A = <Delta_s, T_s>, B = <Delta_s, T_d> + <Delta_d, T_s>, C = <Delta_d, T_d>; A + B + C = d/dt
-    (L_min - L_maj) under the gradient flow of ERM.
+    A = <Delta_s, T_s>, B = <Delta_s, T_d> + <Delta_d, T_s>, C = <Delta_d, T_d>;
+
+    A + B + C = d/dt (L_min - L_maj) under the gradient flow of ERM.
     """
 
     pairs: Pairs | None = None

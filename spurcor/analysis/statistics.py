@@ -28,7 +28,7 @@ from spurcor.training.method import Method
 
 BLOCK = 1 << 16  # weights per block of products, in float64
 VANISHING = 1e-9  # smaller norms count as zero
-CHUNK, VALUES = 512, 1 << 22  # most samples per pass, and most values of their images
+CHUNK, VALUES = 512, 1 << 22  # most samples per chunk, and most values of their images
 Samples = tuple[str, int | None, int | None]
 
 
@@ -143,8 +143,8 @@ def collect(
 def collect_one(request: Request, method: Method, splits: Splits) -> GroupStatistics:
     """Make one pass: per chunk of a group, a forward pass and a backward pass per kind of vector.
 
-    If all weights belong to linear layers, one backward pass without weight gradients serves both
-    kinds. Memory: a vector of P weights per group and kind, one more, and a chunk.
+    If all weights belong to linear layers, one backward pass serves both kinds (see
+    `linear_layers`). Memory: a vector of P weights per group and kind, one more, and a chunk.
     """
     data = splits[request.split]
     count = data.group_counts.cpu()

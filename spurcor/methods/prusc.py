@@ -112,8 +112,9 @@ class Prusc(Method):
 def contrast(z: Tensor, y: Tensor, cluster: Tensor, temperature: float) -> Tensor:
     """Return contrastive losses (B,) of representations z (B, D); 0 for anchors without P or N.
 
-    P(i): same class, another cluster. N(i): same cluster, another class. con_i = -1/|P| sum_{p in
-    P} log(e^{s_ip} / (sum_{n in N} e^{s_in} + sum_{p' in P} e^{s_ip'})).
+    P(i): same class, another cluster. N(i): same cluster, another class.
+
+    con_i = -1/|P| sum_{p in P} log(e^{s_ip} / (sum_{n in N} e^{s_in} + sum_{p' in P} e^{s_ip'})).
     """
     z = F.normalize(z, dim=1)
     s = z @ z.T / temperature

@@ -90,7 +90,7 @@ class TwoStreams(Phase):
         self.cosines = CosineHistogram(self.shared, self.epochs)
 
     def streams(self, run: RunContext) -> Mapping[str, Stream]:
-        """Return both streams; TRAIN sets the epoch's length, target batches are independent draws."""
+        """Return both streams; TRAIN paces the epoch, each target batch is an independent draw."""
         target = run.stream(Split.TARGET, sampling="independent")
         return {"train": run.stream(Split.TRAIN), "target": target}
 

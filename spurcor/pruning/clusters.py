@@ -67,7 +67,7 @@ def read_clusters(path: Path, data: GroupedDataset) -> Tensor:
     """Load the clusters (N,) of a split from clusters.csv, or from PruSC's file (`cluster_assign`).
 
     Raises UserError unless every sample is listed once with its class and the file's fingerprint,
-    if any, is that of the split.
+    if any, matches the split.
     """
     mark, header = _head(path)
     name = "cluster_assign" if "cluster_assign" in header else "cluster"

@@ -34,7 +34,7 @@ class DebiasingSet:
     centres: clustering.Centres = "directions"
 
     def check(self, run: RunContext) -> None:
-        """Raise UserError if there are too few samples to cluster, or if the file does not fit TRAIN.
+        """Raise UserError for too few samples to cluster, or for a file that does not fit TRAIN.
 
         A file whose clusters each hold a single class is refused too.
         """

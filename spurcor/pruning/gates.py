@@ -1,8 +1,8 @@
 """Binary gates on single weights, learnt through their logits.
 
 Gates are torch parametrizations: `module.weight` reads as the gated weight everywhere, so features,
-maps and gradients are those of the masked network. W: a weight, pi: its logit, m: its mask; sigma:
-the logistic function.
+maps and gradients are computed on the masked network. W: a weight, pi: its logit, m: its mask;
+sigma: the logistic function.
 """
 
 from typing import Literal
@@ -43,7 +43,7 @@ class Gate(nn.Module):
 
     @property
     def kept(self) -> Tensor:
-        """The deterministic mask used outside pruning, bool."""
+        """The mask m = 1[pi >= 0] (bool) that is used once the logits are fixed."""
         return self.logit.detach() >= 0
 
 

@@ -18,7 +18,7 @@ def spherical_kmeans(x: Tensor, num_clusters: int, seed: int, raw: bool = False)
     after 100 steps; a centre that loses all its samples stays where it is.
 
     `raw`, as in kmeans_pytorch: a centre is the mean of the unnormalised samples, so that longer
-    vectors count more, and convergence is measured on these means.
+    vectors count more, and the movement of these means decides convergence.
     """
     if not 1 <= num_clusters <= len(x):
         raise ValueError(f"num_clusters={num_clusters} must be between 1 and the {len(x)} samples")

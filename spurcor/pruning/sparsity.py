@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 
 
 def layer_of(name: str) -> str:
-    """Return the layer of a weight: `conv1` for `backbone.conv1.weight`.
+    """Return the layer of a weight, such as `conv1` for `backbone.conv1.weight`.
 
-    `attn.in_proj` for `backbone.attn.in_proj_weight`.
+    For `backbone.attn.in_proj_weight` it is `attn.in_proj`.
     """
     return name.removeprefix("backbone.").removesuffix("weight").rstrip("._")
 

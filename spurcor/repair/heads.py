@@ -61,8 +61,7 @@ class Scale:
     def of(cls, x: Array | None, num_features: int) -> "Scale":
         """Compute the statistics of reference features (N, D).
 
-        Without reference features, means are 0 and deviations 1; a constant feature has deviation
-        1.
+        Without any, means are 0 and deviations 1; a constant feature has deviation 1.
         """
         if x is None:
             return cls(np.zeros(num_features), np.ones(num_features))

@@ -1,6 +1,6 @@
 """Checkpoints: written atomically, loaded without executing code, limited to loadable types.
 
-Weights kept for other runs are those of a plain network: a weight with a torch parametrization is
+Weights kept for other runs belong to a plain network: a weight with a torch parametrization is
 stored under its plain name with its eval-mode value.
 """
 

@@ -32,7 +32,7 @@ class RunContext:
     directory: Path
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
     schedule: Callable[[Optimizer, int], LRScheduler]  # from an optimiser and a number of epochs
-    untrained: Callable[[int], "Method"] | None = None  # newly initialised, by draw number
+    untrained: Callable[[int], "Method"] | None = None  # re-initialised method, by draw number
 
     def stream(
         self,
@@ -93,9 +93,9 @@ class Phase(ABC):
     method: "Method"
     epochs: int
     lr: float | None = None  # overrides the optimiser's learning rate
-    lr_key: str | None = "optimizer.lr"  # the option that sets its learning rate
+    lr_key: str | None = "optimizer.lr"  # the option that sets its learning rate, if any
     selection: str | None = None  # criterion for the weights to keep, see `kept`
-    consumed: tuple[str, ...] = ()  # evaluated splits it trains on: not reported
+    consumed: tuple[str, ...] = ()  # evaluated splits it trains on; their metrics are not reported
 
     def check(self, run: RunContext) -> None:  # noqa: B027 - most phases need TRAIN only
         """Refuse data that the phase cannot work with; called before anything is written."""

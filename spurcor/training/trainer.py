@@ -29,13 +29,13 @@ class Observer(Protocol):
     """Interface of whatever follows a run: the terminal and the trackers."""
 
     def step(self, progress: Progress, phase: Phase, num_steps: int) -> None:
-        """Called after each update."""
+        """Follow an update."""
 
     def rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Called with all rows whenever a checkpoint holds them, so that they are final."""
+        """Receive all rows that a checkpoint holds, which are therefore final."""
 
     def row(self, row: Mapping[str, Any], phase: Phase) -> None:
-        """Called with a row just written after an evaluation."""
+        """Receive a row just written after an evaluation."""
 
 
 class Trainer:
