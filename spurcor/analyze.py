@@ -1,4 +1,4 @@
-"""Analyses of a finished run: python -m spurcor.analyze run=... analysis=[...]"""
+"""Analyse a finished run: python -m spurcor.analyze run=... analysis=[...]"""
 
 import sys
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from spurcor.config.schema import RunPaths
 
 @dataclass(frozen=True)
 class AnalyzeConfig:
-    """Which analyses of which run; the rest is the run's own configuration."""
+    """Options of `spurcor.analyze`; everything else comes from the run's saved configuration."""
 
     run: str
     analysis: dict[str, Node]
@@ -22,7 +22,7 @@ class AnalyzeConfig:
 
 
 def main(cfg: DictConfig) -> int:
-    """The analyses of one run; returns the exit code."""
+    """Run the analyses and return the exit code."""
     config = check(cfg, AnalyzeConfig)
 
     from spurcor.runs import execute, lookup

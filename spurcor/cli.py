@@ -1,6 +1,7 @@
-"""Entry points: argv, Hydra, exit codes.
+"""Command-line entry points: arguments, Hydra and exit codes.
 
-0 done, 1 the run or the sweep failed, 2 the user's mistake, told in one sentence.
+Exit code 0 means success, 1 that the run or sweep failed, 2 a user error, which is reported in one
+sentence, and 128 + n that signal n stopped the command.
 """
 
 import argparse
@@ -34,9 +35,9 @@ EXPECTED = (UserError, RunError, PointError, HydraException, OmegaConfBaseExcept
 
 
 def run(main: Callable[[DictConfig], int], config_name: str) -> int:
-    """Compose the configuration named, hand it to `main`; returns the exit code."""
+    """Compose the configuration `config_name`, pass it to `main`, and return the exit code."""
     show_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing: we say what happened
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, so that we report the error
     _mend_streams()
     command = _Command(main, config_name)
     try:
@@ -49,7 +50,7 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
     except KeyboardInterrupt:
         print("spurcor: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # the reader closed the pipe, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return command.code
     except Exception as error:
@@ -59,7 +60,7 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
         if isinstance(error, OSError) and system:
             return _tell_system(error)
         return _tell(error, command)
-    except SystemExit as ended:  # Hydra has said why
+    except SystemExit as ended:  # Hydra has printed the reason
         if ended.code != 1 or not _from_hydra(ended):
             raise
         return 2
@@ -69,19 +70,19 @@ def run(main: Callable[[DictConfig], int], config_name: str) -> int:
 
 
 def _tell(error: Exception, command: "_Command") -> int:
-    """Say what is wrong in a sentence; returns the exit code."""
+    """Print the error in one sentence and return the exit code."""
     if not isinstance(error, UserError | RunError | PointError):
-        # While Hydra built a launcher.
+        # Hydra wraps errors raised while it instantiates a launcher.
         error = error.__cause__ if isinstance(error.__cause__, UserError) else error
     print(f"spurcor: {masked(_one_line(_sentence(error, command)))}", file=sys.stderr)
     return 1 if isinstance(error, RunError) else 2
 
 
 def _tell_system(error: OSError) -> int:
-    """Say what a disk or a file did; returns the exit code."""
+    """Print an operating-system error in one sentence and return the exit code."""
     try:
         sys.stdout.flush()
-    except OSError:  # full: it would be tried again, and told again, when Python ends
+    except OSError:  # disk full: Python would flush, and fail, again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     told = of_system(error)
     print(f"spurcor: {told}", file=sys.stderr)
@@ -89,7 +90,7 @@ def _tell_system(error: OSError) -> int:
 
 
 class _Command:
-    """A command line: what it asks of Hydra, and of `main` through it."""
+    """A command line, carried out by Hydra, which calls `main` with the composed configuration."""
 
     def __init__(self, main: Callable[[DictConfig], int], config_name: str) -> None:
         self.main, self.config_name = main, config_name
@@ -98,7 +99,7 @@ class _Command:
         self._refused: UserError | RunError | OSError | None = None
 
     def carry_out(self) -> None:
-        """Everything but the telling of errors."""
+        """Parse the arguments and print the help or run the command; errors are raised."""
         sys.argv[1:] = map(hidden, packages.take(sys.argv[1:]))
         resolvers.register()
         composition.install()
@@ -122,25 +123,25 @@ class _Command:
             raise self._refused
 
     def _task(self, cfg: DictConfig) -> None:
-        """Called by Hydra for a single run, or by a launcher that is not ours."""
+        """Run `main`; called by Hydra for a single run, or by a launcher that is not spurcor's."""
         try:
             self.code = max(self.code, self.main(cfg))
             if self.code and _is_job():
                 raise RunError(f"the run ended with exit code {self.code}")
         except BrokenPipeError:
             raise
-        except (UserError, RunError, OSError) as error:  # Hydra would print its own line about it
+        except (UserError, RunError, OSError) as error:  # Hydra would print it as well
             if _is_job():
                 raise
             self._refused = error
 
 
 def _mend_streams() -> None:
-    """What is printed never ends a command: closed streams go nowhere, odd letters become ?."""
+    """Make printing safe: redirect closed streams to null, replace unencodable characters with ?."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
-        except OSError:  # else the next file that is opened would get the number
+        except OSError:  # or the next file opened would get this descriptor
             os.dup2(os.open(os.devnull, os.O_RDWR), number)
         if getattr(sys, name) is None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
@@ -150,7 +151,7 @@ def _mend_streams() -> None:
 
 
 def _refuse_flags(arguments: argparse.Namespace) -> None:
-    """Those of Hydra that load code, or leave spurcor's configuration behind."""
+    """Refuse Hydra flags that load code or replace spurcor's configuration."""
     if arguments.experimental_rerun is not None:
         raise UserError(
             f"--experimental-rerun {arguments.experimental_rerun} would load a pickle, which may"
@@ -164,7 +165,7 @@ def _refuse_flags(arguments: argparse.Namespace) -> None:
 
 
 def _refuse_no_option(override: str) -> None:
-    """A value that is no option of its group, which Hydra ends in a traceback over."""
+    """Refuse a value that cannot name an option of its config group; Hydra would crash on it."""
     (parsed,) = OverridesParser.create().parse_overrides([override])
     key = parsed.key_or_group
     if key == "hydra" and not parsed.is_delete():
@@ -183,7 +184,7 @@ def _refuse_no_option(override: str) -> None:
 
 
 def _from_hydra(error: BaseException) -> bool:
-    """Whether Hydra raised it over a configuration, and not code of ours that it has called."""
+    """Return whether Hydra itself rejected the configuration, not spurcor code that it called."""
     files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
     package = Path(__file__).parent
     ours = [Path(file).stem for file in files if package in Path(file).parents]
@@ -191,14 +192,14 @@ def _from_hydra(error: BaseException) -> bool:
 
 
 def _is_job() -> bool:
-    """Whether a launcher that is not ours runs this as a job: it sees what is raised, no more."""
+    """Return whether a foreign launcher runs this as a job; it sees a failure only if we raise."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _help(config_name: str, overrides: list[str]) -> str:
-    """Commands, groups with their options, and the composed configuration.
+    """Return the help text: usage, config groups with their options, composed configuration.
 
-    Hydra's own help composes anew for every group there is, which takes seconds.
+    Hydra's own help composes the configuration once per group, which takes seconds.
     """
     with initialize_config_dir(str(places.CONF), version_base="1.3"):
         composed = compose(config_name, overrides)
@@ -225,7 +226,7 @@ def _help(config_name: str, overrides: list[str]) -> str:
 
 
 def _flags_first(arguments: list[str]) -> list[str]:
-    """Overrides may stand on both sides of a flag such as -m; Hydra takes them in one block."""
+    """Return the arguments with flags before overrides; Hydra needs all overrides in one block."""
     overrides = get_args_parser().parse_intermixed_args(arguments).overrides
     rest = list(arguments)
     for override in overrides:
@@ -243,5 +244,5 @@ def _sentence(error: BaseException, command: _Command) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Control characters as they are typed; several problems keep their lines."""
+    """Return the text with control characters escaped and line breaks kept."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

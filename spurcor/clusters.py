@@ -1,4 +1,4 @@
-"""Clusters of a finished run's representation: python -m spurcor.clusters run=..."""
+"""Cluster the representation of a finished run: python -m spurcor.clusters run=..."""
 
 import sys
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClustersConfig:
-    """Which run, and how many clusters; the rest is the run's own configuration."""
+    """Options of `spurcor.clusters`; everything else comes from the run's saved configuration."""
 
     run: str
     paths: RunPaths
@@ -33,7 +33,7 @@ class ClustersConfig:
 
 
 def main(cfg: DictConfig) -> int:
-    """Cluster, write, show; returns the exit code."""
+    """Cluster the training images, write and show the result, and return the exit code."""
     config = check(cfg, ClustersConfig)
 
     from spurcor.data.groups import Split
@@ -71,7 +71,7 @@ def main(cfg: DictConfig) -> int:
 
 
 def _table(found: Mapping[str, Any]) -> "Table":
-    """How well the clusters predict class and attribute."""
+    """Return a table of how well the clusters predict class and attribute."""
     from rich.table import Table
 
     table = Table("of", "purity (%)", "mutual information (nats)", "normalised")

@@ -1,4 +1,4 @@
-"""The ways in which a command ends without a result."""
+"""Errors that end a command, each with a one-sentence message."""
 
 import errno
 from pathlib import Path
@@ -11,11 +11,11 @@ MISPLACED = (
 
 
 class UserError(ValueError):
-    """A user's mistake; the message names the key, the value and the fix (exit code 2)."""
+    """A user error; the message names the key, the value and the fix (exit code 2)."""
 
 
 class Damaged(UserError):  # noqa: N818 - it describes the file
-    """A file on disk is damaged; the message names it and says what to do."""
+    """A damaged file on disk; the message names it and says how to recover."""
 
     def __init__(self, path: Path, reason: str, fix: str | None = None) -> None:
         super().__init__(f"{path} {reason}; {fix or _remedy(path)}")
@@ -23,11 +23,11 @@ class Damaged(UserError):  # noqa: N818 - it describes the file
 
 
 class RunError(RuntimeError):
-    """A run or sweep that started properly and then failed (exit code 1)."""
+    """A failure of a run or sweep that had started properly (exit code 1)."""
 
 
 class PointError(Exception):
-    """Hydra cannot compose a point of a sweep; `__cause__` says why (exit code 2)."""
+    """A sweep point that Hydra cannot compose; `__cause__` holds the reason (exit code 2)."""
 
     def __init__(self, overrides: list[str]) -> None:
         super().__init__(" ".join(overrides))
@@ -35,12 +35,12 @@ class PointError(Exception):
 
 
 def on_one_line(text: str) -> str:
-    """Somebody's name or value in a sentence, with control characters as they are typed."""
+    """Return `text` for use in a message, escaped if it contains unprintable characters."""
     return text if text.isprintable() else repr(text)[1:-1]
 
 
 def _remedy(path: Path) -> str:
-    """How to recover what was in a damaged file."""
+    """Return how to recover from a damaged file."""
     for folder in path.parents:
         if folder.parent.name in ("dfr", "analysis"):
             return f"remove {folder} and repeat that repair or analysis"
@@ -48,7 +48,7 @@ def _remedy(path: Path) -> str:
 
 
 def of_system(error: OSError) -> UserError | RunError:
-    """Turn the operating system's error about a file into one sentence."""
+    """Return a one-sentence error: UserError if the path is at fault, else RunError."""
     place = error.filename2 or error.filename
     said = error.strerror or str(error) or type(error).__name__
     told = f"{place}: {said}" if place else said

@@ -1,4 +1,4 @@
-"""Where a finished run looks: python -m spurcor.explain run=... group=... [mistakes=true]"""
+"""Show where a finished run looks: python -m spurcor.explain run=... group=... [mistakes=true]"""
 
 import sys
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExplainConfig:
-    """Which images of which run; see conf/explain.yaml."""
+    """Options of `spurcor.explain`; see conf/explain.yaml."""
 
     run: str
     paths: RunPaths
@@ -37,7 +37,7 @@ class ExplainConfig:
 
 
 def main(cfg: DictConfig) -> int:
-    """Draw; returns the exit code."""
+    """Draw the picture and return the exit code."""
     config = check(cfg, ExplainConfig)
 
     from spurcor.library import FinishedRun
@@ -51,7 +51,7 @@ def main(cfg: DictConfig) -> int:
 
 
 def draw(run: "FinishedRun", config: ExplainConfig) -> Path:
-    """The picture of the images chosen; returns its file."""
+    """Draw the selected images with their saliency maps and return the path of the picture."""
     from spurcor.presentation.pictures import draw_panels
     from spurcor.saliency.maps import heat_maps
 
@@ -72,7 +72,7 @@ def draw(run: "FinishedRun", config: ExplainConfig) -> Path:
 
 
 def _chosen(run: "FinishedRun", config: ExplainConfig) -> "dict[str, Tensor]":
-    """Positions in the split for each requested group that has any."""
+    """Return the positions of the selected images in the split, by group."""
     import torch
 
     from spurcor.data.groups import members_by

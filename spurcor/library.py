@@ -1,8 +1,10 @@
-"""spurcor in a notebook: runs from overrides, finished runs as objects.
+"""The notebook API: train runs from overrides and open finished runs as objects.
 
+```python
 from spurcor import open_run
 run = open_run("ra362293c36/seed0")
 run.metrics("test").worst, run.features("val", layer="block2"), run.mistakes("test")
+```
 """
 
 import functools
@@ -35,7 +37,7 @@ from spurcor.training.predictions import read_predictions
 
 
 class FinishedRun:
-    """A finished run: results are read from files, data and network are rebuilt on demand."""
+    """A finished run: results are read from disk, data and model are built on first use."""
 
     def __init__(self, directory: Path, config: TrainConfig) -> None:
         self.directory, self.config = directory, config
@@ -45,7 +47,7 @@ class FinishedRun:
 
     @property
     def name(self) -> str:
-        """Data set, method, backbone and seed."""
+        """The data set, method, backbone and seed as one string."""
         names = (self.config.choices[group] for group in ("dataset", "method", "backbone"))
         return f"{' '.join(names)} seed {self.config.seed}"
 
@@ -56,7 +58,7 @@ class FinishedRun:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """What was recorded epoch by epoch."""
+        """The rows of metrics.jsonl, recorded during training."""
         return read_lines(self.directory / "metrics.jsonl", Row)
 
     @functools.cached_property
@@ -68,22 +70,26 @@ class FinishedRun:
 
     @property
     def splits(self) -> Splits:
-        """The data, as the run was trained on it."""
+        """The data splits, as in training."""
         return self._built[0]
 
     @property
     def method(self) -> Method:
-        """The network with the weights of the selected epoch, in eval mode."""
+        """The model in eval mode, with the weights of the selected epoch or of the last `load`."""
         return self._built[1]
 
     def load(self, weights: Literal["selected", "last"]) -> Method:
-        """The same network with the weights of the selected or the last epoch from now on."""
+        """Load the weights of the selected or the last epoch into `method` and return it."""
         name = {"selected": "model.safetensors", "last": "last.safetensors"}[weights]
         checkpoint.load_weights(self.method, self.directory / name)
         return self.method
 
     def logits(self, split: str = "test", dfr: str | None = None) -> Tensor:
-        """Logits (N, K) of the selected epoch, or of the repair whose name starts with `dfr`."""
+        """Return the stored logits (N, K) on a split, at the selected epoch or after a repair.
+
+        `dfr` is the beginning of the repair's name. Raises UserError if there are no predictions on
+        the split.
+        """
         folder = self.directory if dfr is None else self._repair(dfr)
         if not (folder / "predictions.npz").exists():
             raise UserError(f"{folder} has no predictions: nothing was trained")
@@ -95,12 +101,12 @@ class FinishedRun:
         return torch.from_numpy(found[split]["logits"])
 
     def metrics(self, split: str = "test", dfr: str | None = None) -> GroupMetrics:
-        """Accuracies by group of the stored predictions."""
+        """Return the group metrics of the stored predictions; arguments as in `logits`."""
         data = self.splits[split]
         return group_metrics(self.logits(split, dfr), data.y.cpu(), data.g.cpu(), data.spec)
 
     def mistakes(self, split: str = "test", dfr: str | None = None) -> Tensor:
-        """Positions in a split of misclassified samples, the most confident first."""
+        """Return the positions of misclassified samples in a split, most confident first."""
         self.splits[split].spec.require_groups("mistakes")
         logits, y = self.logits(split, dfr), self.splits[split].y.cpu()
         confidence, predicted = logits.softmax(dim=1).max(dim=1)
@@ -110,7 +116,7 @@ class FinishedRun:
     def features(
         self, split: str = "test", layer: int | str = -1, pooling: str | None = None
     ) -> Tensor:
-        """(N, D) of a layer for the evaluated images, on the CPU."""
+        """Return a layer's features (N, D) on a split, without augmentation, on the CPU."""
         backbone = self.method.backbone
         name = backbone.layer(layer)
         data: GroupedDataset = self.splits[split]
@@ -133,7 +139,10 @@ class FinishedRun:
 
 
 def open_run(reference: str | Path, outputs: Path | str = REPO / "outputs") -> FinishedRun:
-    """A finished run by folder, first digits of its `identity[/seed<k>]`, or `mlflow:<run id>`."""
+    """Open a finished run.
+
+    `reference` is its folder, the first digits of its `identity[/seed<k>]`, or `mlflow:<run id>`.
+    """
     directory = lookup.find_done(str(reference), Path(outputs).absolute())
     return FinishedRun(directory, lookup.read_config(directory))
 
@@ -141,8 +150,8 @@ def open_run(reference: str | Path, outputs: Path | str = REPO / "outputs") -> F
 def fit(*overrides: str) -> FinishedRun:
     """Train and repair as `python -m spurcor.train <overrides>` does, or open the finished run.
 
-    With another `dfr=...` a finished run gets that repair as well. Warnings, progress bars and the
-    final table are shown as on a terminal.
+    With another `dfr=...`, that repair is added to a finished run. Warnings, progress bars and the
+    final table are shown as in a terminal. Raises RunError if the run does not finish.
     """
     terminal.log_to_terminal()
     resolvers.register()

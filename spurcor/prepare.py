@@ -1,4 +1,4 @@
-"""Get a data set ready and look at it: python -m spurcor.prepare dataset=..."""
+"""Prepare a data set and preview it: python -m spurcor.prepare dataset=..."""
 
 import sys
 from collections.abc import Mapping
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from spurcor.data.groups import GroupedDataset
     from spurcor.data.source import DataSource
 
-EXAMPLES = 8  # images of each group in the picture
-ROWS = 24  # groups that the picture shows at most
+EXAMPLES = 8  # images per group in the preview
+ROWS = 24  # most groups in the preview
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Which data set, and where."""
+    """Options of `spurcor.prepare`."""
 
     dataset: Node
     paths: Paths
 
 
 def main(cfg: DictConfig) -> int:
-    """Find or fetch, verify, decode, show; returns 0."""
+    """Find or download the data set, decode it, show its groups, and return 0."""
     config = check(cfg, PrepareConfig)
     name = HydraConfig.get().runtime.choices["dataset"]
 
@@ -55,10 +55,10 @@ def main(cfg: DictConfig) -> int:
 
 
 def groups_table(splits: Mapping[str, "GroupedDataset"]) -> "Table":
-    """Number and share of every group in every split, and the association of y and a.
+    """Return a table of group sizes and shares per split, and of the association of y and a.
 
-    The last row is Cramér's V: 0 if independent, 1 if one determines the other; for two
-    classes and two attributes the absolute correlation.
+    The last row is Cramér's V: 0 if y and a are independent, 1 if one determines the other; for two
+    classes and two attributes it is the absolute correlation.
     """
     from rich.table import Column, Table
 
@@ -98,7 +98,7 @@ def _association(split: "GroupedDataset") -> str:
 
 
 def draw(split: "GroupedDataset", path: Path) -> None:
-    """A picture with a row of examples for every group of a split, as they are evaluated."""
+    """Draw a row of example images for each group of a split, as the model is evaluated on them."""
     from matplotlib.figure import Figure
 
     from spurcor.data.groups import members_by

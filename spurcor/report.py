@@ -1,4 +1,4 @@
-"""Tables and figures for a paper from the files of sweeps: python -m spurcor.report sweep=..."""
+"""Write tables and figures for a paper from sweeps: python -m spurcor.report sweep=..."""
 
 import contextlib
 import sys
@@ -19,12 +19,12 @@ from spurcor.reports.options import Options
 if TYPE_CHECKING:
     from spurcor.tracking.messenger import Messenger
 
-MOST_LINES = 20  # about what is missing; report.md has all
+MOST_LINES = 20  # of missing or skipped points; report.md lists all
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(Options):
-    """Which sweeps, and what to show of them."""
+    """Options of `spurcor.report`."""
 
     sweep: str | tuple[str, ...]
     tracker: dict[str, Node]
@@ -39,12 +39,12 @@ class ReportConfig(Options):
 
     @property
     def sweeps(self) -> list[str]:
-        """The sweeps, without duplicates."""
+        """The names of the sweeps, without duplicates."""
         return list(dict.fromkeys([self.sweep] if isinstance(self.sweep, str) else self.sweep))
 
 
 def main(cfg: DictConfig) -> int:
-    """Write the report and show its main tables; returns the exit code."""
+    """Write the report, show its main tables, and return the exit code."""
     config = check(cfg, ReportConfig)
     with _messenger(config) as messenger:
         report = write_report(config.paths.outputs, config.sweeps, config)
@@ -57,7 +57,7 @@ def main(cfg: DictConfig) -> int:
 
 
 def _messenger(config: ReportConfig) -> "contextlib.AbstractContextManager[Messenger | None]":
-    """Shows the report of a single sweep in the trackers, below the record of the sweep."""
+    """Return a context that sends a single sweep's report to the trackers, if there are any."""
     if len(config.sweeps) > 1 or not config.tracker:
         return contextlib.nullcontext()
     from spurcor.system.terminal import log_to_terminal
@@ -68,7 +68,7 @@ def _messenger(config: ReportConfig) -> "contextlib.AbstractContextManager[Messe
 
 
 def show(report: Report) -> None:
-    """The methods, the pivot table if requested, what is missing, and where the files are."""
+    """Print the main tables, the missing points and the paths of the files."""
     from spurcor.system.terminal import Terminal
 
     terminal = Terminal()

@@ -1,4 +1,4 @@
-"""Deep Feature Reweighting of a finished run: python -m spurcor.retrain run=... dfr=..."""
+"""Apply Deep Feature Reweighting to a finished run: python -m spurcor.retrain run=... dfr=..."""
 
 import sys
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from spurcor.config.schema import RunPaths
 
 @dataclass(frozen=True)
 class RetrainConfig:
-    """The run to repair and the repair; the rest is the run's own configuration."""
+    """Options of `spurcor.retrain`; everything else comes from the run's saved configuration."""
 
     run: str
     dfr: Node
@@ -22,7 +22,7 @@ class RetrainConfig:
 
 
 def main(cfg: DictConfig) -> int:
-    """One repair; returns its exit code."""
+    """Repair the run and return the exit code."""
     config = check(cfg, RetrainConfig)
 
     from spurcor.runs import execute, lookup

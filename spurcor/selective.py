@@ -1,4 +1,4 @@
-"""Selective classification by two finished runs: python -m spurcor.selective runs=[A,B]"""
+"""Compare selective classification by two finished runs: python -m spurcor.selective runs=[A,B]"""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SelectiveConfig:
-    """Which runs; their predictions are on disk, so no data is read."""
+    """Options of `spurcor.selective`; predictions are stored, so no data is read."""
 
     runs: tuple[str, ...]
     analysis: dict[str, Node]
@@ -34,7 +34,7 @@ class SelectiveConfig:
 
 
 def main(cfg: DictConfig) -> int:
-    """Compare, write and show; returns the exit code."""
+    """Compare the runs, write and show the result, and return the exit code."""
     config = check(cfg, SelectiveConfig)
     selective = config.analysis["selective"].build()
 
@@ -71,7 +71,7 @@ def _refuse_other_splits(results: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _networks(results: Sequence[Mapping[str, Any]], directories: Sequence[Path]) -> "list[Stored]":
-    """The two runs' predictions, named by method, and by identity where that is the same."""
+    """Load both runs' stored predictions, named by method, or by identity if methods agree."""
     from spurcor.analysis.selective import Stored
     from spurcor.data.groups import GroupSpec
 
@@ -86,7 +86,7 @@ def _networks(results: Sequence[Mapping[str, Any]], directories: Sequence[Path])
     if "labels" in test:
         spec = GroupSpec(classes, (), task="multilabel")
     else:
-        own = groups[: len(groups) // len(classes)]  # of the first class
+        own = groups[: len(groups) // len(classes)]  # groups of the first class
         spec = GroupSpec(classes, tuple(name.removeprefix(f"{classes[0]}/") for name in own))
     names = [result["run"]["method"] for result in results]
     if names[0] == names[1]:

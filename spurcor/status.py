@@ -1,4 +1,4 @@
-"""Progress of the points of a sweep: python -m spurcor.status sweep=... [watch=true]"""
+"""Show the progress of a sweep's points: python -m spurcor.status sweep=... [watch=true]"""
 
 import sys
 import time
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from spurcor.sweeps.states import PointState
 
-LONGEST = 86400  # seconds, a day
+LONGEST = 86400  # seconds: one day
 
 
 @dataclass(frozen=True)
 class StatusConfig:
-    """Which sweep, and whether to keep watching it."""
+    """Options of `spurcor.status`."""
 
     sweep: str
     paths: OutputPaths
@@ -37,7 +37,7 @@ class StatusConfig:
 
 
 def main(cfg: DictConfig) -> int:
-    """Show the sweep; returns 1 if a point has failed or is damaged, else 0."""
+    """Show the sweep and return 1 if a point has failed or is damaged, else 0."""
     config = check(cfg, StatusConfig)
 
     from spurcor.sweeps.slurm import Unanswered
@@ -63,7 +63,7 @@ def _look(config: StatusConfig) -> Sequence["PointState"]:
 
 
 def _watch(config: StatusConfig, found: Sequence["PointState"]) -> Sequence["PointState"]:
-    """Refresh the page, finished points last, until nothing is running or queued."""
+    """Refresh the page until no point is under way, finished points last; return the states."""
     from rich.live import Live
 
     from spurcor.sweeps.slurm import Unanswered

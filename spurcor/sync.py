@@ -1,4 +1,4 @@
-"""Send to the trackers what they miss: python -m spurcor.sync [sweep=...]. Safe to repeat."""
+"""Send runs on disk to the trackers: python -m spurcor.sync [sweep=...]. Safe to repeat."""
 
 import sys
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SyncConfig:
-    """Which runs, and which trackers."""
+    """Options of `spurcor.sync`."""
 
     tracker: dict[str, Node]
     paths: OutputPaths
@@ -27,7 +27,7 @@ class SyncConfig:
 
 
 def main(cfg: DictConfig) -> int:
-    """Mirror every run on disk again; returns the exit code."""
+    """Send every run on disk, or only a sweep's, to the trackers and return the exit code."""
     config = check(cfg, SyncConfig)
 
     from spurcor.system.terminal import Terminal, log_to_terminal
@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> int:
 
 
 def _send(config: SyncConfig, trackers: "Trackers") -> tuple[int, list[tuple[Path, str]]]:
-    """Returns how many runs were sent, and which were left out and why."""
+    """Send the runs; return the number sent, and each skipped folder with the reason."""
     from spurcor.runs import lookup, mirror
     from spurcor.sweeps.manifest import manifest
     from spurcor.system.lock import holder, lock_of
@@ -74,7 +74,7 @@ def _send(config: SyncConfig, trackers: "Trackers") -> tuple[int, list[tuple[Pat
         try:
             mirror.mirror(directory, lookup.read_config(directory), trackers)
             sent += 1
-        except (UserError, OSError, ValueError, KeyError) as error:  # the next may be sound
+        except (UserError, OSError, ValueError, KeyError) as error:  # the next run may be intact
             skipped.append((directory, str(error)))
     return sent, skipped
 

@@ -12,13 +12,13 @@ from spurcor.config.check import check
 
 @dataclass(frozen=True)
 class FrozenPoints:
-    """Files of points, which hold everything else."""
+    """Paths of frozen points, files that hold the rest of the configuration."""
 
     point: str | tuple[str, ...]
 
 
 def main(cfg: DictConfig) -> int:
-    """One run; returns its exit code."""
+    """Train one run, or the given frozen points, and return the exit code."""
     from spurcor.sweeps import carry_out
 
     if cfg.get("point"):

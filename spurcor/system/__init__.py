@@ -1,1 +1,1 @@
-"""The machine: files, locks, signals, the terminal; nothing of machine learning."""
+"""Operating-system utilities: files, locks, signals and the terminal."""

@@ -1,4 +1,4 @@
-"""Helper processes that import slow libraries while the command is still working."""
+"""Helper processes that import slow libraries while the command does other work."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from spurcor.system.places import REPO
 
 
 class Companion:
-    """A module of spurcor run as a process that reads orders as JSON lines from stdin.
+    """A spurcor module run as a process that reads orders from stdin as JSON lines.
 
-    Leaving the context kills it, finished or not.
+    Leaving the context kills the process, finished or not.
     """
 
     def __init__(self, module: str, **environment: str) -> None:
@@ -41,7 +41,7 @@ class Companion:
             pass
 
     def wait(self) -> tuple[int, str]:
-        """Close stdin and wait for the process to end; returns its exit code and stderr."""
+        """Close stdin, wait for the process to end, and return its exit code and stderr."""
         _, said = self._process.communicate()
         return self._process.returncode, said
 

@@ -27,7 +27,7 @@ CLUTTER = ("thumbs.db", "desktop.ini", "__macosx", "icon\r")
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Add the path to an OSError; a failed write to a full disk does not name its file."""
+    """Add the path to an OSError, because a failed write to a full disk does not name its file."""
     try:
         yield
     except OSError as error:
@@ -37,7 +37,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def is_clutter(name: str) -> bool:
-    """Whether a file or folder is one that desktop systems create on their own."""
+    """Return whether a file or folder is hidden or of the kind that desktop systems create."""
     return name.startswith(".") or name.lower() in CLUTTER
 
 
@@ -45,7 +45,7 @@ def is_clutter(name: str) -> bool:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write to; it replaces `path` once it is on disk.
 
-    Temporary files of the same target left by killed processes of this machine are removed.
+    Temporary files that killed processes on this machine left for the same target are removed.
     """
     prefix = f".{path.name}.{_machine()}-"
     for left in path.parent.glob(f"{glob.escape(prefix)}*.tmp"):
@@ -59,13 +59,13 @@ def replacing(path: Path) -> Iterator[Path]:
                 os.fsync(written.fileno())
             os.replace(beside, path)
     finally:
-        with contextlib.suppress(OSError):  # the folder may be gone, or no longer to be written
+        with contextlib.suppress(OSError):  # the folder may be gone, or no longer writable
             beside.unlink(missing_ok=True)
 
 
 @functools.cache
 def _machine() -> str:
-    """Identifies where a process id is valid: this boot, and the container if there is one."""
+    """Return an identifier of this boot and container, within which process ids are valid."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()
         return hashlib.sha256(f"{boot}{os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:8]
@@ -81,10 +81,10 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """The same for a folder; if another process finished first, its folder is kept."""
+    """Yield a temporary folder that becomes `path`, unless another process has created `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     around = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    beside = around / path.name  # not `around` itself, which nobody else may read
+    beside = around / path.name  # `around` itself is readable by this user only
     try:
         beside.mkdir()
         yield beside
@@ -104,15 +104,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically; NaN is refused, since other readers cannot parse it."""
+    """Write a JSON file atomically; raise ValueError for NaN, which other readers cannot parse."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
 def decoding(path: Path, fix: str | None = None) -> Iterator[None]:
-    """Turn whatever a decoder raises on damaged bytes into one sentence.
+    """Raise `Damaged` if the file is missing or a decoder fails on it in the block.
 
-    A file without read permission, or unavailable for now, is not damaged: its error passes.
+    Other errors of the operating system, such as a missing permission, are raised unchanged.
     """
     try:
         yield
@@ -123,27 +123,27 @@ def decoding(path: Path, fix: str | None = None) -> Iterator[None]:
     except IsADirectoryError as error:
         raise Damaged(path, "is a folder, not a file", fix) from error
     except OSError as error:
-        if error.errno not in (None, errno.EINVAL):  # EINVAL: a seek to where nothing can be
+        if error.errno not in (None, errno.EINVAL):  # EINVAL: a seek to an invalid offset
             raise
         raise Damaged(path, f"is damaged ({reason(error)})", fix) from error
-    except Exception as error:  # decoders of foreign formats raise whatever they stumble over
+    except Exception as error:  # decoders may raise anything
         raise Damaged(path, f"is damaged ({reason(error)})", fix) from error
 
 
 def reason(error: BaseException) -> str:
-    """An error in one line."""
+    """Return an error's type and the first line of its message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
 
 
 def read_json(path: Path, shape: Any = JsonObject, fix: str | None = None) -> dict[str, Any]:
-    """Read what `write_json` wrote; a file of another shape is damaged."""
+    """Read a JSON object and raise `Damaged` unless it has the types in `shape`."""
     with decoding(path, fix):
         return checked(path, json.loads(path.read_text(encoding="utf-8")), shape, fix)
 
 
 def checked(path: Path, value: Any, shape: Any, fix: str | None = None) -> dict[str, Any]:
-    """Check that a value read from a file has the types that its readers rely on."""
+    """Return a value read from a file if it has the types in `shape`, else raise `Damaged`."""
     from pydantic import ValidationError
 
     if not isinstance(value, dict):
@@ -165,7 +165,7 @@ def _validator(shape: Any) -> Any:
 
 
 def read_lines(path: Path, shape: Any = JsonObject, fix: str | None = None) -> list[dict[str, Any]]:
-    """Read a JSON-lines file; an incomplete last line is ignored."""
+    """Read a JSON-lines file, empty if missing; an incomplete last line is ignored."""
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -187,7 +187,7 @@ def _line(path: Path, number: int, line: bytes, shape: Any, fix: str | None) -> 
 
 
 def _whole(line: bytes) -> bool:
-    """Whether a last line lacks only its line end, for example after editing by hand."""
+    """Return whether a last line lacks only its line break, for example after manual editing."""
     try:
         return isinstance(json.loads(line), dict)
     except ValueError:
@@ -195,14 +195,14 @@ def _whole(line: bytes) -> bool:
 
 
 def append_line(path: Path, value: Mapping[str, Any]) -> None:
-    """Append a line to a JSON-lines file; the system has it when this returns."""
+    """Append one line to a JSON-lines file; see `append_lines`."""
     append_lines(path, [value])
 
 
 def append_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
-    """Append lines to a JSON-lines file, one process at a time.
+    """Append lines to a JSON-lines file, unbuffered and one process at a time.
 
-    An incomplete line left by a killed process is removed first: it would merge with the next.
+    An incomplete line left by a killed process is removed first, or it would merge with the next.
     """
     text = "".join(json.dumps(value, allow_nan=False) + "\n" for value in values)
     with _named(path), path.open("a+b", buffering=0) as file:
@@ -216,7 +216,7 @@ def append_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
 def _end_last_line(file: FileIO) -> None:
     size = file.seek(0, os.SEEK_END)
     end = b""
-    while size > len(end) and b"\n" not in end:  # from the end: rows may be megabytes
+    while size > len(end) and b"\n" not in end:  # backwards, as rows may be megabytes long
         start = max(0, size - len(end) - CHUNK)
         file.seek(start)
         end = file.read(size - len(end) - start) + end
@@ -247,7 +247,7 @@ def keep_lines(path: Path, count: int) -> None:
 
 
 def tail(path: Path, size: int = 1 << 16) -> str:
-    """The last lines of a text file; undecodable bytes are replaced."""
+    """Return the last lines (`size` bytes) of a text file; undecodable bytes are replaced."""
     with path.open("rb") as file:
         file.seek(0, os.SEEK_END)
         begin = max(0, file.tell() - size)
@@ -257,7 +257,7 @@ def tail(path: Path, size: int = 1 << 16) -> str:
 
 
 def cannot_write(outputs: Path, error: OSError) -> UserError | RunError:
-    """The error for an outputs folder that is not writable, or on a full disk."""
+    """Return the error for an outputs folder that is not writable or is on a full disk."""
     told = of_system(error)
     if isinstance(told, RunError):
         return told

@@ -1,4 +1,4 @@
-"""One process at a time in a run directory, also after crashes, requeues and across hosts."""
+"""Locks that admit one process to a run directory, across crashes, requeues and hosts."""
 
 import contextlib
 import functools
@@ -20,13 +20,13 @@ from filelock import FileLock
 from spurcor.system.files import read_json, write_json
 
 log = logging.getLogger(__name__)
-OWNED = {"host", "boot", "pid", "started", "nonce"}  # what every lock says of its owner
+OWNED = {"host", "boot", "pid", "started", "nonce"}  # keys of every lock file
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 300.0
 
 
-class Held(Exception):  # noqa: N818 - not an error: somebody else does the work
-    """Another live process has the lock."""
+class Held(Exception):  # noqa: N818 - not an error: another process does the work
+    """A lock that another live process holds."""
 
     def __init__(self, path: Path, owner: dict[str, Any]) -> None:
         job = f", SLURM job {owner['job']}" if owner.get("job") else ""
@@ -35,23 +35,26 @@ class Held(Exception):  # noqa: N818 - not an error: somebody else does the work
 
 
 def lock_of(directory: Path) -> Path:
-    """The lock file is next to the run's folder, so it can be taken before that exists."""
+    """Return the lock file of a run, beside its folder so that it can precede the folder."""
     return directory.with_name(directory.name + ".lock")
 
 
 def holder(path: Path) -> dict[str, Any] | None:
-    """The live owner of a lock, or None; a requeued SLURM task is not held by its former self."""
+    """Return the live owner of a lock, or None.
+
+    A requeued SLURM task is not blocked by the lock of its previous attempt.
+    """
     try:
         owner = _owner(path)
         age = time.time() - path.stat().st_mtime
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
-        return None  # not written by spurcor: locks appear atomically
+        return None  # not a lock of spurcor, which writes them atomically
     me = _identity()
     if (alive := _alive(owner, me)) is not None:
         return owner if alive else None
-    # A heart that is ahead of the clock has stopped, too: one of the clocks was set anew.
+    # A heartbeat far in the future is stale, too: one of the clocks was changed.
     if _ended(owner, me) or abs(age) > STALE_SECONDS:
         return None
     return owner
@@ -66,9 +69,9 @@ def _owner(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(path: Path, guard: Path) -> Iterator[None]:
-    """Hold the lock at `path`; raises `Held` if another live process has it.
+    """Hold the lock at `path` during the block; raise `Held` if another live process has it.
 
-    Looking and taking happen under `guard`, so of two takers of a stale lock one wins.
+    The lock is checked and taken under `guard`, so only one process can take over a stale lock.
     """
     guard.parent.mkdir(parents=True, exist_ok=True)
     mine = {**_identity(), "nonce": uuid.uuid4().hex}
@@ -87,13 +90,13 @@ def locked(path: Path, guard: Path) -> Iterator[None]:
         stop.set()
         beat.join()
         with contextlib.suppress(OSError, ValueError):
-            # A fork of the process leaves this block as well, and the lock stays its parent's.
+            # A forked child leaves this block as well, but the lock belongs to its parent.
             if read_json(path).get("nonce") == mine["nonce"] and os.getpid() == mine["pid"]:
                 path.unlink()
 
 
 def remove_dead(path: Path, guard: Path) -> None:
-    """Remove what a killed process has left of a lock, or of its writing."""
+    """Remove the lock and temporary files that a killed process left."""
     if not path.exists() and not any(path.parent.glob(f".{path.name}.*.tmp")):
         return
     with FileLock(guard):
@@ -103,9 +106,9 @@ def remove_dead(path: Path, guard: Path) -> None:
 
 
 def _listen(path: Path) -> None:
-    """Raise `Held` if a heart beats that seems to have stopped.
+    """Watch a lock that looks stale for 30 seconds and raise `Held` if it gets a heartbeat.
 
-    It only seems so by the clock, which may have been set anew, or differ from the one of its host.
+    It may only look stale because a clock was changed, or because the clocks of two hosts differ.
     """
     with contextlib.suppress(OSError, ValueError):
         owner, beat, me = _owner(path), path.stat().st_mtime_ns, _identity()
@@ -126,9 +129,9 @@ def _beat(path: Path, nonce: str, stop: threading.Event) -> None:
 
 
 def _give_way(path: Path, owner: dict[str, Any]) -> None:
-    """End at once: this process was suspended for so long that another took it for dead.
+    """Exit at once, because another process took over the lock while this one was suspended.
 
-    Nothing may be saved any more, since both write the same files.
+    Nothing may be saved any more, since both processes write the same files.
     """
     log.error("%s was taken over by %s; this process is stopping", path, Held(path, owner))
     os._exit(1)
@@ -145,7 +148,7 @@ def _identity() -> dict[str, Any]:
         "space": _space(),
         "pid": pid,
         "ticks": _ticks(pid),
-        "started": psutil.Process(pid).create_time(),  # for versions that know no ticks
+        "started": psutil.Process(pid).create_time(),  # for versions that do not use ticks
         "job": job,
         "task": task if job else None,
         "restarts": environment.get("SLURM_RESTART_COUNT", "0") if job else None,
@@ -153,14 +156,14 @@ def _identity() -> dict[str, Any]:
 
 
 def _differ(owner: dict[str, Any], me: dict[str, Any], *keys: str) -> bool:
-    """Whether two processes differ in one of the keys; earlier versions have not all of them."""
+    """Return whether two processes differ in a key; keys that older locks lack count as equal."""
     return any(owner.get(key, me[key]) != me[key] for key in keys)
 
 
 def _space() -> str | None:
-    """The namespaces in which the number of a process and its ticks mean something.
+    """Return the namespaces in which a process id and its ticks are valid, or None if unknown.
 
-    Containers share the boot of their machine, and may share a host name.
+    Containers share the boot id of their machine, and may share a host name.
     """
     found = []
     for kind in ("pid", "time"):
@@ -176,7 +179,7 @@ def _boot() -> str:
 
 
 def _alive(owner: dict[str, Any], me: dict[str, Any]) -> bool | None:
-    """Whether the process that took a lock runs; None: from here only its heart can tell."""
+    """Return whether the lock's owner is running, or None if only its heartbeat can tell."""
     if _differ(owner, me, "host", "boot", "space"):
         return None
     pid = owner["pid"]
@@ -186,7 +189,7 @@ def _alive(owner: dict[str, Any], me: dict[str, Any]) -> bool | None:
             return False
         if owner.get("ticks") is not None:
             return bool(_ticks(pid) == owner["ticks"])
-        # The wall clock may have been set anew: another time may be another process, or not.
+        # A different start time means another process or a changed wall clock.
         return True if abs(process.create_time() - owner["started"]) < 1.0 else None
     except psutil.NoSuchProcess:
         return None if _hidden(pid) else False
@@ -195,9 +198,9 @@ def _alive(owner: dict[str, Any], me: dict[str, Any]) -> bool | None:
 
 
 def _ticks(pid: int) -> int | None:
-    """When a process began, in ticks since boot: unlike a time, no setting of a clock moves it."""
+    """Return a process's start in ticks since boot, which no change of the clock affects."""
     try:
-        # The name, in brackets, may hold brackets and spaces; of what follows it is the 20th field.
+        # The start is the 20th field after the name in brackets, which may contain brackets itself.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
@@ -205,7 +208,7 @@ def _ticks(pid: int) -> int | None:
 
 
 def _hidden(pid: int) -> bool:
-    """Whether a process is there that /proc does not show, since it is another user's."""
+    """Return whether a process of another user exists that /proc does not show."""
     with contextlib.suppress(ProcessLookupError):
         try:
             os.kill(pid, 0)
@@ -215,16 +218,16 @@ def _hidden(pid: int) -> bool:
 
 
 def _ended(owner: dict[str, Any], me: dict[str, Any]) -> bool:
-    """Whether SLURM tells that a process is gone: its job ended, or was requeued and runs here."""
+    """Return whether the owner's SLURM job has ended, or was requeued and now runs here."""
     if not owner.get("job"):
         return False
-    if not _differ(owner, me, "job", "task"):  # another may be of the same job, beside this one
+    if not _differ(owner, me, "job", "task"):  # requeued, or a process beside this one
         return _differ(owner, me, "host", "boot", "restarts")
     return _job_ended(owner["job"])
 
 
 def _job_ended(job: str) -> bool:
-    """Whether the scheduler says that a job runs no more; silence is no answer."""
+    """Return whether SLURM says that a job is no longer running; False if it does not answer."""
     if shutil.which("squeue") is None:
         return False
     command = ["squeue", "--noheader", "--format=%T", f"--jobs={job}"]

@@ -1,7 +1,7 @@
-"""Passwords in addresses: used, and handed on in the environment, but never written or shown.
+"""Passwords in addresses: used and passed on in the environment, but never saved or shown.
 
-Wherever an address is kept, its password is `***`. What needs the password looks for an address of
-the same form in the environment, which child processes and jobs inherit.
+Saved addresses contain `***` instead of the password. Code that needs the password looks up the
+matching full address in the environment, which child processes and jobs inherit.
 """
 
 import os
@@ -12,20 +12,20 @@ from typing import Any
 from spurcor.errors import UserError
 
 MASK = "***"
-VARIABLES = ("SPURCOR_ADDRESSES", "MLFLOW_TRACKING_URI")  # the first is a list, of a line each
-# After the user's name, and up to the last @ of the address: not all passwords are encoded.
+VARIABLES = ("SPURCOR_ADDRESSES", "MLFLOW_TRACKING_URI")  # the first has one address per line
+# From the user name to the last @ of the address, since a password may contain an unencoded @.
 _REST = r"(?:(?!\w+://)\S)*@"
 _PASSWORD = re.compile(rf"((?<!http)(?<!https)://[^/?#\s:@]*):{_REST}")
-_WEB_PASSWORD = re.compile(rf"(https?://[^/?#\s:@]*):(?!\d+(?:[/?#]|$)){_REST}")  # no port
+_WEB_PASSWORD = re.compile(rf"(https?://[^/?#\s:@]*):(?!\d+(?:[/?#]|$)){_REST}")  # not a port
 _BARE_PASSWORD = re.compile(r"(?<=[=,'\"\s])(\w[\w.%+-]*):[^\s/@]+@(?=[\w.-]+:\d)")  # no scheme
-_TOKEN = re.compile(r"(https?://)[^/?#\s:@]+@")  # in place of a name and a password
+_TOKEN = re.compile(r"(https?://)[^/?#\s:@]+@")  # instead of name and password
 _QUERY = re.compile(
     r"([?&;][^=&;\s]*(?:pass|pwd|token|secret|key|sig|auth|cred)[^=&;\s]*=)[^&;#\s\"']+", re.I
 )
 
 
 def masked(text: str) -> str:
-    """A text with its passwords masked."""
+    """Return a text with its passwords and tokens masked."""
     for pattern in (_PASSWORD, _WEB_PASSWORD, _BARE_PASSWORD):
         text = pattern.sub(rf"\1:{MASK}@", text)
     text = _TOKEN.sub(rf"\1{MASK}@", text)
@@ -33,7 +33,7 @@ def masked(text: str) -> str:
 
 
 def kept(address: str) -> str:
-    """An address with its password masked, which from now on is in the environment."""
+    """Return an address with its password masked; the full one is kept in the environment."""
     hidden = masked(address)
     if hidden != address:
         known = dict.fromkeys([address, *os.environ.get(VARIABLES[0], "").splitlines()])
@@ -42,7 +42,10 @@ def kept(address: str) -> str:
 
 
 def whole(address: str, key: str) -> str:
-    """The full address, from what `kept` has stored or from the user's environment."""
+    """Return the full address for a masked one, from `kept` or the user's environment.
+
+    Raises UserError if neither has it.
+    """
     if MASK not in address:
         return address
     for variable in VARIABLES:
@@ -56,7 +59,7 @@ def whole(address: str, key: str) -> str:
 
 
 def hidden(override: str) -> str:
-    """An override of the command line, of which addresses are kept, and without their passwords."""
+    """Return a command-line override with passwords masked, after passing its values to `kept`."""
     if masked(override) == override:
         return override
     for value in _values(override):
@@ -65,7 +68,7 @@ def hidden(override: str) -> str:
 
 
 def _values(override: str) -> Iterator[str]:
-    """The texts in an override, and in each value of a sweep."""
+    """Yield the strings in an override, or in each value of a sweep."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

@@ -1,4 +1,4 @@
-"""Paths in the clone: conf/ is next to the package."""
+"""Paths in the clone, where conf/ is next to the package."""
 
 from pathlib import Path
 

@@ -1,14 +1,14 @@
-"""The keys and types in a run's JSON files that readers rely on. Other keys may be present."""
+"""Keys and types that readers of a run's JSON files rely on; other keys may be present."""
 
 from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
-Figure = float | None  # None: not defined
+Figure = float | None  # None: undefined
 
 
 class Group(TypedDict):
-    """A group of a split."""
+    """Accuracy and size of a group in a split."""
 
     accuracy: Figure
     count: int
@@ -23,12 +23,12 @@ class Report(TypedDict):
     aligned: Figure
     conflicting: Figure
     groups: dict[str, Group]
-    classes: NotRequired[dict[str, Figure]]  # older results have none
+    classes: NotRequired[dict[str, Figure]]  # absent from older results
     labels: NotRequired[dict[str, dict[str, Figure]]]
 
 
 class Figures(TypedDict):
-    """Reports by split."""
+    """Accuracies by split."""
 
     val: Report | None
     test: Report | None
@@ -36,9 +36,9 @@ class Figures(TypedDict):
 
 
 class Phase(Figures):
-    """Results of a phase, kept for later phases or for readers."""
+    """Results of a phase of training."""
 
-    test: Report  # type: ignore[misc]  # it was trained
+    test: Report  # type: ignore[misc]  # always evaluated
 
 
 class Repair(Figures):
@@ -77,14 +77,14 @@ class Facts(TypedDict):
 
 
 class Selected(TypedDict):
-    """The epoch that was selected, if there was one to select."""
+    """The selected epoch and its phase, if any."""
 
     phase: str | None
     epoch: int | None
 
 
 class Result(Figures):
-    """result.json of a run."""
+    """The contents of a run's result.json."""
 
     run: Facts
     selected: Selected
@@ -94,20 +94,20 @@ class Result(Figures):
 
 
 class Extracted(TypedDict):
-    """The marker file in an extracted archive."""
+    """The contents of the marker file in an extracted archive."""
 
     bytes: int
 
 
 class Planned(TypedDict):
-    """A phase of phases.json."""
+    """A phase in phases.json."""
 
     name: str
     epochs: int
 
 
 class Plan(TypedDict):
-    """phases.json."""
+    """The contents of phases.json."""
 
     phases: list[Planned]
 

@@ -1,4 +1,4 @@
-"""Stop signals: the command ends with one sentence, and its files stay intact."""
+"""Stop signals, which end a command with a one-sentence message and leave its files intact."""
 
 import os
 import signal
@@ -10,9 +10,9 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signa
 
 
 class Interrupted(BaseException):
-    """The scheduler or the user asked the command to stop; finished work is on disk.
+    """A request to stop from the scheduler or the user; finished work is on disk.
 
-    Like KeyboardInterrupt not an `Exception`: code that catches every error must not catch this.
+    Like KeyboardInterrupt, it is not an `Exception`, so that code catching all errors misses it.
     """
 
     def __init__(self, number: int) -> None:
@@ -28,9 +28,10 @@ class Interrupted(BaseException):
 
 @contextmanager
 def handled(handle: Callable[[int], None]) -> Iterator[None]:
-    """Call `handle` with the signals of this process while the block runs, in the main thread.
+    """Call `handle` with each stop signal that this process receives during the block.
 
-    Forked children are not affected. `nohup` stays in force.
+    Outside the main thread, signals are not handled. Forked children keep the default action, and
+    `nohup` stays in force.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -56,10 +57,10 @@ def handled(handle: Callable[[int], None]) -> Iterator[None]:
 
 @contextmanager
 def interrupting() -> Iterator[None]:
-    """Raise `Interrupted` immediately, wherever the block is.
+    """Raise `Interrupted` in the block as soon as a stop signal arrives.
 
-    The clean-up that follows is stopped only by a second Ctrl-C. Errors caused by the interruption
-    are replaced by `Interrupted`.
+    After that, only Ctrl-C can stop the clean-up. Errors caused by the interruption are replaced by
+    `Interrupted`.
     """
     told: Interrupted | None = None
 

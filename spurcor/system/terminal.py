@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 @functools.cache
 def log_to_terminal() -> None:
-    """Send warnings to stderr; everything is also in the run's train.log."""
+    """Show warnings on stderr; the full log is in the run's train.log."""
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
     handler.setFormatter(logging.Formatter("spurcor: %(message)s"))
@@ -29,9 +29,9 @@ T = TypeVar("T")
 
 
 class PatientConsole(Console):
-    """A console whose reader may go away (`| head`) without stopping the training.
+    """A console that lets the command continue if its reader closes the pipe, as `| head` does.
 
-    Text is shown verbatim: a class may be called `cat [/indoor]`, or `:dog:`.
+    Text is shown verbatim: a class may be called `cat [/indoor]` or `:dog:`.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -44,22 +44,22 @@ class PatientConsole(Console):
 
 
 class Terminal:
-    """The output of a command."""
+    """The terminal output of a command."""
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
         self.console = console or PatientConsole(quiet=quiet)
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print a text without wrapping it."""
         self.console.print(text, soft_wrap=True, markup=False, emoji=False)
 
     def trace(self) -> None:
-        """The traceback of the exception being handled."""
+        """Print the traceback of the exception being handled."""
         self.console.print_exception(max_frames=6)
 
 
 def tracked(items: Iterable[T], title: str, total: int) -> Iterator[T]:
-    """Items one by one, with a bar on a terminal and a line when piped."""
+    """Yield the items, with a progress bar on a terminal or the title when piped."""
     console = PatientConsole()
     if not console.is_terminal:
         console.print(title, soft_wrap=True)
@@ -76,20 +76,20 @@ def tracked(items: Iterable[T], title: str, total: int) -> Iterator[T]:
 
 
 class RunLog(logging.FileHandler):
-    """train.log; lines that do not fit on a full disk are dropped silently."""
+    """The handler of train.log; lines that do not fit on a full disk are dropped silently."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Called by logging."""
+        """Ignore an error of writing; called by logging."""
 
     def close(self) -> None:
-        """Write what is left, if there is room."""
+        """Flush and close the file, ignoring a full disk."""
         with suppress(OSError):
             super().close()
 
 
 @contextmanager
 def logged(path: Path) -> Iterator[None]:
-    """Also write spurcor's log to a file inside the block."""
+    """Also write spurcor's log to a file during the block."""
     handler = RunLog(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("spurcor")

@@ -1,4 +1,4 @@
-"""Versions of the code and of the libraries."""
+"""Versions of the code and its libraries."""
 
 import functools
 import importlib.metadata
@@ -11,14 +11,14 @@ VERSIONS = ("spurcor", "torch", "torchvision", "timm", "numpy", "scikit-learn")
 
 
 def versions() -> dict[str, str]:
-    """The versions that can affect results."""
+    """Return the versions of Python and of the libraries that can affect results."""
     found = {name: importlib.metadata.version(name) for name in VERSIONS}
     return {"python": platform.python_version(), **found}
 
 
 @functools.cache
 def commit() -> str:
-    """The commit of the running code, with a + if files have been changed since."""
+    """Return the commit of the running code, with a + if files have changed since, or "unknown"."""
     copied = REPO / "commit"  # written next to a sweep's copy of the code
     if copied.exists():
         return copied.read_text().strip()
