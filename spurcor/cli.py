@@ -130,14 +130,14 @@ class _Command:
                 raise RunError(f"the run ended with exit code {self.code}")
         except BrokenPipeError:
             raise
-        except (UserError, RunError, OSError) as error:  # Hydra would print it as well
+        except (UserError, RunError, OSError) as error:  # Hydra would print its own message
             if _is_job():
                 raise
             self._refused = error
 
 
 def _mend_streams() -> None:
-    """Make printing safe: redirect closed streams to null, replace unencodable characters with ?."""
+    """Make printing safe: send closed streams to null, replace unencodable characters with ?."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)

@@ -1,4 +1,4 @@
-"""Checks and converts a composed configuration, or reports all of its problems at once."""
+"""Check and convert a composed configuration, reporting all of its problems at once."""
 
 import dataclasses
 import difflib
@@ -19,7 +19,7 @@ from spurcor.config.released import place_of
 from spurcor.errors import UserError
 from spurcor.system.passwords import kept
 
-# What the program, not the user, hands to the constructors of each group.
+# Constructor arguments that the program supplies, not the user, by config group.
 RUNTIME = {
     "backbone": {"info"},
     "features": {"info"},
@@ -28,7 +28,7 @@ RUNTIME = {
     "schedule": {"optimizer", "T_max"},
     "tracker": {"outputs"},
 }
-# What a node of each group must be.
+# Class that the nodes of each group must derive from.
 ROLES = {
     "backbone": "spurcor.models.backbone.Backbone",
     "method": "spurcor.training.method.Method",
@@ -41,18 +41,21 @@ ROLES = {
     "dataset.transform": "spurcor.data.transforms.Transform",
     "tracker.*": "spurcor.tracking.Tracker",
 }
-LARGEST = 2**63 - 1  # what torch, numpy and JSON readers hold
+LARGEST = 2**63 - 1  # largest integer of torch, numpy and JSON readers
 T = TypeVar("T")
 
 
 def arguments_of(target: str, path: str) -> list[str]:
-    """Constructor arguments of the node at `path` that the user may set."""
+    """Return the constructor arguments of the node at `path` that the user may set."""
     runtime = RUNTIME.get(path.partition(".")[0], set())
     return [name for name in inspect.signature(locate(target)).parameters if name not in runtime]
 
 
 def composed(config: DictConfig) -> dict[str, Any]:
-    """The composed configuration, resolved, without the `hydra` part."""
+    """Return the composed configuration as a resolved dict, without the `hydra` part.
+
+    Raises UserError if a file sets `plugins`, or anything sets `_revision_`.
+    """
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     tree = OmegaConf.to_container(own, resolve=True)
     assert isinstance(tree, dict)
@@ -65,12 +68,12 @@ def composed(config: DictConfig) -> dict[str, Any]:
 
 
 def check_saved(tree: Mapping[str, Any], schema: type[T]) -> T:
-    """`check` a saved configuration, which keeps the revisions of the time it was saved."""
+    """Check a saved configuration, keeping the class revisions it was saved with."""
     return check(_with_revisions(tree), schema)
 
 
 def _with_revisions(value: Any) -> Any:
-    """Saved nodes without a revision have revision 1; only higher ones are saved."""
+    """Set revision 1 on saved nodes without a revision, because only higher ones are saved."""
     if isinstance(value, list):
         return [_with_revisions(item) for item in value]
     if not isinstance(value, Mapping):
@@ -80,7 +83,7 @@ def _with_revisions(value: Any) -> Any:
 
 
 def check(config: DictConfig | Mapping[str, Any], schema: type[T]) -> T:
-    """Type and coerce a composed configuration, or report all of its problems in one `UserError`.
+    """Convert a composed configuration to `schema`, or raise one `UserError` with all problems.
 
     Every `_target_` node is checked against the type hints of its constructor.
     """
@@ -98,7 +101,7 @@ def check(config: DictConfig | Mapping[str, Any], schema: type[T]) -> T:
 def _check_arguments(
     path: str, values: Any, owner: type, runtime: set[str], problems: list[str]
 ) -> dict[str, Any]:
-    """Check a mapping against the constructor of `owner`; returns the coerced arguments."""
+    """Check a mapping against the constructor of `owner` and return the coerced arguments."""
     signature = inspect.signature(owner)
     hints = _hints(owner)
     parameters = {
@@ -131,7 +134,7 @@ def _hints(owner: type) -> dict[str, Any]:
 
 
 def _coerce(path: str, value: Any, hint: Any, problems: list[str]) -> Any:
-    """Convert one value to the type of its hint."""
+    """Convert one value to the type of its hint, or append to `problems` and return None."""
     from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
     members = allowed_types(hint)
@@ -140,8 +143,8 @@ def _coerce(path: str, value: Any, hint: Any, problems: list[str]) -> Any:
     if unsound := _unsound(value):
         problems.append(f"{path}={value} {unsound}")
         return None
-    options = any(dataclasses.is_dataclass(member) for member in members)  # come as a mapping
-    # Python counts True as an int, and a switch given where a number belongs is always a mistake.
+    options = any(dataclasses.is_dataclass(member) for member in members)  # given as a mapping
+    # Python counts True as an int, but true or false for a number is always a mistake.
     switch = isinstance(value, bool) and not ({bool, Any} & members)
     if switch or (options and not (value is None and types.NoneType in members)):
         problems.append(f"{path}={value} is not {describe(hint)}")
@@ -149,11 +152,11 @@ def _coerce(path: str, value: Any, hint: Any, problems: list[str]) -> Any:
     try:
         settings = ConfigDict(arbitrary_types_allowed=True)
         found = TypeAdapter(hint, config=settings).validate_python(value)
-        if unsound := _unsound(found):  # a number that was a text
+        if unsound := _unsound(found):  # a number given as a string
             problems.append(f"{path}={value} {unsound}")
         # Points run in another working directory.
         return found.expanduser().absolute() if isinstance(found, Path) else found
-    except (ValidationError, PydanticUserError):  # the latter where keys belong, as in paths
+    except (ValidationError, PydanticUserError):  # the latter where a mapping is expected
         near = nearest(str(value), [str(member) for member in choices(hint)])
         hint_text = f"; did you mean {near}?" if near else ""
         problems.append(f"{path}={value} is not {describe(hint)}{hint_text}")
@@ -161,7 +164,7 @@ def _coerce(path: str, value: Any, hint: Any, problems: list[str]) -> Any:
 
 
 def _unsound(value: Any) -> str:
-    """What is wrong with a plain value anywhere in a configuration; empty if nothing is."""
+    """Return what is wrong with a plain value, at any depth, or an empty string."""
     if isinstance(value, float) and not math.isfinite(value):
         return "is not finite"
     if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
@@ -181,7 +184,7 @@ def _unsound(value: Any) -> str:
 
 
 def _nested(hint: Any, value: Any) -> Any:
-    """The dataclass, `Node` or mapping of nodes that a mapping is to become, or None."""
+    """Return what a mapping converts to: a dataclass, `Node`, `dict` of nodes or NoneType."""
     members = allowed_types(hint)
     left_out = types.NoneType in members and value in (None, {})
     if Node in members and not left_out:
@@ -194,7 +197,7 @@ def _nested(hint: Any, value: Any) -> Any:
         if isinstance(member, type) and dataclasses.is_dataclass(member):
             empty_allowed = types.NoneType in members and not value
             return types.NoneType if empty_allowed else member
-        # A constructor that takes another part of spurcor, as a data set does its transform.
+        # An argument that is itself a class of spurcor, such as a data set's transform.
         if "_target_" in value and own(getattr(member, "__module__", "")):
             return Node
     return None
@@ -254,13 +257,13 @@ def _check_node(path: str, value: Any, problems: list[str]) -> Node | None:
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:
-    """The most similar name, never the word itself."""
+    """Return the most similar name other than the word itself, or None."""
     near = difflib.get_close_matches(word, [name for name in names if name != word], 1)
     return near[0] if near else None
 
 
 def unknown_key(path: str, names: list[str]) -> str:
-    """The message for an unknown key."""
+    """Return the message for an unknown key, with the nearest key or a list of keys."""
     parent, _, key = path.rpartition(".")
     dot = f"{parent}." if parent else ""
     if near := nearest(key, names):

@@ -1,7 +1,7 @@
-"""Checks what Hydra composes before Hydra acts on it.
+"""Check a composed configuration before Hydra acts on it.
 
-Callbacks, launcher, sweeper, logging, search path and environment of a configuration make Hydra
-build classes, import modules and set variables. Someone else's sweep file must not run code.
+Through callbacks, launcher, sweeper, logging, search path and environment, a configuration makes
+Hydra build classes, import modules and set variables. Someone else's sweep file must not run code.
 """
 
 import math
@@ -36,18 +36,18 @@ PLUGINS = {
 INSTRUCTIONS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 LOGGING_CLASSES = ("logging.StreamHandler", "logging.FileHandler", "logging.NullHandler")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
-# Options of launchers that end up in a shell.
+# Launcher options that a shell executes.
 SHELL = ("setup", "additional_parameters", "srun_args", "python")
-MOST_POINTS = 100_000  # composing them alone takes hours
+MOST_POINTS = 100_000  # composing this many takes hours
 
 
 def install() -> None:
-    """Make Hydra load configurations by `CheckedLoader`; it has no setting for that."""
+    """Make Hydra load configurations with `CheckedLoader`, which none of its settings can do."""
     vars(hydra._internal.hydra)["ConfigLoaderImpl"] = CheckedLoader
 
 
 class CheckedLoader(ConfigLoaderImpl):
-    """Every configuration that Hydra composes, refused if it would run foreign code."""
+    """Loader that refuses configurations that would run foreign code."""
 
     def load_configuration(
         self,
@@ -99,7 +99,7 @@ class CheckedLoader(ConfigLoaderImpl):
         self._sources = repo
 
     def _refuse_shell_lines(self, cfg: DictConfig, overrides: Sequence[str]) -> None:
-        """What a launcher hands to a shell is in the files of the site, or typed."""
+        """Refuse shell options set neither in a site or launcher file nor on the command line."""
         typed = [override.lstrip("+~ ").partition("=")[0] for override in overrides]
         files = [self._chosen(cfg, group) for group in ("site", "hydra/launcher")]
         for group in ("site", "hydra.launcher"):
@@ -114,7 +114,7 @@ class CheckedLoader(ConfigLoaderImpl):
                     )
 
     def _chosen(self, cfg: DictConfig, group: str) -> Mapping[str, Any]:
-        """The file of a group's option, as it is."""
+        """Return the unresolved content of the file chosen in a group."""
         option = cfg.hydra.runtime.choices.get(group)
         file = self._sources.load_config(f"{group}/{option}") if option else None
         tree = None if file is None else OmegaConf.to_container(file.config)
@@ -122,7 +122,7 @@ class CheckedLoader(ConfigLoaderImpl):
 
 
 def refuse_foreign(cfg: DictConfig) -> None:
-    """Whatever Hydra would build or set, unless it is ours or Hydra's own; `cfg` is its part."""
+    """Refuse a `hydra` node that would build foreign classes or set environment variables."""
     if OmegaConf.select(cfg, "callbacks"):
         raise UserError(
             f"hydra.callbacks={list(cfg.callbacks)} would run arbitrary code; remove them"
@@ -140,13 +140,13 @@ def refuse_foreign(cfg: DictConfig) -> None:
 
 
 def _plain(cfg: DictConfig, key: str) -> Any:
-    """As Hydra will read it: what an interpolation brings in counts too."""
+    """Return a value as Hydra will read it, with interpolations resolved."""
     value = OmegaConf.select(cfg, key)
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _refuse_other_plugin(path: str, value: Any, allowed: Sequence[str]) -> None:
-    """Also a class below an allowed one: Hydra builds what it finds in the arguments."""
+    """Refuse a class that is not allowed, also in arguments, since Hydra builds those too."""
     if value is None:
         return
     arguments = dict(value) if isinstance(value, Mapping) else {}
@@ -161,7 +161,7 @@ def _refuse_other_plugin(path: str, value: Any, allowed: Sequence[str]) -> None:
 
 
 def _refuse_factories(path: str, value: Any) -> None:
-    """Logging resolves names to classes and calls them, in ways of its own."""
+    """Refuse logging options that make `logging.config` look up and call other objects."""
     for key, item in _resolved("", value):
         name = key.rpartition(".")[2]
         refused = name in ("()", "queue", "listener") or key.endswith(".")
@@ -176,7 +176,9 @@ def _refuse_factories(path: str, value: Any) -> None:
 
 
 def _resolved(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """`_entries`, where the output folder is not known yet; it begins with /, as no class does."""
+    """Yield `_entries` resolved, except for paths in the output folder, which is not known yet.
+
+    Leaving them unresolved is safe: they begin with /, which no class name does."""
     if not isinstance(value, DictConfig | ListConfig):
         return
     for key in value if isinstance(value, DictConfig) else range(len(value)):
@@ -189,7 +191,7 @@ def _resolved(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _entries(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Every entry of nested mappings and lists, by its dotted key."""
+    """Yield every entry of nested mappings and lists with its dotted key."""
     items: Any = ()
     if isinstance(value, Mapping):
         items = value.items()
@@ -202,7 +204,7 @@ def _entries(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def refuse_impossible_sweep(overrides: Sequence[Override]) -> None:
-    """A sweep over nothing, or over more than could ever be run."""
+    """Refuse a sweep over no values or over more than MOST_POINTS points."""
     total = 1.0
     for override in overrides:
         if not override.is_discrete_sweep():
@@ -214,14 +216,14 @@ def refuse_impossible_sweep(overrides: Sequence[Override]) -> None:
         if number == 0:
             raise UserError(f"{override.input_line} sweeps over no values; list at least one")
         total *= number
-        if not total <= MOST_POINTS:  # nor where that is not a number
+        if not total <= MOST_POINTS:  # also true of NaN
             raise UserError(
                 f"{override.input_line} makes more than {MOST_POINTS} points; use fewer values"
             )
 
 
 def _number_of_values(override: Override) -> float:
-    """Without making them: a range may be endless."""
+    """Count the values of a sweep without listing a range, which may be infinite."""
     sweep = override.value()
     if isinstance(sweep, RangeSweep):
         start, stop, step = (float(v or 0) for v in (sweep.start, sweep.stop, sweep.step))

@@ -1,4 +1,4 @@
-"""Errors of Hydra and OmegaConf in one sentence that names key, value and what to say instead."""
+"""Explain errors of Hydra and OmegaConf in one sentence that names key, value and fix."""
 
 import difflib
 import re
@@ -17,7 +17,7 @@ from spurcor.system import places
 
 
 def explain(error: BaseException, config_name: str, overrides: list[str]) -> str:
-    """What is wrong with these overrides of a configuration, from what was raised over them."""
+    """Return what is wrong with overrides of a configuration, from the error that they raised."""
     text = str(error)
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
@@ -38,30 +38,30 @@ def explain(error: BaseException, config_name: str, overrides: list[str]) -> str
 
 
 def is_group(name: str) -> bool:
-    """Whether there are files to choose from under a name."""
+    """Return whether `name` is a config group, a folder of options."""
     return any((folder / name).is_dir() for folder in packages.conf_folders())
 
 
 def _first_words(error: BaseException) -> str:
-    """The line that says most of what Hydra or a library of it says."""
+    """Return the most informative line of an error from Hydra or one of its libraries."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, HydraException | OmegaConfBaseException):
         said = lines[: 2 if lines and lines[0].endswith(":") else 1] or [type(error).__name__]
         cause = str(error.__cause__ or "").strip().splitlines()
         return " ".join(said) + "".join(f": {line}" for line in cause[:1] if line not in said[0])
-    where = traceback.extract_tb(error.__traceback__)[-1].line  # of an assertion without words
+    where = traceback.extract_tb(error.__traceback__)[-1].line  # for an assertion without a message
     return f"Hydra cannot do this ({type(error).__name__}: {' '.join(lines[:3]) or where})"
 
 
 def _several_values(override: str, *, listed: bool) -> str:
-    """Several values where one is wanted."""
+    """Return the message for several values where one is expected."""
     key, _, value = override.partition("=")
     hint = f", or write {key}=[{value}] if you mean a list" if listed else ""
     return f"{override} gives several values; add -m to run each of them{hint}"
 
 
 def _unreadable(error: OverrideParseException) -> str:
-    """Which character Hydra stops at, and how the value is quoted."""
+    """Return where Hydra fails to parse an override, and how to quote the value."""
     override, text = error.override, str(error.message)
     key, equals, value = override.partition("=")
     if "\r" in override or "\n" in override:
@@ -81,9 +81,9 @@ def _unreadable(error: OverrideParseException) -> str:
 
 
 def _place(text: str) -> str:
-    """Where Hydra's grammar gave up, from what it says."""
+    """Return where Hydra's parser failed, from its message; empty if it does not say."""
     caret = [line.index("^") for line in text.split("\n") if line.strip() == "^"]
-    if caret:  # under the first line
+    if caret:  # points into the first line
         return f" at {text.split(chr(10))[0][caret[0]]}"
     match = re.search(r"(?:extraneous|mismatched) input '(.*?)'", text)
     if match and match[1] != "<EOF>":
@@ -93,7 +93,7 @@ def _place(text: str) -> str:
 
 
 def _missing_option(path: str) -> str:
-    """Of several options of a group, or of a folder in it: one has no file."""
+    """Return the message for an option without a file, also for one of several or a nested one."""
     group, _, name = path.rpartition("/")
     while not is_group(group):
         group, _, end = group.rpartition("/")
@@ -107,7 +107,7 @@ def _missing_option(path: str) -> str:
 
 
 def _added_twice(key: str, overrides: list[str]) -> str:
-    """A + before a key that exists; one letter short of +sweeps it is a sweep file."""
+    """Return the message for a + before an existing key, such as +sweep instead of +sweeps."""
     typed = next(o for o in overrides if o.lstrip("+").partition("=")[0] == key)
     value = typed.partition("=")[2]
     if key == "sweep" and (places.REPO / "sweeps" / f"{value}.yaml").exists():
@@ -116,11 +116,11 @@ def _added_twice(key: str, overrides: list[str]) -> str:
 
 
 def unknown_override(key: str, config_name: str, overrides: list[str]) -> str:
-    """Name the options of the group that have the key, or the key nearest to it."""
+    """Return the message for an unknown key: the options that have it, or a similar key."""
     parent, _, name = key.rpartition(".")
     group, chosen, names, unlisted = parent.replace(".", "/"), None, [], []
     beside = f"{parent}." if parent else key
-    whole = "" if is_group(group) else parent  # whose value may hold the key
+    whole = "" if is_group(group) else parent  # an override of the parent may set the key
     keys = {one: one.lstrip("+~").partition("=")[0] for one in overrides if "," not in one}
     others = [o for o, typed in keys.items() if not typed.startswith(beside) and typed != whole]
     with initialize_config_dir(str(places.CONF), version_base="1.3"):

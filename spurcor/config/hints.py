@@ -1,4 +1,4 @@
-"""Type hints of options: what they allow, and how that is said."""
+"""Type hints of options: which values they allow, and how to describe these."""
 
 import dataclasses
 import types
@@ -6,7 +6,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any, Literal
 
-# Plain values: one of them, and several, in the order in which they are named.
+# Singular and plural descriptions of plain types, in the order in which they are listed.
 PLAIN = {
     float: ("a number", "numbers"),
     int: ("an integer", "integers"),
@@ -16,7 +16,7 @@ PLAIN = {
 
 
 def allowed_types(hint: Any) -> set[Any]:
-    """The types that a union allows, or the one type."""
+    """Return the types that a hint allows, including each member of a union."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return {kind for arg in typing.get_args(hint) for kind in allowed_types(arg)}
     if typing.get_origin(hint) is Literal:
@@ -25,7 +25,7 @@ def allowed_types(hint: Any) -> set[Any]:
 
 
 def choices(hint: Any) -> Iterator[Any]:
-    """The values that a hint lists, if it lists any."""
+    """Yield the values that a hint lists in a `Literal`, at any depth."""
     if typing.get_origin(hint) is Literal:
         yield from typing.get_args(hint)
     for argument in typing.get_args(hint):
@@ -33,7 +33,7 @@ def choices(hint: Any) -> Iterator[Any]:
 
 
 def describe(hint: Any) -> str:
-    """What may be given, as the end of a sentence."""
+    """Return a description of the values that a hint allows, as the end of a sentence."""
     if listed := list(choices(hint)):
         return "one of " + ", ".join(map(str, listed))
     allowed = allowed_types(hint)
@@ -50,7 +50,7 @@ def describe(hint: Any) -> str:
 
 
 def _element(hint: Any) -> Any:
-    """The type of what a list or tuple holds; None of anything else."""
+    """Return the element type of a list or tuple hint; None for any other hint."""
     holds = typing.get_args(hint) if typing.get_origin(hint) in (list, tuple) else ()
     return holds[0] if holds else None
 

@@ -1,4 +1,4 @@
-"""`_target_` nodes: a class that a configuration may build, with its arguments."""
+"""`_target_` nodes: classes that a configuration may build, with their arguments."""
 
 import dataclasses
 import functools
@@ -14,8 +14,8 @@ from spurcor.config.packages import FOREIGN, HOW, own, plugins, refuse_ambiguous
 from spurcor.config.released import hashed_name, place_of
 from spurcor.errors import UserError
 
-NAMED = ("analysis", "tracker")  # groups whose nodes stand under names of their own
-# What classes of other packages must derive from, where a _target_ may name them.
+NAMED = ("analysis", "tracker")  # groups that hold several nodes, by name
+# Base classes that a _target_ outside spurcor and plug-ins must derive from.
 FOREIGN_BASES = (
     "torch.nn.modules.module.Module",
     "torch.optim.optimizer.Optimizer",
@@ -30,10 +30,10 @@ class Node:
     path: str
     target: str
     arguments: dict[str, Any]
-    revision: int = 1  # of the class, when the configuration was made: a mend that moves numbers
+    revision: int = 1  # of the class when saved; a fix that changes results raises it
 
     def build(self, **runtime: Any) -> Any:
-        """Construct the object; what its constructor refuses is the user's mistake."""
+        """Construct the object; raise UserError if its constructor refuses the arguments."""
         arguments = {
             key: value.build() if isinstance(value, Node) else value
             for key, value in self.arguments.items()
@@ -47,20 +47,20 @@ class Node:
 
     @property
     def group(self) -> str:
-        """What it is to the configuration: method, backbone, transform, analysis, ..."""
+        """The config group: method, backbone, transform, analysis, ..."""
         first, _, rest = self.path.partition(".")
         return first if first in NAMED or not rest else rest.rpartition(".")[2]
 
     def takes(self, argument: str) -> bool:
-        """Whether the constructor has an argument of that name."""
+        """Return whether the constructor has an argument of that name."""
         return argument in inspect.signature(locate(self.target)).parameters
 
     def hashed(self, folder: Path | None = None) -> dict[str, Any]:
-        """Target and those arguments that differ from the constructor's defaults.
+        """Return what identities hash: the target and the arguments that differ from the defaults.
 
-        A class whose numbers changed since it was first released has a `revision` above 1, which
-        counts too: what an earlier one gave is not taken for what it gives now. Files named
-        relative to `folder` count by their content.
+        A class whose results have changed since its first release has a `revision` above 1, which
+        is included, so that old results are not mistaken for new ones. Files, absolute or relative
+        to `folder`, are hashed by content.
         """
         defaults = {
             name: parameter.default
@@ -76,17 +76,17 @@ class Node:
 
 
 def content(value: Any, folder: Path | None) -> Any:
-    """A file that is read counts by what is in it, not by its name."""
+    """Return the SHA-256 of the content if `value` names a file, else `value`."""
     if isinstance(value, str | Path) and "." in str(value):
         for path in (Path(value), *([folder / value] if folder else [])):
             if path.is_file():
-                with path.open("rb") as file:  # weights may take gigabytes
+                with path.open("rb") as file:  # in chunks, as weights may take gigabytes
                     return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     return value
 
 
 def plain(value: Any) -> Any:
-    """A value as YAML and JSON hold it."""
+    """Return a value converted to the plain types of YAML and JSON."""
     if isinstance(value, Node):
         return {"_target_": value.target, **_revised(value.revision), **plain(value.arguments)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -103,7 +103,7 @@ def _revised(revision: int) -> dict[str, int]:
 
 
 def flat(prefix: str, value: Any) -> dict[str, Any]:
-    """A nested mapping with dotted keys."""
+    """Flatten a nested mapping to dotted keys, each beginning with `prefix`."""
     if isinstance(value, Mapping):
         return {k: v for key in value for k, v in flat(f"{prefix}.{key}", value[key]).items()}
     return {prefix: value}
@@ -111,10 +111,10 @@ def flat(prefix: str, value: Any) -> dict[str, Any]:
 
 @functools.cache
 def locate(target: str) -> type:
-    """The class that a `_target_` names, if it is one that a configuration may build.
+    """Return the class that a `_target_` names, or raise UserError if it may not be built.
 
-    Nothing outside the packages named here is imported, and nothing but a class is called:
-    `torch.hub.load` and `torch.load` run foreign code.
+    Only spurcor, plug-ins, torch, torchvision and timm are imported, and only classes are accepted:
+    functions such as `torch.hub.load` and `torch.load` run foreign code.
     """
     module_name, _, name = place_of(target).rpartition(".")
     package = module_name.partition(".")[0]

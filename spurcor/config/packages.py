@@ -1,7 +1,7 @@
-"""Packages whose classes a configuration may name: spurcor's own, some libraries', and plug-ins.
+"""Packages whose classes a configuration may name: spurcor, some libraries, and plug-ins.
 
-A plug-in is a package of the user's own. Its code is run, so only the environment and the command
-line name one; nothing that a file says, whoever wrote it, adds any.
+A plug-in is the user's own package. Because its code is run, it can only be named in the
+environment or on the command line, never in a file.
 """
 
 import functools
@@ -21,23 +21,23 @@ FOREIGN = ("torch", "torchvision", "timm")
 VARIABLE = "SPURCOR_PLUGINS"
 WORD = "plugins="
 HOW = f"pass plugins=<package> on the command line, or set {VARIABLE}"
-RESERVED = ("spurcor", "conf", "sweeps", "commit", *FOREIGN)  # some lie beside a frozen copy
+RESERVED = ("spurcor", "conf", "sweeps", "commit", *FOREIGN)  # some are used beside frozen code
 
 
 def plugins() -> tuple[str, ...]:
-    """The user's packages, by the environment."""
+    """Return the names of the plug-ins, from the environment."""
     return _names(os.environ.get(VARIABLE, ""))
 
 
 def own(module: str) -> bool:
-    """Whether a module is of spurcor or of a plug-in."""
+    """Return whether a module belongs to spurcor or a plug-in."""
     return module.partition(".")[0] in ("spurcor", *plugins())
 
 
 def take(words: list[str]) -> list[str]:
-    """Move what a command line says as `plugins=...` to the environment; returns the other words.
+    """Move `plugins=...` from the command line to the environment and return the other arguments.
 
-    Processes that this one starts read the environment, too.
+    Child processes read the environment, too.
     """
     typed = [word for word in words if word.startswith(WORD)]
     names = [name for word in typed for name in _names(word.removeprefix(WORD))]
@@ -47,7 +47,7 @@ def take(words: list[str]) -> list[str]:
 
 
 def folder_of(name: str) -> Path:
-    """Where a plug-in is; it is not imported."""
+    """Return a plug-in's folder without importing it; raise UserError if it is not a package."""
     if not name.isidentifier() or name in RESERVED:
         raise UserError(f"plugins={name} is not a package of your own; {HOW}")
     spec = importlib.util.find_spec(name)
@@ -60,11 +60,14 @@ def folder_of(name: str) -> Path:
 
 
 def conf_folders() -> list[Path]:
-    """Where Hydra looks: spurcor's files, then those of plug-ins, none of which hides another."""
+    """Return the config folders that Hydra searches: spurcor's, then the plug-ins'.
+
+    Raises UserError if two folders contain a file of the same name.
+    """
     folders = [CONF, *(folder_of(name) / "conf" for name in plugins())]
     seen: dict[Path, Path] = {}
     for folder in folders if len(folders) > 1 else ():
-        # The sweeps of the clone lie behind a link.
+        # The clone's sweeps are behind a link, which rglob does not follow.
         for path in (*folder.rglob("*.yaml"), *(folder / "sweeps").rglob("*.yaml")):
             before = seen.setdefault(path.relative_to(folder), path)
             if before != path:
@@ -73,12 +76,12 @@ def conf_folders() -> list[Path]:
 
 
 def options(group: str) -> list[str]:
-    """The names that can be chosen in a group."""
+    """Return the names of a group's options."""
     return sorted(path.stem for one in conf_folders() for path in (one / group).glob("*.yaml"))
 
 
 def refuse_ambiguous(target: type) -> None:
-    """Runs are named by the class, without its module, so that it can be moved."""
+    """Refuse a plug-in class whose name is not unique, as identities leave out its module."""
     package, name = target.__module__.partition(".")[0], target.__qualname__
     pattern = re.compile(rf"^class {name}\b", re.MULTILINE)
     files = folder_of(package).rglob("*.py")
@@ -94,13 +97,13 @@ def refuse_ambiguous(target: type) -> None:
 
 
 def used(tree: Any) -> dict[str, str]:
-    """The plug-ins whose classes a configuration names, with their versions."""
+    """Return the plug-ins whose classes a configuration names, with their versions."""
     packages = {target.partition(".")[0] for target in _targets(tree)}
     return {name: _version(name) for name in plugins() if name in packages}
 
 
 def refuse_absent(path: Path, recorded: Any) -> None:
-    """A saved configuration says which plug-ins it was made with, and brings none."""
+    """Raise UserError if a plug-in that a saved configuration records is not loaded."""
     for name, version in recorded.items() if isinstance(recorded, Mapping) else ():
         if name not in plugins():
             raise UserError(
@@ -125,7 +128,7 @@ def _targets(value: Any) -> Iterator[str]:
 
 @functools.cache
 def _version(name: str) -> str:
-    """Of what is installed under the name, or what the package says of itself."""
+    """Return the version of the installed distribution, or else the package's `__version__`."""
     for distribution in importlib.metadata.packages_distributions().get(name, ()):
         return importlib.metadata.version(distribution)
     try:

@@ -1,9 +1,9 @@
-"""Where the classes are that runs on disk name by the modules they first stood in.
+"""Current paths of classes that saved runs name by the path of their first release.
 
-A run is named by a hash of its configuration, so moving a class must not change what is hashed of
-it. Classes of the first release hash as the path that they had then, which never changes here; what
-does, when one moves, is where it is now. Later classes hash as `<group>.<class>`, wherever they
-stand, and those of a plug-in as `<group>.<package>.<class>`.
+A run is named by a hash of its configuration, so moving a class must not change its hash. Classes
+of the first release are hashed by the path they had then, the keys of `PLACES`, which never change;
+the values are their current paths. Later classes are hashed as `<group>.<class>`, wherever they are
+defined, and classes of a plug-in as `<group>.<package>.<class>`.
 """
 
 from spurcor.config.packages import plugins
@@ -62,12 +62,12 @@ FORMER = {place: former for former, place in PLACES.items()}
 
 
 def place_of(target: str) -> str:
-    """Where a class is that a configuration of any version names."""
+    """Return the current path of a class named by a configuration of any version."""
     return PLACES.get(target, target)
 
 
 def hashed_name(target: str, group: str) -> str:
-    """How a class counts in identities; one of another package is what its path says."""
+    """Return the name under which a class is hashed; its path if it is from another package."""
     if target in FORMER:
         return FORMER[target]
     package, name = target.partition(".")[0], target.rpartition(".")[2]

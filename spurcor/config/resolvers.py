@@ -16,7 +16,7 @@ from spurcor.system.places import CONF, REPO
 
 
 def sweep_files() -> list[Path]:
-    """The sweep files, sweeps/<dataset>/<question>.yaml."""
+    """Return the sweep files, sweeps/<dataset>/<question>.yaml."""
     return [file for one in conf_folders() for file in sorted((one / "sweeps").glob("*/*.yaml"))]
 
 
@@ -31,7 +31,7 @@ def _choices() -> Mapping[str, Mapping[str, str]]:
 
 
 def choice(group: str, dataset: str, method: str, features: str = "none") -> str:
-    """The default of a config group for a (data set, method), by conf/choices.yaml."""
+    """Return the default option of a config group for a data set and method (conf/choices.yaml)."""
     table = _choices()[group]
     if features != "none":
         return table.get(f"features/{method}") or table["features"]
@@ -39,27 +39,27 @@ def choice(group: str, dataset: str, method: str, features: str = "none") -> str
 
 
 def first(*values: Any) -> Any:
-    """The first value that is not null, or null."""
+    """Return the first value that is not null, or null."""
     return next((value for value in values if value is not None), None)
 
 
 class PluginFiles(SearchPathPlugin):
-    """Makes Hydra look into the `conf` folders of plug-ins, after spurcor's."""
+    """Search path of Hydra with the `conf` folders of plug-ins after spurcor's."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Called by Hydra."""
+        """Append the folders of plug-ins; called by Hydra."""
         for folder in conf_folders()[1:]:
             search_path.append("spurcor-plugins", f"file://{folder}")
 
 
 def register() -> None:
-    """Register spurcor's resolvers with OmegaConf, and plug-ins' files with Hydra."""
+    """Register spurcor's resolvers with OmegaConf and the plug-ins' files with Hydra."""
     if not CONF.is_dir():
         raise UserError(
             f"there is no conf folder next to {REPO / 'spurcor'}; install spurcor from a clone"
             " with 'pip install -e .'"
         )
-    conf_folders()  # refuses plug-ins that cannot be
+    conf_folders()  # raises UserError for an invalid plug-in
     Plugins.instance().register(PluginFiles)
     OmegaConf.register_new_resolver("choice", choice, replace=True)
     OmegaConf.register_new_resolver("first", first, replace=True)

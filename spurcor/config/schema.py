@@ -1,4 +1,4 @@
-"""The schema: the options of training and of the commands, and the identity of a run."""
+"""Configuration schema: options of training and of the commands, and the identity of a run."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from spurcor.config.check import nearest
 from spurcor.config.nodes import Node, flat, plain
 from spurcor.system.places import REPO
 
-# Options of the machine, not of the experiment: they are in no identity.
+# Options of the machine, not of the experiment, which the identity leaves out.
 MACHINE = ("device", "num_threads", "checkpoint_seconds", "keep_epochs")
 METRICS = (
     "worst",
@@ -30,7 +30,7 @@ Loss = Literal["cross_entropy", "logistic", "mse"]
 
 
 def check_criterion(key: str, criterion: str) -> None:
-    """Only validation metrics may select an epoch."""
+    """Raise ValueError unless `criterion` is a validation metric; no other may select an epoch."""
     split, _, name = criterion.partition("/")
     if split == "val" and (name in METRICS or name.startswith("group/")):
         return
@@ -105,14 +105,14 @@ class Site:
 
 @dataclass(frozen=True)
 class OutputPaths:
-    """Where the results are."""
+    """Path of the results."""
 
     outputs: Path
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Where data is read and results are written."""
+    """Paths of the data and of the results."""
 
     data: Path
     outputs: Path
@@ -120,7 +120,7 @@ class Paths:
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Where the runs are, and where their data is now if it was moved."""
+    """Paths of the runs and, if it was moved, of their data."""
 
     outputs: Path
     data: Path | None = None
@@ -128,7 +128,7 @@ class RunPaths:
 
 @dataclass(frozen=True)
 class FeatureOptions:
-    """Which features of which fixed network replace the images; see spurcor/models/features.py."""
+    """Features of a frozen network that replace the images; see spurcor/models/features.py."""
 
     backbone: Node
     layer: int | str = -1
@@ -137,7 +137,7 @@ class FeatureOptions:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     def hashed(self) -> dict[str, Any]:
-        """The options that affect the features; defaults are left out."""
+        """Return the options that affect the features, without those at their defaults."""
         values = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}
         defaults = {option.name: option.default for option in dataclasses.fields(self)}
         changed = {key: value for key, value in values.items() if value != defaults[key]}
@@ -165,7 +165,7 @@ class TrainConfig:
     sweep: str = "default"
     rerun: bool = False
     point: tuple[str, ...] = ()
-    plugins: dict[str, str] = field(default_factory=dict)  # versions of those that it names
+    plugins: dict[str, str] = field(default_factory=dict)  # versions of the plug-ins used
 
     def __post_init__(self) -> None:
         check_sweep_name(self.sweep)
@@ -174,7 +174,7 @@ class TrainConfig:
 
     @functools.cached_property
     def identity(self) -> str:
-        """Hash of everything that affects the weights except the seed, which is a folder."""
+        """Hash of everything that affects the weights, except the seed, which names a folder."""
         dataset = self.dataset.hashed(self.paths.data)
         for key in ("store", "workers"):
             dataset.pop(key, None)
@@ -196,13 +196,13 @@ class TrainConfig:
 
     @property
     def init(self) -> Path | None:
-        """Directory of the finished run that `method.init` starts from."""
+        """Directory of the finished run that `method.init` starts from, or None."""
         init = self.method.arguments.get("init")
         return None if init is None else Path(init)
 
     @property
     def origin(self) -> str | None:
-        """Identity of that run as it enters this one's, with its seed if that differs."""
+        """Identity of the `init` run as it enters this run's, with its seed if that differs."""
         if self.init is None:
             return None
         identity, seed = self.init.parts[-2:]
@@ -210,7 +210,7 @@ class TrainConfig:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that affect the weights, flat: chosen names and `group.argument` values."""
+        """Settings that affect the weights, flat: option names and `group.argument` values."""
         nodes = ("dataset", "features", "backbone", "method", "optimizer", "schedule")
         values: dict[str, Any] = {name: self.choices.get(name, "none") for name in nodes}
         for name in nodes:
@@ -224,7 +224,7 @@ class TrainConfig:
 
     @property
     def needs(self) -> list[str]:
-        """Files in the run's folder that exist once everything requested is done."""
+        """Files in the run's folder that exist once all that was requested is done."""
         repair = [] if self.dfr is None else [f"dfr/{dfr_name(self.dfr)}"]
         analyses = [f"analysis/{analysis_name(*item)}" for item in self.analysis.items()]
         return ["done", *(f"{folder}/result.json" for folder in (*repair, *analyses))]
@@ -238,12 +238,12 @@ class TrainConfig:
 
 
 def dfr_name(node: Node) -> str:
-    """Folder of a repair: the split it is fitted on, with a hash of its options."""
+    """Return a repair's folder name: the split it is fitted on and a hash of its options."""
     return _folder(node.arguments.get("split", "val"), node)
 
 
 def analysis_name(name: str, node: Node) -> str:
-    """Folder of an analysis: its name with a hash of its options."""
+    """Return an analysis's folder name: its name and a hash of its options."""
     return _folder(name, node)
 
 
@@ -253,7 +253,7 @@ def _folder(name: str, node: Node) -> str:
 
 
 def check_sweep_name(name: str) -> None:
-    """A sweep's name is a folder and an MLflow experiment."""
+    """Raise ValueError unless `name` is valid for a folder and an MLflow experiment."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         hint = ""
         if (REPO / "sweeps" / f"{name}.yaml").exists():

@@ -1,1 +1,1 @@
-"""Hydra's way into spurcor."""
+"""Hydra launchers and sweeper of spurcor."""

@@ -1,4 +1,4 @@
-"""A sweep in this process: its points checked together, run one by one, and shown."""
+"""Run a sweep in this process: check all points, run them one by one, and show the results."""
 
 import dataclasses
 import shlex
@@ -24,18 +24,18 @@ from spurcor.system.terminal import log_to_terminal
 
 
 class InProcess(Launcher):
-    """One point after the other in this process: imports are paid once."""
+    """Launcher that runs one point after another in this process, which imports only once."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Called by Hydra."""
+        """Store the context and configuration; called by Hydra."""
         self.hydra_context, self.config = hydra_context, config
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        """Check every point, write the manifest, run what is not done, show the table."""
+        """Check all points, write the manifest, run unfinished points, and show the table."""
         points = self._compose(job_overrides)
         self.refuse_impossible()
         log_to_terminal()
@@ -50,10 +50,10 @@ class InProcess(Launcher):
         return [done] * len(points)
 
     def refuse_impossible(self) -> None:
-        """Refuse what would fail later, before anything is written."""
+        """Raise UserError for what would fail later; called before anything is written."""
 
     def run(self, points: Sequence[Point]) -> dict[Path, str] | None:
-        """Run the points; returns what went wrong, by run directory, or None: not ended yet."""
+        """Run the points and return failures by run directory, or None if they have not ended."""
         failures = {}
         for point in points:
             print(f"\n--- {' '.join(point.overrides)}", flush=True)
@@ -65,7 +65,7 @@ class InProcess(Launcher):
         return failures
 
     def _compose(self, job_overrides: Sequence[Sequence[str]]) -> list[Point]:
-        """All points, or every problem once, with the first point that has it."""
+        """Return all points, or raise UserError with each distinct problem and its first point."""
         from spurcor.runs import build
 
         points: list[Point] = []
@@ -88,7 +88,7 @@ class InProcess(Launcher):
         return points
 
     def _conclude(self, points: Sequence[Point], failures: dict[Path, str]) -> None:
-        """The table of all points; what is not done makes the sweep fail."""
+        """Show the table of all points and write the report; raise RunError if any is not done."""
         found = []
         for point in points:
             entry = {**point.entry, "directory": str(point.config.directory), "log": None}
@@ -106,20 +106,20 @@ class InProcess(Launcher):
 
 
 def _with_points(error: str, points: Sequence[str]) -> str:
-    """A problem after the first point that has it, with how many more have it."""
+    """Return a problem with the first point that has it and the number of other points."""
     others = f" (and {len(points) - 1} more points)" if len(points) > 1 else ""
     return f"{points[0]}: {error}{others}"
 
 
 def _command() -> str:
-    """What re-runs the points that are not done: the same sweep."""
+    """Return the command that runs the unfinished points: the same sweep, without `rerun`."""
     typed = [word for word in sys.argv[1:] if not word.startswith("rerun=")]
     typed += [f"{WORD}{','.join(plugins())}"] if plugins() else []
     return f"python -m spurcor.train {shlex.join(typed)}"
 
 
 def _report(config: TrainConfig) -> None:
-    """Write the sweep's report, and show it in the trackers."""
+    """Write the sweep's report and send it to the trackers."""
     from spurcor.reports import write_report
     from spurcor.reports.options import Options
     from spurcor.tracking import Record, Trackers

@@ -1,4 +1,4 @@
-"""What launchers with processes of their own do first: the points that are left, as jobs."""
+"""Preparation of launchers that start processes: set reruns aside, batch points into jobs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,15 +10,16 @@ from spurcor.system.lock import Held, lock_of, locked
 
 
 def set_aside_reruns(points: Sequence[Point]) -> list[Point]:
-    """The points, after the runs that are to be trained again were moved out of the way.
+    """Move runs that are to be retrained aside and return the points without `rerun`.
 
-    It is done once, here: a job would do it again each time that it is requeued.
+    This is done once, here, because a job would repeat it after every requeue. Raises UserError if
+    another process uses such a run.
     """
     return [_set_aside(point) if point.config.rerun else point for point in points]
 
 
 def batch(points: Sequence[Point], size: int = 1) -> list[list[Point]]:
-    """Jobs of what is not done: `size` run directories each, with all points of a directory."""
+    """Return jobs of unfinished points: `size` run directories each, with all their points."""
     runs: dict[Path, list[Point]] = {}
     for point in points:
         if not point.done:

@@ -1,4 +1,4 @@
-"""A sweep in processes of this machine, a few at a time."""
+"""Run a sweep in several processes of this machine at a time."""
 
 import dataclasses
 import os
@@ -18,7 +18,7 @@ from spurcor.sweeps.states import last_line
 
 
 class LocalPool(InProcess):
-    """`n_jobs` processes at a time, from a frozen copy of code and configuration."""
+    """Launcher of `n_jobs` processes at a time, from a frozen copy of code and configuration."""
 
     def __init__(self, n_jobs: int = 2) -> None:
         if not isinstance(n_jobs, int) or n_jobs < 1:
@@ -36,7 +36,7 @@ class LocalPool(InProcess):
             try:
                 found = zip((job[0].config.directory for job in jobs), messages, strict=True)
                 return {directory: message for directory, message in found if message}
-            except BaseException:  # a signal to this process only: those under way save and end
+            except BaseException:  # stopped by a signal: let running points save and end
                 pool.shutdown(wait=False, cancel_futures=True)
                 self._stopped = True
                 for process in list(self._processes):
@@ -53,7 +53,7 @@ class LocalPool(InProcess):
         environment.pop("HYDRA_FULL_ERROR", None)
         listed = ",".join(f'"{path}"' for path in paths)
         with log.open("wb") as output:
-            # -P: the working folder stays the user's, and the copy is what is imported.
+            # -P: import the frozen copy, not code in the working folder.
             command = [sys.executable, "-P", "-m", "spurcor.train", f"point=[{listed}]"]
             with subprocess.Popen(
                 command, env=environment, stdout=output, stderr=subprocess.STDOUT

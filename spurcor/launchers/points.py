@@ -1,4 +1,4 @@
-"""The points of a sweep: the product of swept keys, for each of a list."""
+"""The points of a sweep: the product of the swept keys, for each of a list of points."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,10 @@ from spurcor.system.passwords import hidden
 
 
 class Points(Sweeper):
-    """The product of the swept keys, for each of a list of points; it writes no file.
+    """Sweeper over the product of the swept keys, for each of a list of points; writes no files.
 
-    A point is a string of overrides, so a random search is a list that anybody can read and run
-    again. A key that is typed or swept wins over the points' value; points that are then the same
-    are one.
+    A point is a string of overrides, so a random search is a list that anyone can read and rerun. A
+    key that is typed or swept takes precedence over its value in a point; duplicates are dropped.
     """
 
     def __init__(self, points: Sequence[str] = (), params: dict[str, str] | None = None) -> None:
@@ -37,23 +36,23 @@ class Points(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Called by Hydra."""
+        """Instantiate the launcher; called by Hydra."""
         self._loader = hydra_context.config_loader
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
-        if type(self.launcher).__name__ == "SlurmLauncher":  # Hydra's own: a traceback otherwise
+        if type(self.launcher).__name__ == "SlurmLauncher":  # its own error is a traceback
             slurm.require_slurm("submitit_slurm")
             slurm.try_submission({"additional_parameters": {}} | vars(self.launcher)["params"])
 
     def sweep(self, arguments: list[str]) -> None:
-        """Called by Hydra."""
+        """Launch all points; called by Hydra."""
         assert self.launcher is not None
         for job in self.launcher.launch(self.expand(arguments), initial_job_idx=0):
-            _ = job.return_value  # raises what a launcher that is not ours has kept of a failure
+            _ = job.return_value  # raises the failure that a foreign launcher has stored
 
     def expand(self, arguments: list[str]) -> list[list[str]]:
-        """The overrides of every point."""
+        """Return the overrides of every point."""
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
         params = [hidden(f"{key}={value}") for key, value in self.params.items()]
@@ -71,7 +70,7 @@ class Points(Sweeper):
 
 
 def _words(point: Any) -> list[str]:
-    """The overrides of a point, a text as it would be typed."""
+    """Split a point, written as on the command line, into its overrides."""
     try:
         if isinstance(point, str):
             return shlex.split(point)

@@ -1,4 +1,4 @@
-"""A sweep as SLURM job arrays."""
+"""Run a sweep as SLURM job arrays."""
 
 import dataclasses
 import logging
@@ -22,13 +22,13 @@ from spurcor.system.signals import Interrupted
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = (2.0, 15.0)  # between looks at the queue, at first and in the long run
+POLL_SECONDS = (2.0, 15.0)  # between polls of the queue: at first, and at most
 
 
 class Slurm(InProcess):
-    """Job arrays, from a frozen copy of code and configuration.
+    """Launcher that submits job arrays, which run a frozen copy of code and configuration.
 
-    Once they are submitted, this process is needed no more.
+    After submission this process is no longer needed.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -69,7 +69,7 @@ class Slurm(InProcess):
             raise SystemExit(interrupted.exit_code) from None
 
     def _submit(self, jobs: Sequence[Sequence[Point]], folder: Path) -> None:
-        """Arrays as long as the cluster allows, one after the other."""
+        """Submit arrays as long as the cluster allows, each to start after the previous one."""
         code = copy_code(folder)
         longest = slurm.longest_array()
         options = {**self.options.submitit, "job_name": f"spurcor-{folder.name}"}
@@ -87,14 +87,14 @@ class Slurm(InProcess):
                 ]
             )
             number = taken[0].name.partition("_")[0]
-            options["dependency"] = f"afterany:{number}"  # else two arrays would run side by side
+            options["dependency"] = f"afterany:{number}"  # or two arrays would run in parallel
             print(f"submitted {sum(map(len, array))} points as job {number}", flush=True)
 
     def _wait(self, config: TrainConfig, keys: set[tuple[str, ...]]) -> dict[Path, str]:
-        """Look on until nothing is under way; returns what went wrong, by run directory.
+        """Wait until no point is queued or running and return failures by run directory.
 
-        A point counts as ended when two looks in a row say so: a requeued job is for a moment
-        in no queue.
+        A point counts as ended only after two polls in a row, as a requeued job briefly leaves the
+        queue.
         """
         ended: set[tuple[str, ...]] = set()
         shown: set[tuple[str, ...]] = set()
@@ -114,7 +114,7 @@ class Slurm(InProcess):
 
 
 def _states(config: TrainConfig) -> list[PointState]:
-    """States of the sweep's points; waits while the scheduler is away."""
+    """Return the states of the sweep's points, waiting while SLURM does not respond."""
     while True:
         try:
             return states(config.paths.outputs, config.sweep)

@@ -1,4 +1,4 @@
-"""What a user may say about the jobs of a sweep, and how submitit calls it."""
+"""Options of a sweep's SLURM jobs, and their names in submitit."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from spurcor.config.schema import Site
 
 @dataclass(frozen=True)
 class SlurmOptions(Site):
-    """Keys of hydra.launcher: the site's, and how the sweep is submitted."""
+    """Options of hydra.launcher: the site's settings, and how the sweep is submitted."""
 
     wait: bool = True
     points_per_job: int = 1
@@ -25,7 +25,7 @@ class SlurmOptions(Site):
 
     @property
     def submitit(self) -> dict[str, Any]:
-        """Those that submitit wants, by its names; what is null is left to the cluster."""
+        """Options for submitit under its own names; null options are left to the cluster."""
         options = {
             "time": self.timeout_min,
             "mem": None if self.mem_gb is None else f"{1024 * self.mem_gb:.0f}M",

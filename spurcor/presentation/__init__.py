@@ -1,1 +1,1 @@
-"""How results are shown: tables, curves, pictures, statistics."""
+"""Presentation of results: tables, curves, pictures and statistics."""

@@ -13,13 +13,13 @@ from spurcor.presentation.saving import save_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LONG = 500  # epochs; beyond this the axis is logarithmic, or the first ones could not be seen
+LONG = 500  # epochs; beyond this the axis is logarithmic, which keeps the first ones visible
 Points = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: values (T,) by label as lines with bands or stacked, and single points."""
+    """One pair of axes with values (T,) by label: lines with bands, stacked areas, and points."""
 
     title: str
     y: str
@@ -32,7 +32,7 @@ class Panel:
 
 
 def draw(path: Path, title: str, epochs: Sequence[int], panels: Sequence[Panel]) -> None:
-    """Panels side by side over epochs, each with a legend below."""
+    """Draw panels of values over epochs, each with a legend below, and save the figure."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -79,7 +79,7 @@ def _stack(axes: "Axes", epochs: Sequence[int], panel: Panel) -> None:
 
 
 def _draw_lines(axes: "Axes", epochs: Sequence[int], panel: Panel) -> None:
-    """Lines with their bands; on top of a stack they are black."""
+    """Draw lines with their bands; on top of stacked areas they are black."""
     from spurcor.presentation.plots import COLOURS, DASHES, MARKERS
 
     alone = len(epochs) == 1  # a line through one point is invisible
@@ -112,7 +112,7 @@ def _scale_y(axes: "Axes", panel: Panel) -> None:
 
 
 def _scale_x(axes: "Axes", epochs: Sequence[int]) -> None:
-    """Whole epochs; long training gets a logarithmic axis, so that the first epochs are visible."""
+    """Label whole epochs; the axis is logarithmic for long training, to show the first epochs."""
     from matplotlib.ticker import MaxNLocator, NullFormatter
 
     if max(epochs) <= LONG:

@@ -1,15 +1,15 @@
-"""A figure as data: panels of series."""
+"""Figures as data: panels of series."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MOST = 8  # methods, lines or panels in one figure
+MOST = 8  # most methods, lines or panels in one figure
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points or a line; `style` is shared by all series of the same thing."""
+    """Points or a line; series with the same label have the same `style` in every panel."""
 
     label: str
     style: int
@@ -23,7 +23,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes; `mark` is where a vertical line is drawn, `ticks` name x = 0, 1, ..."""
+    """One pair of axes; `mark` is the x of a vertical line, `ticks` are labels of x = 0, 1, ..."""
 
     title: str
     series: Sequence[Series]

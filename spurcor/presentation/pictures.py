@@ -1,4 +1,4 @@
-"""Pictures of what happened in a run, in addition to its numbers."""
+"""Pictures that complement a run's metrics."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 SCREEN_DPI = 110
 COLUMNS = 5
-MOST_NAMED = 20  # the most colours that get a legend
+MOST_NAMED = 20  # most labels that get a legend
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a PNG atomically. Names are shown literally: a dollar sign does not start a formula."""
+    """Write a figure as PNG atomically, with names shown literally: $ does not start a formula."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
@@ -28,7 +28,10 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def draw_histograms(counts: Tensor, names: Sequence[str], title: str, path: Path) -> None:
-    """A heat map per name of counts (epochs, names, bins) over [-1, 1], each epoch scaled to 1."""
+    """Draw counts (epochs, names, bins) over [-1, 1] as heat maps, one per name.
+
+    Each epoch is scaled to a maximum of 1.
+    """
     from matplotlib.figure import Figure
 
     columns = min(COLUMNS, len(names))
@@ -51,7 +54,7 @@ def draw_histograms(counts: Tensor, names: Sequence[str], title: str, path: Path
 
 
 def draw_panels(rows: Mapping[str, Sequence[Tensor]], title: str, path: Path) -> None:
-    """A row of panels per name: images (C, H, W) and heat maps (H, W), both in [0, 1]."""
+    """Draw a row of panels per name: images (C, H, W) and heat maps (H, W), both in [0, 1]."""
     from matplotlib.figure import Figure
 
     columns = max(map(len, rows.values()))
@@ -72,7 +75,7 @@ def draw_panels(rows: Mapping[str, Sequence[Tensor]], title: str, path: Path) ->
 
 
 def draw_scatter(points: Tensor, labels: Mapping[str, Any], path: Path) -> None:
-    """Points (N, 2), one panel per array of labels (N,), which colours them."""
+    """Draw points (N, 2) in one panel per array of labels (N,), coloured by label."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 

@@ -1,7 +1,7 @@
-"""Draws figures for print: python -m spurcor.presentation.plots, drawings as JSON on stdin.
+"""Draw figures for print: python -m spurcor.presentation.plots, with drawings as JSON on stdin.
 
-It runs as a process of its own, which imports matplotlib while the files are read and draws while
-the tables are made. Both take seconds.
+This runs as a separate process, which imports matplotlib while the files are read and draws while
+the tables are computed. Both take seconds.
 """
 
 import gc
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ENDINGS = (".png", ".pdf")
-# Okabe and Ito's palette, safe for the colour-blind; in grey, markers and dashes are distinct.
+# Okabe and Ito's colour-blind-safe palette; markers and dashes stay distinct in greyscale.
 COLOURS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888",
 )  # fmt: skip
@@ -44,17 +44,17 @@ STYLE: dict[Any, Any] = {
 
 
 class Artist(Companion):
-    """The process that draws."""
+    """The companion process that draws figures."""
 
     def __init__(self) -> None:
         super().__init__("spurcor.presentation.plots", MPLBACKEND="agg")
 
     def draw(self, folder: Path, drawings: Sequence[Drawing]) -> None:
-        """Start to draw into an existing folder; `finish` waits for it."""
+        """Start drawing into an existing folder; `finish` waits for the files."""
         self.tell({"folder": str(folder), "drawings": [asdict(drawing) for drawing in drawings]})
 
     def finish(self) -> None:
-        """Wait until all files are written; RunError if one could not be."""
+        """Wait until all files are written; raise RunError if drawing failed."""
         code, said = self.wait()
         if code:
             last = said.strip().splitlines()[-1:] or [f"exit code {code}"]
@@ -62,8 +62,8 @@ class Artist(Companion):
 
 
 def main() -> None:
-    """Draw the figures that stdin describes."""
-    gc.disable()  # a quarter of the time of the imports, and they leave no garbage
+    """Draw the figures described on stdin."""
+    gc.disable()  # collection takes a quarter of the import time and frees nothing
     import matplotlib.backends.backend_agg
     import matplotlib.backends.backend_pdf
     import matplotlib.figure
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def write(path: Path, drawing: Drawing) -> None:
-    """Draw one figure in this process; its folder is created if needed."""
+    """Draw and save one figure in this process, creating its folder if needed."""
     from matplotlib import rc_context
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def write(path: Path, drawing: Drawing) -> None:
 
 
 class _Layout(NamedTuple):
-    """Panels of equal size with one legend below.
+    """A layout of panels of equal size with one legend below.
 
     Computed here because matplotlib's own layout engines draw everything twice.
     """
@@ -102,7 +102,7 @@ class _Layout(NamedTuple):
 
 
 def draw(drawing: dict[str, Any]) -> "Figure":
-    """The figure of a drawing, given as the dictionary that JSON makes of it."""
+    """Return the figure of a `Drawing` in dictionary form, as read from JSON."""
     from matplotlib.figure import Figure
 
     panels = drawing["panels"]

@@ -1,4 +1,4 @@
-"""Renders tables as Markdown, LaTeX and CSV, and for a terminal."""
+"""Render tables as Markdown, LaTeX and CSV, and for a terminal."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ LATEX_COMMANDS = {BEGIN_BOLD: r"\textbf{", END_BOLD: "}", "±": r"$\pm$"}
 
 
 def show(cell: Cell) -> str:
-    """A cell as text."""
+    """Return a cell as text."""
     if cell is None:
         return "-"
     if isinstance(cell, Interval):
@@ -30,7 +30,7 @@ def show(cell: Cell) -> str:
 
 
 def markdown(table: Table) -> str:
-    """The table without its title and notes."""
+    """Return the table as Markdown, without its title and notes."""
     from tabulate import tabulate  # type: ignore[import-untyped]
 
     columns = _shown(table)
@@ -41,12 +41,12 @@ def markdown(table: Table) -> str:
 
 
 def literal(text: str) -> str:
-    """Text escaped for Markdown: names may contain any character that folder names may."""
+    """Return text escaped for Markdown; names may contain any character that folder names may."""
     return MARKDOWN_SPECIAL.sub(r"\\\g<0>", " ".join(text.split()))
 
 
 def latex(table: Table) -> str:
-    """A booktabs tabular; the best mean of each column within a data set is bold."""
+    """Return a booktabs tabular with the best mean per column and data set in bold."""
     from tabulate import tabulate
 
     columns = _shown(table)
@@ -68,7 +68,7 @@ def latex(table: Table) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """Full precision; a summary has columns for mean, std, low and high."""
+    """Return the table as CSV in full precision, with mean, std, low and high of each summary."""
     records = [_csv_record(record) for record in table.records]
     columns = list(dict.fromkeys(key for record in records for key in record))
     buffer = io.StringIO()
@@ -79,7 +79,7 @@ def csv_text(table: Table) -> str:
 
 
 def rich_table(table: Table) -> "RichTable":
-    """For a terminal, without intervals, which are too wide."""
+    """Return the table for a terminal, without intervals, which are too wide."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
 
@@ -95,7 +95,7 @@ def rich_table(table: Table) -> "RichTable":
 
 
 def _shown(table: Table) -> list[str]:
-    """Columns that are not empty."""
+    """Return the columns that are not empty."""
     empty = (None, "")
     return [key for key in table.columns if any(r.get(key) not in empty for r in table.records)]
 
@@ -105,7 +105,7 @@ def _alignment(table: Table, key: str) -> str:
 
 
 def _best(table: Table, columns: Sequence[str]) -> set[tuple[int, str]]:
-    """Row and column of the best mean of each column within a data set, the oracle excluded."""
+    """Return row and column of the best mean per column and data set, excluding the oracle."""
     best: dict[tuple[object, str], float] = {}
     means: dict[tuple[int, str], tuple[tuple[object, str], float]] = {}
     for place, record in enumerate(table.records):

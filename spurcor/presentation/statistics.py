@@ -1,4 +1,4 @@
-"""Means with intervals and paired comparisons, exact where possible as samples are small."""
+"""Means with confidence intervals and paired tests, exact where possible for small samples."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ RANDOM_PATTERNS = 2**EXACT_UP_TO
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean, standard deviation (ddof 1) and t interval of the mean; None below two values."""
+    """Mean, standard deviation (ddof 1) and 95 % t interval of the mean; None if only one value."""
 
     mean: float
     std: float | None
@@ -23,7 +23,7 @@ class Summary:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Summary | None":
-        """The summary of some values, or None without any."""
+        """Return the summary of the values, or None if there are none."""
         if not values:
             return None
         mean, count = fmean(values), len(values)
@@ -41,16 +41,16 @@ class Summary:
 
     @property
     def interval(self) -> str:
-        """The interval as text."""
+        """The confidence interval as text."""
         return "-" if self.low is None else f"[{self.low:.1f}, {self.high:.1f}]"
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
-    """Two-sided p of the paired permutation test of the mean.
+    """Return the two-sided p-value of the paired permutation test of the mean.
 
-    The share of sign patterns whose mean is at least as far from 0 as the observed one: among all
-    patterns for up to EXACT_UP_TO differences, else among RANDOM_PATTERNS that include the
-    observed one and are otherwise drawn with a fixed seed.
+    It is the share of sign patterns whose mean is at least as far from 0 as the observed mean:
+    among all patterns for up to EXACT_UP_TO differences, else among RANDOM_PATTERNS that include
+    the observed one and are otherwise drawn with a fixed seed.
     """
     import numpy as np
 
@@ -62,7 +62,7 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 
 @functools.lru_cache(maxsize=1)  # most methods of a sweep have the same number of seeds
 def _signs(count: int) -> Any:
-    """Patterns of `count` signs, one per row."""
+    """Return patterns of `count` signs, one per row: all of them, or random ones."""
     import numpy as np
 
     if count <= EXACT_UP_TO:
@@ -74,7 +74,7 @@ def _signs(count: int) -> Any:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """P-values adjusted for multiple comparisons by Holm's step-down procedure."""
+    """Return p-values adjusted for multiple comparisons by Holm's step-down procedure."""
     corrected: dict[str, float] = {}
     largest = 0.0
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):

@@ -1,4 +1,4 @@
-"""Tables as data, which all output formats share."""
+"""Tables as data, shared by all output formats."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from spurcor.presentation.statistics import Summary
 
 @dataclass(frozen=True)
 class Interval:
-    """A summary shown as its interval."""
+    """A summary displayed as its confidence interval."""
 
     summary: Summary
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """How many seeds a row is based on, and how many it should be."""
+    """The number of seeds behind a row, and the number expected."""
 
     count: int
     expected: int
@@ -31,13 +31,13 @@ Record = Mapping[str, Cell]
 
 @dataclass(frozen=True)
 class Table:
-    """Records in order, with the notes below them."""
+    """A table: its records in order, and the notes below it."""
 
     name: str
     title: str
     records: Sequence[Record]
     notes: Sequence[str] = ()
-    lower_is_better: Sequence[str] = ()  # names of columns
+    lower_is_better: Sequence[str] = ()  # column names
 
     @property
     def columns(self) -> list[str]:
@@ -46,7 +46,7 @@ class Table:
 
 
 def percent(fraction: float | None) -> str:
-    """A fraction in per cent with one decimal, as in papers."""
+    """Return a fraction in per cent with one decimal, or a dash for None."""
     return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
