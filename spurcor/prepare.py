@@ -98,7 +98,7 @@ def _association(split: "GroupedDataset") -> str:
 
 
 def draw(split: "GroupedDataset", path: Path) -> None:
-    """Draw a row of example images for each group of a split, as the model is evaluated on them."""
+    """Draw a row of example images for each group of a split, as decoded for evaluation."""
     from matplotlib.figure import Figure
 
     from spurcor.data.groups import members_by

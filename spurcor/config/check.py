@@ -164,7 +164,7 @@ def _coerce(path: str, value: Any, hint: Any, problems: list[str]) -> Any:
 
 
 def _unsound(value: Any) -> str:
-    """Return what is wrong with a plain value, at any depth, or an empty string."""
+    """Return the problem with a plain value, at any depth, or an empty string."""
     if isinstance(value, float) and not math.isfinite(value):
         return "is not finite"
     if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
@@ -184,7 +184,7 @@ def _unsound(value: Any) -> str:
 
 
 def _nested(hint: Any, value: Any) -> Any:
-    """Return what a mapping converts to: a dataclass, `Node`, `dict` of nodes or NoneType."""
+    """Return the type that a mapping converts to, `dict` for a mapping of nodes, or None."""
     members = allowed_types(hint)
     left_out = types.NoneType in members and value in (None, {})
     if Node in members and not left_out:

@@ -42,7 +42,7 @@ MOST_POINTS = 100_000  # composing this many takes hours
 
 
 def install() -> None:
-    """Make Hydra load configurations with `CheckedLoader`, which none of its settings can do."""
+    """Make Hydra load configurations with `CheckedLoader`; it has no setting for this."""
     vars(hydra._internal.hydra)["ConfigLoaderImpl"] = CheckedLoader
 
 

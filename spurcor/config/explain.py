@@ -17,7 +17,7 @@ from spurcor.system import places
 
 
 def explain(error: BaseException, config_name: str, overrides: list[str]) -> str:
-    """Return what is wrong with overrides of a configuration, from the error that they raised."""
+    """Return the message for an error that overrides of a configuration raised."""
     text = str(error)
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")

@@ -56,7 +56,7 @@ class Node:
         return argument in inspect.signature(locate(self.target)).parameters
 
     def hashed(self, folder: Path | None = None) -> dict[str, Any]:
-        """Return what identities hash: the target and the arguments that differ from the defaults.
+        """Return the target and the non-default arguments, as hashed in identities.
 
         A class whose results have changed since its first release has a `revision` above 1, which
         is included, so that old results are not mistaken for new ones. Files, absolute or relative

@@ -41,7 +41,7 @@ def check_criterion(key: str, criterion: str) -> None:
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """End a phase once `metric` has not improved for `patience` evaluations."""
+    """Options to end a phase once `metric` has not improved for `patience` evaluations."""
 
     patience: int
     metric: str = "val/loss"
@@ -137,7 +137,7 @@ class FeatureOptions:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     def hashed(self) -> dict[str, Any]:
-        """Return the options that affect the features, without those at their defaults."""
+        """Return the options that affect the features, leaving out defaults."""
         values = {option.name: getattr(self, option.name) for option in dataclasses.fields(self)}
         defaults = {option.name: option.default for option in dataclasses.fields(self)}
         changed = {key: value for key, value in values.items() if value != defaults[key]}

@@ -50,7 +50,7 @@ class InProcess(Launcher):
         return [done] * len(points)
 
     def refuse_impossible(self) -> None:
-        """Raise UserError for what would fail later; called before anything is written."""
+        """Raise UserError if submission would fail; called before anything is written."""
 
     def run(self, points: Sequence[Point]) -> dict[Path, str] | None:
         """Run the points and return failures by run directory, or None if they have not ended."""

@@ -1,4 +1,4 @@
-"""Run a sweep in several processes of this machine at a time."""
+"""Run a sweep in several parallel processes on this machine."""
 
 import dataclasses
 import os

@@ -26,7 +26,7 @@ POLL_SECONDS = (2.0, 15.0)  # between polls of the queue: at first, and at most
 
 
 class Slurm(InProcess):
-    """Launcher that submits job arrays, which run a frozen copy of code and configuration.
+    """Launcher that submits job arrays that run a frozen copy of code and configuration.
 
     After submission this process is no longer needed.
     """

@@ -13,7 +13,7 @@ RANDOM_PATTERNS = 2**EXACT_UP_TO
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean, standard deviation (ddof 1) and 95 % t interval of the mean; None if only one value."""
+    """Mean, standard deviation (ddof 1) and 95 % t interval of the mean; None for one value."""
 
     mean: float
     std: float | None

@@ -35,7 +35,7 @@ class Held(Exception):  # noqa: N818 - not an error: another process does the wo
 
 
 def lock_of(directory: Path) -> Path:
-    """Return the lock file of a run, beside its folder so that it can precede the folder."""
+    """Return a run's lock file, beside its folder so that it can be taken before that exists."""
     return directory.with_name(directory.name + ".lock")
 
 
