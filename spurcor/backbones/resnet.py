@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from spurcor.data.groups import DataInfo
 from spurcor.models.backbone import Backbone, follow
-from spurcor.models.pretrained import fill, state_of
+from spurcor.models.pretrained import fill
+from spurcor.models.published import Published, on_the_web
 
 WIDTHS = (64, 128, 256, 512)  # channels of the stages; ResNet-50 has four times as many
 
@@ -50,9 +51,8 @@ class ResNet(Backbone):
         network = {18: models.resnet18, 50: models.resnet50}[depth](weights=None)
         network.fc = nn.Identity()  # the method provides the head
         if pretrained != "none":
-            state = state_of(pretrained, *self.published(depth=depth))
-            state = {name: value for name, value in state.items() if not name.startswith("fc.")}
-            fill(network, state, pretrained, f"ResNet-{depth}")
+            state = self.published(depth=depth).state(pretrained)
+            fill(network, state, pretrained, f"ResNet-{depth}", heads=("fc",))
         self.stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
         self.layer1, self.layer2 = network.layer1, network.layer2
         self.layer3, self.layer4 = network.layer3, network.layer4
@@ -68,12 +68,12 @@ class ResNet(Backbone):
         self.kinds = {name: "vector" if name == "pool" else "map" for name in self.layers}
 
     @classmethod
-    def published(cls, **arguments: Any) -> tuple[str, str]:
-        """Return the name and the URL of the ImageNet weights."""
+    def published(cls, **arguments: Any) -> Published:
+        """Return the ImageNet weights of torchvision."""
         from torchvision import models
 
         weights = {18: models.ResNet18_Weights, 50: models.ResNet50_Weights}
-        return "imagenet", weights[arguments.get("depth", 18)].IMAGENET1K_V1.url
+        return on_the_web("imagenet", weights[arguments.get("depth", 18)].IMAGENET1K_V1.url)
 
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """Return (B, D, H, W) of the stages and (B, D) of the pooled output."""

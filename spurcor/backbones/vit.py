@@ -1,7 +1,8 @@
 """Vision transformers: torchvision's ViT-B/16 and DINOv2, both built from timm's blocks."""
 
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,8 @@ from torch.nn import functional as F
 
 from spurcor.data.groups import DataInfo
 from spurcor.models.backbone import Backbone, follow
-from spurcor.models.pretrained import fill, state_of
+from spurcor.models.pretrained import fill
+from spurcor.models.published import Published, State, on_the_web
 
 # Names of timm's architectures. timm serves for all, since its projections are plain linear layers;
 # torchvision's attention stores its input projection as a bare parameter.
@@ -68,8 +70,9 @@ class VisionTransformer(Backbone):
             ARCHITECTURES[network], num_classes=0, img_size=(height, width)
         )
         if pretrained != "none":
-            state = _renamed(state_of(pretrained, *self.published(network=network)))
-            _load(model, network, pretrained, state)
+            state = self.published(network=network).state(pretrained)
+            convert = functools.partial(_converted, model=model, network=network)
+            fill(model, state, pretrained, network, heads=("head", "heads"), convert=convert)
         self.patch_embed, self.cls_token = model.patch_embed, model.cls_token
         self.pos_embed, self.blocks = model.pos_embed, model.blocks
         self.norm = model.norm if final_norm else nn.Identity()
@@ -78,17 +81,17 @@ class VisionTransformer(Backbone):
         self.kinds = dict.fromkeys(self.layers, "tokens")
 
     @classmethod
-    def published(cls, **arguments: Any) -> tuple[str, str]:
-        """Return the name and the URL of the ImageNet or DINOv2 weights."""
+    def published(cls, **arguments: Any) -> Published:
+        """Return the ImageNet weights of torchvision, or those of DINOv2."""
         network = arguments["network"]
         if network == "vit_b_16":
             from torchvision.models import ViT_B_16_Weights
 
-            return "imagenet", ViT_B_16_Weights.IMAGENET1K_V1.url
+            return on_the_web("imagenet", ViT_B_16_Weights.IMAGENET1K_V1.url)
         from timm.models import get_pretrained_cfg
 
         found: Any = get_pretrained_cfg(f"{ARCHITECTURES[network]}.lvd142m")
-        return "dinov2", found.url
+        return on_the_web("dinov2", found.url)
 
     def activations(self, x: Tensor, layers: Sequence[str]) -> dict[str, Tensor]:
         """Return (B, T, D) after each block, normalised if `final_norm`."""
@@ -106,27 +109,27 @@ class VisionTransformer(Backbone):
         return follow(z, zip(self.layers, self.blocks, strict=True), layers)
 
 
-def _load(model: Any, network: str, pretrained: str, state: dict[str, Tensor]) -> None:
-    """Load weights into a timm model, either in the format they were published in or in timm's."""
+def _converted(state: State, *, model: Any, network: str) -> State:
+    """Return weights in the format they were published in, or in timm's, as timm's."""
     from timm.models.vision_transformer import checkpoint_filter_fn
 
+    state = _renamed(state)
     if network != "vit_b_16" and "pos_embed" in state:
         state["pos_embed"] = _interpolated(state["pos_embed"], model.patch_embed.grid_size)
     patches = state.get("patch_embed.proj.weight")
     if patches is not None and patches.shape == model.patch_embed.proj.weight.shape:
         # Only for patches of the right size: the filter would resample those of another network.
         state = checkpoint_filter_fn(state, model)
-    fill(model, state, pretrained, network)
+    return state
 
 
-def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return torchvision's names as timm's, without the classifier of either."""
+def _renamed(state: State) -> State:
+    """Return torchvision's names as timm's."""
     renamed = {}
     for name, value in state.items():
-        if not name.startswith(("heads.", "head.")):
-            for pattern, replacement in RENAMED:
-                name = re.sub(pattern, replacement, name)
-            renamed[name] = value
+        for pattern, replacement in RENAMED:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = value
     return renamed
 
 

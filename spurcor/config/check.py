@@ -136,6 +136,7 @@ def _hints(owner: type) -> dict[str, Any]:
 def _coerce(path: str, value: Any, hint: Any, problems: list[str]) -> Any:
     """Convert one value to the type of its hint, or append to `problems` and return None."""
     from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+    from pydantic_core import SchemaError
 
     members = allowed_types(hint)
     if nested := _nested(hint, value):
@@ -156,7 +157,7 @@ def _coerce(path: str, value: Any, hint: Any, problems: list[str]) -> Any:
             problems.append(f"{path}={value} {unsound}")
         # Points run in another working directory.
         return found.expanduser().absolute() if isinstance(found, Path) else found
-    except (ValidationError, PydanticUserError):  # the latter where a mapping is expected
+    except (ValidationError, PydanticUserError, SchemaError):  # the last two: of foreign hints
         near = nearest(str(value), [str(member) for member in choices(hint)])
         hint_text = f"; did you mean {near}?" if near else ""
         problems.append(f"{path}={value} is not {describe(hint)}{hint_text}")

@@ -8,8 +8,9 @@ from typing import Any
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from spurcor.config.nodes import locate
 from spurcor.config.packages import conf_folders
 from spurcor.errors import UserError
 from spurcor.system.places import CONF, REPO
@@ -43,6 +44,38 @@ def first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
+def input_of(key: str, default: Any = None, *, _root_: DictConfig) -> Any:
+    """Return what the network that sees the images was trained on, or else `default`.
+
+    `key` is an argument of `Photo`: mean, std, size, resize or interpolation.
+    """
+    for path in ("features.backbone", "backbone"):
+        node = OmegaConf.select(_root_, path)
+        if isinstance(node, DictConfig):
+            made_for: Mapping[str, Any] = _asked(node, "made_for") or {}
+            value = made_for.get(key, default)
+            return OmegaConf.create(value) if isinstance(value, list) else value
+    return default
+
+
+def published_tag(*, _parent_: DictConfig) -> Any:
+    """Return the tag under which a backbone's weights are published, or null."""
+    return _asked(_parent_, "default_tag")
+
+
+def _asked(node: DictConfig, method: str) -> Any:
+    """Return what the class of a node says of its arguments; None where it has no such method."""
+    given = {
+        str(key): node[key]
+        for key in node
+        if not (OmegaConf.is_missing(node, key) or key in ("_target_", "tag"))
+    }
+    try:
+        return getattr(locate(str(node["_target_"])), method, lambda **_: None)(**given)
+    except UserError:  # told when the node is checked
+        return None
+
+
 class PluginFiles(SearchPathPlugin):
     """Search path of Hydra with the `conf` folders of plug-ins after spurcor's."""
 
@@ -63,4 +96,6 @@ def register() -> None:
     Plugins.instance().register(PluginFiles)
     OmegaConf.register_new_resolver("choice", choice, replace=True)
     OmegaConf.register_new_resolver("first", first, replace=True)
+    OmegaConf.register_new_resolver("input", input_of, replace=True)
+    OmegaConf.register_new_resolver("published_tag", published_tag, replace=True)
     OmegaConf.register_new_resolver("repo_root", lambda: str(REPO), replace=True)

@@ -36,7 +36,7 @@ class Images:
     @property
     def num_bytes(self) -> int:
         """Size in bytes."""
-        return self.pixels.numel()
+        return self.pixels.nbytes
 
     def view(self, row: int) -> Tensor:
         """Return one image (C, H, W) without copying it."""

@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ class Prefix:
     short: int | None = None
     crop: int | None = None
     shorter: int | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     @property
     def name(self) -> str:
@@ -41,6 +42,7 @@ class Prefix:
             parts.append(f"resize{height}" if height == width else f"resize{height}x{width}")
         parts += [f"short{self.short}"] * (self.short is not None)
         parts += [f"shorter{self.shorter}"] * (self.shorter is not None)
+        parts += [self.interpolation] * (self.interpolation != "bilinear")
         parts += [f"crop{self.crop}"] * (self.crop is not None)
         return "-".join(parts) or "original"
 
@@ -71,7 +73,7 @@ class Prefix:
         width, height = image.size
         height, width = replace(self, crop=None).size(height, width)
         if (width, height) != image.size:
-            image = image.resize((width, height), Resampling.BILINEAR)
+            image = image.resize((width, height), Resampling[self.interpolation.upper()])
         if self.crop is None:
             return image
         top, left = round((height - self.crop) / 2), round((width - self.crop) / 2)
@@ -302,6 +304,7 @@ class Photo(Transform):
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
         resize_short: int | None = None,
+        interpolation: Literal["bilinear", "bicubic"] = "bilinear",
     ) -> None:
         if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
             raise ValueError(
@@ -328,7 +331,7 @@ class Photo(Transform):
         self.size, self.augment = left if size is None else size, augment
         self.scale, self.ratio, self.flip = scale, ratio, flip
         both = None if resize is None else (resize, resize)
-        self.stored = Prefix(both, None, crop, resize_short)
+        self.stored = Prefix(both, None, crop, resize_short, interpolation)
         self.stored_train = Prefix(short=short) if augment else self.stored
         self.normalize = Normalize(mean, std)
 

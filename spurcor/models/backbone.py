@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spurcor.errors import UserError
+from spurcor.models.published import Published
 
 Kind = Literal["map", "tokens", "vector"]
 # Poolings of a layer's positions to one vector; the first for each kind is the default.
@@ -42,9 +43,14 @@ class Backbone(nn.Module, ABC):
         """Return unpooled outputs of the layers named: (B, D, H, W), (B, T, D) or (B, D)."""
 
     @classmethod
-    def published(cls, **arguments: Any) -> tuple[str, str] | None:
-        """Return the `pretrained` name of the published weights and their URL; None without any."""
+    def published(cls, **arguments: Any) -> Published | None:
+        """Return the weights that are published for this network, or None."""
         return None
+
+    @classmethod
+    def made_for(cls, **arguments: Any) -> dict[str, Any]:
+        """Return the input of the published weights, as arguments of `Photo`; else its defaults."""
+        return {}
 
     @property
     def dim(self) -> int:

@@ -46,7 +46,7 @@ def load(path: Path, keys: Collection[str] = ()) -> dict[str, Any]:
     except Damaged as error:  # torch's own message is a paragraph long
         raise Damaged(path, "is not a readable checkpoint") from error
     if not isinstance(state, dict):
-        raise Damaged(path, "is no checkpoint")
+        raise Damaged(path, "is not a checkpoint")
     if missing := [key for key in keys if key not in state]:
         raise Damaged(path, f"is not a checkpoint of this version: it lacks {', '.join(missing)}")
     return state

@@ -29,7 +29,12 @@ from spurcor.errors import UserError
 from spurcor.runs import build
 from spurcor.system.places import CONF
 
-NAMES = sorted(path.stem for path in (CONF / "backbone").glob("*.yaml"))
+# timm's, of whose networks any can be chosen, have tests of their own.
+NAMES = sorted(
+    path.stem
+    for path in (CONF / "backbone").glob("*.yaml")
+    if "backbones.timm.Timm" not in path.read_text()
+)
 VITS = {name: (16 if name == "vit_b_16" else 14) for name in vit.ARCHITECTURES}  # and their patches
 SPEC = GroupSpec(("a", "b"), ("x", "y"))
 DEPTH, WIDTH = 3, 48  # of the vision transformers that run here
@@ -626,8 +631,8 @@ def test_weights_of_something_else_are_told_with_the_first_names_that_differ(tmp
     with pytest.raises(UserError, match="is not a state dict of tensors"):
         ResNet(make_info(), 18, str(path))
     state = torchvision.models.resnet18(weights=None).state_dict()
-    torch.save({**state, "extra": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match=r"ResNet-18: extra is unknown$"):
+    torch.save({**state, "layer1.extra": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match=r"ResNet-18: layer1.extra is unknown$"):
         ResNet(make_info(), 18, str(path))
     del state["layer4.1.bn2.running_var"]
     torch.save(state, path)

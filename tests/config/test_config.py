@@ -8,6 +8,7 @@ from training import read
 
 from spurcor.config import check, nodes, schema
 from spurcor.errors import UserError
+from spurcor.tracking.sender import Store
 
 FOREIGN = {"_target_": "torch.nn.Identity"}
 HUGE = 10**20
@@ -141,3 +142,10 @@ def test_no_name_is_suggested_for_itself(tree):
     assert check.nearest("sede", ["seed", "sweep"]) == "seed"
     backbone = {"_target_": "spurcor.backbones.cifar_resnet.CifarResNet", "depth": "32"}
     assert "did you mean 32" not in told({**tree, "backbone": backbone}, "backbone.depth", "32")
+
+
+def test_a_hint_that_pydantic_cannot_check_is_no_traceback():
+    """A class with such a hint is not meant for configurations, but its name can be typed."""
+    problems = []
+    assert check._coerce("backbone.store", 3, Store, problems) is None
+    assert problems == ["backbone.store=3 is not a value of type Store"]

@@ -262,6 +262,6 @@ def test_every_argument_is_listed_or_told_how_to_be_given(name):
     chosen = ["dataset=waterbirds", f"dataset/transform={name}"]
     for argument in arguments.keys() - listed.keys():
         key = f"dataset.transform.{argument}"
-        assert f"say +{key}=" in explain.unknown_override(key, "train", chosen)
+        assert f"set it by +{key}=" in explain.unknown_override(key, "train", chosen)
         typo = explain.unknown_override(f"{key}s", "train", chosen)
         assert f"did you mean +{key}?" in typo

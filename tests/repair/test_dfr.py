@@ -423,7 +423,7 @@ def test_tables_stay_as_they_are():
         ({"class_weights": (2.0,)}, "class_weights=.* need balance=none and split=train"),
         ({"class_weights": (0.0,), "balance": "none"}, "must hold positive"),
         ({"split": "train", "add_train": True}, "add_train=true adds train to val or target"),
-        ({"head": "sgd"}, "say penalty=none"),
+        ({"head": "sgd"}, "set penalty=none"),
         ({"head": "sgd", "penalty": "none", "loss": "mse"}, "loss=logistic"),
     ],
 )
@@ -708,7 +708,7 @@ def test_what_no_fit_can_come_of_is_refused_before():
     assert "target split has no sample of group a/y, and test has 9" in refusal(
         dfr, target=[3, 0, 3, 3]
     )
-    assert "class_weights weigh two classes" in refusal(
+    assert "class_weights is for two classes" in refusal(
         Dfr(balance="none", class_weights=(2.0,)), THREE
     )
     plain = GroupSpec(("a", "b"), ("x", "y"))

@@ -177,7 +177,7 @@ def test_once_each_is_what_the_stream_is_without_a_table():
     ("tables", "error", "said"),
     [
         ({"repeats": COUNTS[:9]}, ValueError, "each of the 10 samples"),
-        ({"weights": -COUNTS.float()}, ValueError, "from 0"),
+        ({"weights": -COUNTS.float()}, ValueError, "at least 0"),
         ({"repeats": 0 * COUNTS}, RunError, "repeats leave none"),
         ({"repeats": COUNTS, "sampling": "balanced"}, ValueError, "choose only one"),
         ({"repeats": COUNTS, "weights": COUNTS.float()}, ValueError, "choose only one"),
