@@ -19,8 +19,11 @@ class CifarResNet(Backbone):
 
     layers = ("layer1", "layer2", "layer3", "pool")
 
-    def __init__(self, info: DataInfo, depth: Literal[20, 32, 44, 56, 110] = 32) -> None:
+    def __init__(
+        self, info: DataInfo, depth: Literal[20, 32, 44, 56, 110] = 32, trainable: str = "all"
+    ) -> None:
         super().__init__()
+        self.trainable = trainable
         from torchvision.models.resnet import BasicBlock
 
         def stage(num_in: int, num_out: int) -> nn.Sequential:

@@ -17,8 +17,9 @@ class LeNet(Backbone):
 
     layers = ("conv1", "conv2", "hidden")
 
-    def __init__(self, info: DataInfo, latent: int = 64) -> None:
+    def __init__(self, info: DataInfo, latent: int = 64, trainable: str = "all") -> None:
         super().__init__()
+        self.trainable = trainable
         channels, height, width = info.shape
         if latent < 1 or min(height, width) < 4:
             raise ValueError(

@@ -57,8 +57,10 @@ class Mlp(Backbone):
         parametrization: Literal["standard", "mup", "ntp"] = "standard",
         skip: bool = False,
         fix_final_layer: bool = False,
+        trainable: str = "all",
     ) -> None:
         super().__init__()
+        self.trainable = trainable
         if width < 1 or depth < 0:
             raise ValueError(f"width={width} must be at least 1 and depth={depth} at least 0")
         if depth == 0 and (parametrization != "standard" or fix_final_layer):

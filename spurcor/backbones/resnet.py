@@ -42,8 +42,10 @@ class ResNet(Backbone):
         depth: Literal[18, 50] = 18,
         pretrained: str = "none",
         attention: bool = False,
+        trainable: str = "all",
     ) -> None:
         super().__init__()
+        self.trainable = trainable
         if info.shape[0] != 3:
             raise ValueError(f"ResNets need images with 3 channels, not {info.shape[0]}")
         from torchvision import models

@@ -19,8 +19,11 @@ class SmallCnn(Backbone):
 
     layers = ("block1", "block2", "hidden")
 
-    def __init__(self, info: DataInfo, padding: int = 1, hidden_norm: bool = False) -> None:
+    def __init__(
+        self, info: DataInfo, padding: int = 1, hidden_norm: bool = False, trainable: str = "all"
+    ) -> None:
         super().__init__()
+        self.trainable = trainable
         if min(info.shape[1:]) < (4 if padding else 16):
             raise ValueError(
                 f"images of {tuple(info.shape[1:])} are too small for padding={padding}"

@@ -33,9 +33,15 @@ class Timm(Backbone):
     """
 
     def __init__(
-        self, info: DataInfo, model: str, tag: str | None = None, pretrained: str = "none"
+        self,
+        info: DataInfo,
+        model: str,
+        tag: str | None = None,
+        pretrained: str = "none",
+        trainable: str = "all",
     ) -> None:
         super().__init__()
+        self.trainable = trainable
         options = _options(model, info)
         dims = _dims(model, options, info)
         self.network = _create(model, options)

@@ -20,8 +20,9 @@ class VggAttention(Backbone):
 
     layers = ("block1", "block2", "attention", "hidden1", "hidden2")
 
-    def __init__(self, info: DataInfo, dropout: float = 0.5) -> None:
+    def __init__(self, info: DataInfo, dropout: float = 0.5, trainable: str = "all") -> None:
         super().__init__()
+        self.trainable = trainable
         channels, height, width = info.shape
         if min(height, width) < 8 or not 0 <= dropout < 1:
             raise ValueError(

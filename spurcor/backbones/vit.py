@@ -55,8 +55,10 @@ class VisionTransformer(Backbone):
         ],
         pretrained: str = "none",
         final_norm: bool = True,
+        trainable: str = "all",
     ) -> None:
         super().__init__()
+        self.trainable = trainable
         import timm
 
         channels, height, width = info.shape

@@ -68,9 +68,13 @@ class TrainOptions:
     channels_last: bool = False
     device: str = "auto"
     num_threads: int | None = None
+    backbone_lr_factor: float = 1.0
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None
+    accumulate: int = 1
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "eval_every", "num_threads"):
+        for name in ("batch_size", "eval_every", "num_threads", "accumulate"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
@@ -81,6 +85,15 @@ class TrainOptions:
         if self.checkpoint_seconds < 0:
             seconds = self.checkpoint_seconds
             raise ValueError(f"checkpoint_seconds={seconds} must not be negative")
+        for name in ("backbone_lr_factor", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name}={value} must be positive")
+        weights = self.class_weights
+        if isinstance(weights, tuple) and (min(weights, default=-1) < 0 or not any(weights)):
+            raise ValueError(
+                f"class_weights={list(weights)} must be numbers of at least 0, one for each class"
+            )
         check_criterion("selection", self.selection)
 
 

@@ -110,6 +110,17 @@ class Batch:
     g: Tensor
     index: Tensor
 
+    def parts(self, count: int) -> list[Batch]:
+        """Return the batch as at most `count` parts of nearly the same size."""
+        if count == 1:
+            return [self]
+        columns = (self.x, self.y, self.a, self.g, self.index)
+        return [
+            Batch(*part)
+            for part in zip(*(c.tensor_split(count) for c in columns), strict=True)
+            if len(part[1])
+        ]
+
 
 class GroupedDataset:
     """One split: y, a and g of its samples, and their rows in an array of images.
@@ -221,3 +232,4 @@ class DataInfo:
     group_counts: Tensor  # (G,) samples per group in TRAIN
     loss: Loss = "cross_entropy"  # per sample; `runs.build` fills in train.loss
     num_train: int = 0  # N, number of samples in TRAIN
+    class_weights: Literal["balanced"] | tuple[float, ...] | None = None  # from train.class_weights

@@ -17,6 +17,8 @@ class Erm(Method):
     `class_subsampled` and `class_weighted` their SUBY and RWY.
     """
 
+    additive = True
+
     def __init__(
         self, backbone: Backbone, info: DataInfo, epochs: int, sampling: Sampling = "shuffled"
     ) -> None:

@@ -12,6 +12,8 @@ from spurcor.training.method import Method, Phase, Supervised
 class ErmTarget(Method):
     """Minimise the mean loss of batches of TARGET; an epoch is one pass over TARGET."""
 
+    additive = True
+
     def __init__(self, backbone: Backbone, info: DataInfo, epochs: int) -> None:
         super().__init__(backbone, info)
         self.epochs = epochs

@@ -20,6 +20,8 @@ class ImportanceWeighting(Method):
     `reweight_groups`.
     """
 
+    additive = True
+
     weight: Tensor
 
     def __init__(

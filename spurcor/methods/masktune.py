@@ -33,6 +33,8 @@ class MaskTune(Method):
     learning rate is `finetune_lr` or the optimiser's.
     """
 
+    additive = True
+
     def __init__(
         self,
         backbone: Backbone,

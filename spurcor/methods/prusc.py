@@ -33,6 +33,8 @@ class Prusc(Method):
     trains the dense network on the de-biasing set.
     """
 
+    additive = True
+
     def __init__(
         self,
         backbone: Backbone,

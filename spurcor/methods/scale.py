@@ -71,7 +71,7 @@ def combine(g_tr: Tensor, g_ta: Tensor, w: Callable[[Tensor], Tensor]) -> Tensor
 class TwoStreams(Phase):
     """One update per pair of a train and a target batch, by the run's optimiser."""
 
-    name = "scale"
+    name, accumulates = "scale", True
     method: Scale
 
     def __init__(self, method: Scale, epochs: int) -> None:
@@ -102,14 +102,13 @@ class TwoStreams(Phase):
         loss_target = self._backward(batches["target"], self.method.head)
         gate = GATES[self.method.gate]
         c = self.shared.pair(g_train, lambda g_tr, g_ta: combine(g_tr, g_ta, gate))
-        self.optimizer.step()
+        self.update()
         return {"loss": loss_target, "loss_train": loss_train, **self.cosines.add(c)}
 
     def _backward(self, batch: Batch, head: nn.Module) -> Tensor:
         """Back-propagate the mean loss of a batch and return it; batch norm sees both streams."""
-        loss = self.method.losses(head(self.method.backbone(batch.x)), batch.y).mean()
-        torch.autograd.backward(loss)
-        return loss.detach()
+        network = nn.Sequential(self.method.backbone, head)
+        return self.backward(batch, network, lambda losses, _: losses.mean()).mean()
 
     def end_epoch(self) -> None:
         """Step the schedule and start the next epoch's histogram."""

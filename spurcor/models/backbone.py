@@ -3,7 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ class Backbone(nn.Module, ABC):
     name: str = "this backbone"  # for messages
     autocast: torch.dtype | None = None  # set from train.precision
     channels_last: bool = False  # set from train.channels_last
+    lr_factor: float = 1.0  # set from train.backbone_lr_factor
+    trainable: str = "all"  # or last_block, none, or the first layer to train; see `freeze`
     fresh: tuple[str, ...] = ()  # prefixes of weights that may be missing in another run's file
 
     @abstractmethod
@@ -51,6 +53,43 @@ class Backbone(nn.Module, ABC):
     def made_for(cls, **arguments: Any) -> dict[str, Any]:
         """Return the input of the published weights, as arguments of `Photo`; else its defaults."""
         return {}
+
+    def freeze(self, shape: Sequence[int]) -> None:
+        """Leave out of training what `trainable` says, for images (C, H, W) of this shape.
+
+        `last_block` is the last layer with positions (the last one without any), and what follows.
+        Frozen modules stay in eval mode: batch norm keeps the statistics that it has.
+        """
+        if self.trainable == "all":
+            return
+        for weight in self._below(shape):
+            weight.requires_grad_(False)
+
+    def _below(self, shape: Sequence[int]) -> list[nn.Parameter]:
+        """Return the weights that do not depend on the first layer to train or later ones."""
+        weights = list(self.parameters())
+        if self.trainable == "none":
+            return weights
+        last = [name for name in self.layers if self.kinds[name] != "vector"] or [self.layers[-1]]
+        first = last[-1] if self.trainable == "last_block" else self.layer(self.trainable)
+        if not (number := self.layers.index(first)):
+            return []
+        before = self.layers[number - 1]
+        training = self.training
+        with torch.enable_grad():
+            output = self.eval().activations(torch.zeros(1, *shape), [before])[before]
+        self.train(training)
+        used = torch.autograd.grad(output.sum(), weights, allow_unused=True)
+        return [weight for weight, one in zip(weights, used, strict=True) if one is not None]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode of everything but modules whose weights are all frozen."""
+        super().train(mode)
+        for module in self.modules() if mode and self.trainable != "all" else ():
+            weights = list(module.parameters())
+            if weights and not any(weight.requires_grad for weight in weights):
+                module.eval()
+        return self
 
     @property
     def dim(self) -> int:

@@ -75,14 +75,16 @@ def _refuse_missing_weights(config: TrainConfig, source: DataSource) -> None:
 def _method(config: TrainConfig, info: DataInfo, place: torch.device) -> Method:
     options = config.train
     torch.manual_seed(config.seed)
-    info = dataclasses.replace(info, loss=options.loss)
+    info = dataclasses.replace(info, loss=options.loss, class_weights=options.class_weights)
     backbone = config.backbone.build(info=info)
     backbone.name = f"backbone={config.choices['backbone']}"
+    backbone.freeze(info.shape)
     method: Method = config.method.build(backbone=backbone, info=info)
     try:
         method.phases()
     except ValueError as error:
         raise UserError(f"method.{error}") from error
+    backbone.lr_factor = options.backbone_lr_factor
     backbone.autocast = torch.bfloat16 if options.precision == "bf16" else None
     backbone.channels_last = options.channels_last
     if options.channels_last:
@@ -127,7 +129,17 @@ def context_of(config: TrainConfig, splits: Splits, directory: Path) -> RunConte
     """Return the context of a run's phases; also checks optimiser and schedule."""
     optimizer, schedule = _optimizers(config)
     batch_size, untrained = config.train.batch_size, functools.partial(_untrained, config, splits)
-    return RunContext(splits, config.seed, batch_size, directory, optimizer, schedule, untrained)
+    return RunContext(
+        splits,
+        config.seed,
+        batch_size,
+        directory,
+        optimizer,
+        schedule,
+        untrained,
+        config.train.accumulate,
+        config.train.clip_norm,
+    )
 
 
 def _untrained(config: TrainConfig, splits: Splits, draw: int) -> Method:
@@ -144,7 +156,10 @@ def _optimizers(config: TrainConfig) -> tuple[Callable[..., Any], Callable[..., 
     """Return factories of optimiser and schedule, tried once on a dummy parameter."""
 
     def optimizer(parameters: Any) -> Any:
-        return config.optimizer.build(params=list(parameters))
+        built = config.optimizer.build(params=list(parameters))
+        for group in built.param_groups:
+            group["lr"] *= group.get("lr_factor", 1.0)
+        return built
 
     def schedule(optimizer: Any, epochs: int) -> Any:
         total = {"T_max": epochs} if config.schedule.takes("T_max") else {}

@@ -16,6 +16,7 @@ from spurcor.runs.refusals import (
     refuse_blind_selection,
     refuse_blind_stopping,
     refuse_impossible_repair,
+    refuse_split_batches,
     refuse_unknown_criterion,
 )
 from spurcor.tracking import Trackers
@@ -66,6 +67,7 @@ def prepare(config: TrainConfig, trackers: Trackers) -> Prepared:
         refuse_unknown_criterion(config.train, run.splits)
         refuse_blind_selection(config.train, run.splits)
         refuse_blind_stopping(config.train, run.phases)
+        refuse_split_batches(config.train, run.phases)
     elif config.dfr is None:
         raise UserError("this method trains nothing and dfr=none repairs nothing; choose a dfr")
     _check_parts(run)

@@ -108,6 +108,16 @@ def refuse_blind_stopping(options: TrainOptions, phases: Sequence[Phase]) -> Non
             )
 
 
+def refuse_split_batches(options: TrainOptions, phases: Sequence[Phase]) -> None:
+    """Refuse train.accumulate in a phase whose update needs the whole batch at once."""
+    for phase in phases:
+        if options.accumulate > 1 and not phase.accumulates:
+            raise UserError(
+                f"train.accumulate={options.accumulate}: phase {phase.name} needs whole batches;"
+                " set train.accumulate=1 and a smaller train.batch_size"
+            )
+
+
 def refuse_changed_defaults(config: TrainConfig, before: TrainConfig) -> None:
     """Refuse to reuse a run whose defaults have changed: the identity leaves them out."""
     for name in ("dataset", "backbone", "method", "optimizer", "schedule", "train"):

@@ -19,7 +19,7 @@ from spurcor.data.streams import Sampling, Stream
 from spurcor.errors import UserError
 from spurcor.models.backbone import Backbone
 from spurcor.models.losses import make_head
-from spurcor.training.losses import sample_losses
+from spurcor.training.losses import class_weight, sample_losses
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class RunContext:
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
     schedule: Callable[[Optimizer, int], LRScheduler]  # from an optimiser and a number of epochs
     untrained: Callable[[int], "Method"] | None = None  # re-initialised method, by draw number
+    accumulate: int = 1  # parts of a batch with a backward pass each
+    clip_norm: float | None = None
 
     def stream(
         self,
@@ -96,17 +98,19 @@ class Phase(ABC):
     lr_key: str | None = "optimizer.lr"  # the option that sets its learning rate, if any
     selection: str | None = None  # criterion for the weights to keep, see `kept`
     consumed: tuple[str, ...] = ()  # evaluated splits it trains on; their metrics are not reported
+    accumulates: bool = False  # whether `step` honours train.accumulate
 
     def check(self, run: RunContext) -> None:  # noqa: B027 - most phases need TRAIN only
         """Refuse data that the phase cannot work with; called before anything is written."""
 
     def setup(self, run: RunContext) -> None:
         """Build the optimiser, the schedule and all else `step` needs; also called on resume."""
-        self.optimizer = run.optimizer(self.method.weights())
+        self.optimizer = run.optimizer(self.method.weight_groups())
         if self.lr is not None:
             for group in self.optimizer.param_groups:
-                group["lr"] = self.lr
+                group["lr"] = self.lr * group.get("lr_factor", 1.0)
         self.schedule = run.schedule(self.optimizer, self.epochs)
+        self.num_parts, self.clip_norm = run.accumulate, run.clip_norm
 
     def begin(self, run: RunContext) -> None:  # noqa: B027 - most phases have no offline work
         """Do offline work once before the first step, in eval mode and without gradients."""
@@ -125,6 +129,32 @@ class Phase(ABC):
     @abstractmethod
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         """Make exactly one update; return detached scalars to be averaged over the epoch."""
+
+    def backward(
+        self,
+        batch: Batch,
+        logits: Callable[[Tensor], Tensor],
+        reduce: Callable[[Tensor, Batch], Tensor],
+    ) -> Tensor:
+        """Add the gradient of the reduced losses of a batch, part by part; return losses (B,)."""
+        parts, losses = batch.parts(self.num_parts), []
+        for part in parts:
+            each = self.method.losses(logits(part.x), part.y)
+            loss = reduce(each, part)
+            torch.autograd.backward(
+                loss if len(parts) == 1 else loss * (len(part.y) / len(batch.y))
+            )
+            losses.append(each.detach())
+        return torch.cat(losses)
+
+    def update(self) -> None:
+        """Clip the gradient if train.clip_norm asks for it, then step the optimiser."""
+        if self.clip_norm is not None:
+            weights = [
+                weight for group in self.optimizer.param_groups for weight in group["params"]
+            ]
+            torch.nn.utils.clip_grad_norm_(weights, self.clip_norm)
+        self.optimizer.step()
 
     def end_epoch(self) -> None:
         """Step the schedule."""
@@ -150,12 +180,17 @@ class Method(nn.Module, ABC):
     """A way of training a classifier: a backbone, a head, and a list of phases."""
 
     init: Path | None = None  # finished run to load backbone and head from
+    additive: bool = False  # whether the loss of a batch is the mean of those of its samples
+
+    class_weight: Tensor | None
 
     def __init__(self, backbone: Backbone, info: DataInfo) -> None:
         super().__init__()
         self.backbone = backbone
         self.spec, self.loss = info.spec, info.loss
         self.head = make_head(backbone, info)
+        weight = class_weight(info)
+        self.register_buffer("class_weight", weight, persistent=False)  # not part of a checkpoint
 
     @abstractmethod
     def phases(self) -> Sequence[Phase]:
@@ -171,12 +206,25 @@ class Method(nn.Module, ABC):
         return self.head(self.backbone(x))  # type: ignore[no-any-return]
 
     def losses(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Return per-sample losses (B,) of logits (B, K), by the run's loss."""
-        return sample_losses(logits, y, self.spec, self.loss)
+        """Return per-sample losses (B,) of logits (B, K), by the run's loss and class weights."""
+        losses = sample_losses(logits, y, self.spec, self.loss)
+        return losses if self.class_weight is None else self.class_weight[y] * losses
 
     def weights(self) -> list[nn.Parameter]:
         """Return the weights that ERM trains and that analyses differentiate."""
         return [weight for weight in self.parameters() if weight.requires_grad]
+
+    def weight_groups(self) -> list[Any]:
+        """Return `weights` as an optimiser takes them: in groups where learning rates differ."""
+        weights, factor = self.weights(), self.backbone.lr_factor
+        if factor == 1:
+            return list(weights)
+        within = {id(weight) for weight in self.backbone.parameters()}
+        groups: list[dict[str, Any]] = [
+            {"params": [weight for weight in weights if id(weight) in within], "lr_factor": factor},
+            {"params": [weight for weight in weights if id(weight) not in within]},
+        ]
+        return [group for group in groups if group["params"]]
 
 
 class Supervised(Phase):
@@ -208,6 +256,7 @@ class Supervised(Phase):
         self.lr, self.lr_key = lr, lr_key or ("optimizer.lr" if lr is None else None)
         self.repeats, self.drawn_by = repeats, weights
         self.consumed = (split,) if split is Split.VAL else ()
+        self.accumulates = method.additive
 
     def check(self, run: RunContext) -> None:
         """Refuse a data set without the split."""
@@ -221,12 +270,10 @@ class Supervised(Phase):
 
     def step(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         """Make one optimiser step on the reduced loss; log the plain mean loss."""
-        batch = batches["train"]
-        losses = self.method.losses(self.method.predict(batch.x), batch.y)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self.reduce(losses, batch))
-        self.optimizer.step()
-        return {"loss": losses.detach().mean()}
+        losses = self.backward(batches["train"], self.method.predict, self.reduce)
+        self.update()
+        return {"loss": losses.mean()}
 
 
 @contextmanager
