@@ -33,7 +33,7 @@ class ReportConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.sweeps:
-            raise ValueError("sweep=[] is empty; give at least one sweep")
+            raise ValueError("sweep=[] is empty; name at least one sweep")
         for name in self.sweeps:
             check_sweep_name(name)
 

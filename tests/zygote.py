@@ -58,10 +58,10 @@ def child(order: dict) -> int:
     os.environ.update(order["env"])
     sys.path[:0] = filter(None, order["env"].get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = [f"{order['module']}.py", *order["arguments"]]
-    module = importlib.import_module(f"spurcor.{order['module']}")
     fatal = os.environ.get("FATAL")
-    count = watch(os.environ["WATCHED"], fatal) if fatal else None
     try:
+        module = importlib.import_module(f"spurcor.{order['module']}")
+        count = watch(os.environ["WATCHED"], fatal) if fatal else None
         code = cli.run(module.main, order["module"])
         if count is not None:
             (folder / "changes").write_text(str(count()))

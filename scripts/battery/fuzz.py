@@ -79,9 +79,9 @@ class Verdict:
 def fuzz(script: str, about: str | None, make: Callable[[random.Random, Path], Case]) -> int:
     """Make and read inputs until the time is up; `make` writes one into an empty data root."""
     described = parser(about)
-    described.add_argument("--cases", type=int, default=10**9, help="end after so many")
-    described.add_argument("--first", type=int, default=0, help="number of the first")
-    described.add_argument("--keep", type=Path, help="folder where inputs stay")
+    described.add_argument("--cases", type=int, default=10**9, help="stop after this many cases")
+    described.add_argument("--first", type=int, default=0, help="number of the first case")
+    described.add_argument("--keep", type=Path, help="keep the inputs in this folder")
     options = described.parse_args()
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
     Image.init()

@@ -129,12 +129,19 @@ def put_data(kind: str, folder: Path) -> None:
 def main() -> int:
     """Returns 1 if anything tells."""
     described = parser(__doc__)
-    described.add_argument("--kills", type=int, default=10**9, help="end after so many")
-    described.add_argument("--rounds", type=int, default=10**9, help="of all scenes")
-    described.add_argument("--cold", type=int, default=10, help="percent of cold processes")
-    described.add_argument("--only", default="", help="beginnings of the names of scenes")
+    described.add_argument("--kills", type=int, default=10**9, help="stop after this many kills")
     described.add_argument(
-        "words", nargs="*", help="method=<name> and options of its: a scene in the place of all"
+        "--rounds", type=int, default=10**9, help="stop after this many rounds over all scenes"
+    )
+    described.add_argument(
+        "--cold",
+        type=int,
+        default=10,
+        help="percentage of commands run in a newly started Python process",
+    )
+    described.add_argument("--only", default="", help="only scenes whose names begin so")
+    described.add_argument(
+        "words", nargs="*", help="method=<name> and its options: test only this method"
     )
     options = described.parse_intermixed_args()
     chosen = [typed_scene(options.words)] if options.words else list(scenes())

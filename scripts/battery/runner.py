@@ -13,7 +13,9 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("--seconds", type=float, default=60.0, help="begin nothing new after these")
+    found.add_argument(
+        "--seconds", type=float, default=60.0, help="start no new case after this time"
+    )
     found.add_argument("--seed", type=int, default=0)
     return found
 
@@ -44,7 +46,7 @@ class Tally:
             print(f"\r{self._line()}\033[K", end="", file=sys.stderr, flush=True)
         elif time.monotonic() - self._last_line > LINE_SECONDS:
             self._last_line = time.monotonic()
-            print(self._line(), file=sys.stderr, flush=True)
+            print(f"{self._line()} so far", file=sys.stderr, flush=True)
 
     def find(self, what: str, again: str) -> None:
         """Something is wrong; `again` is the command that shows it."""
@@ -58,5 +60,5 @@ class Tally:
 
     def _line(self) -> str:
         told = ", ".join(f"{count} {what}" for what, count in self.counts.most_common())
-        found = f"{self.num_findings} findings" if self.num_findings else "no finding"
+        found = f"findings: {self.num_findings}" if self.num_findings else "no finding"
         return f"{self.script}: {self.elapsed:.0f} s, {told or 'nothing yet'}, {found}"

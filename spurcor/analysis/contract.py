@@ -214,7 +214,7 @@ class Analyses:
                 log.warning(
                     "analysis: %s was added after the run had started; first measurement: %s",
                     _name(folder),
-                    next(left, "none, since all its epochs are over"),
+                    next(left, "never, because all the epochs it asks for are over"),
                 )
 
 

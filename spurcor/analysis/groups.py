@@ -57,8 +57,8 @@ def pairs_of(spec: GroupSpec, named: Pairs | None, same_class: bool) -> dict[str
         for one, other in chosen if same_class else ():
             if one // len(spec.attributes) != other // len(spec.attributes):
                 raise UserError(
-                    f"pairs: {names[one]} and {names[other]} belong to different classes; pair"
-                    " groups of the same class"
+                    f"pairs: {names[one]} and {names[other]} are of different classes; a pair needs"
+                    " two groups of one class"
                 )
     elif not spec.aligned:
         raise UserError("pairs=null: this data set does not define aligned groups; list the pairs")

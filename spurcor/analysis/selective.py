@@ -198,7 +198,8 @@ class Selective(Analysis):
     def _check_names(self, spec: GroupSpec) -> None:
         if unknown := [name for name in self.difficult if name not in spec.classes]:
             raise UserError(
-                f"difficult={unknown[0]} is not a class; choose from {', '.join(spec.classes)}"
+                f"difficult={list(self.difficult)}: no class is called {unknown[0]}; choose from"
+                f" {', '.join(spec.classes)}"
             )
 
     def finish(self, ended: FinishedRun) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spurcor.config.ranges import require_at_least
 from spurcor.data.groups import DataInfo
 from spurcor.models.backbone import Backbone, follow
 
@@ -21,9 +22,10 @@ class LeNet(Backbone):
         super().__init__()
         self.trainable = trainable
         channels, height, width = info.shape
-        if latent < 1 or min(height, width) < 4:
+        require_at_least(1, latent=latent)
+        if min(height, width) < 4:
             raise ValueError(
-                f"latent={latent} must be at least 1, and images must be at least 4 x 4"
+                f"images of {height} x {width} pixels are too small; use at least 4 x 4"
             )
         self.dims = {"conv1": 32, "conv2": 64, "hidden": latent}
         self.kinds = {"conv1": "map", "conv2": "map", "hidden": "vector"}

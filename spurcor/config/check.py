@@ -60,7 +60,9 @@ def composed(config: DictConfig) -> dict[str, Any]:
     tree = OmegaConf.to_container(own, resolve=True)
     assert isinstance(tree, dict)
     if "plugins" in tree:
-        raise UserError(f"plugins cannot be set in a file, because it loads code; {HOW}")
+        raise UserError(
+            f"plugins cannot be set in a file, because naming a plug-in runs its code; {HOW}"
+        )
     for key in flat("", tree):
         if key.endswith("._revision_"):
             raise UserError(f"{key[1:]} is set by spurcor and cannot be changed; leave it out")

@@ -157,7 +157,9 @@ def _refuse_other_plugin(path: str, value: Any, allowed: Sequence[str]) -> None:
         raise UserError(f"{said} is neither spurcor's nor Hydra's; choose one with {group}=...")
     for key, _ in _entries("", arguments):
         if key.rpartition(".")[2] in INSTRUCTIONS:
-            raise UserError(f"{path}.{key} is not allowed; {path} takes only plain values")
+            raise UserError(
+                f"{path}.{key} would build an object; remove it, {path} takes plain values only"
+            )
 
 
 def _refuse_factories(path: str, value: Any) -> None:

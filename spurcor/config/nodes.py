@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,10 @@ class Node:
         except UserError:
             raise
         except (ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"{self.path}: {str(error).splitlines()[0]}") from error
+            said = str(error).splitlines()[0]
+            key = re.match(r"\w+", said)
+            dot = "." if key and key[0] in self.arguments and said[key.end() :][:1] == "=" else ": "
+            raise UserError(f"{self.path}{dot}{said}") from error
 
     @property
     def group(self) -> str:

@@ -307,7 +307,7 @@ def _copy(contents: IO[bytes], path: Path, member: Member, archive: Path, left: 
         while block := contents.read(BLOCK):
             written += len(block)
             if written > min(left, member.size):
-                raise _refusal(archive, "it contains more than its headers say")
+                raise _refusal(archive, "it unpacks to more than its headers declare")
             file.write(block)
     if written != member.size:
         raise tarfile.ReadError(f"{member.name} has {written:,} bytes instead of {member.size:,}")

@@ -103,7 +103,8 @@ class RaggedImages(Images):
     def take(self, rows: Tensor) -> Tensor:
         """Raise a `UserError`: images of different sizes cannot be stacked into a batch."""
         raise UserError(
-            "the images have different sizes; choose a dataset/transform that resizes them"
+            "the images have different sizes; choose a dataset/transform that resizes or crops"
+            " them, such as dfr"
         )
 
     def to(self, device: torch.device) -> "RaggedImages":

@@ -165,7 +165,8 @@ class Stream:
         table = table.cpu()
         if len(table) != len(self.dataset) or bool((table < 0).any()):
             raise ValueError(
-                f"{name} must be at least 0, one for each of the {len(self.dataset)} samples"
+                f"{name} has {len(table)} numbers, the least {float(table.min()):g}; it needs one"
+                f" of at least 0 for each of the {len(self.dataset)} samples"
             )
         if not table.any():
             raise RunError(f"{name} leave none of the {len(table)} samples to train on")

@@ -63,8 +63,8 @@ class Dominoes(DataSource):
         sizes = len(self.digits), len(self.classes), len({*self.digits}), len({*self.classes})
         if len(set(sizes)) > 1 or sizes[0] < 2:
             raise ValueError(
-                f"digits={list(self.digits)} and classes={list(self.classes)} must be equally many,"
-                " at least two, without repeats"
+                f"digits={list(self.digits)} and classes={list(self.classes)} must have the same"
+                " length, at least two, and no repeats"
             )
         if not 0 <= self.strength <= 1:
             raise ValueError(f"strength={self.strength} must be between 0 and 1")

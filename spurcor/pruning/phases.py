@@ -101,7 +101,16 @@ class Retrain(Supervised):
     ) -> None:
         split = Split.VAL if on == "val" else Split.TRAIN
         key = "method.retrain_lr"
-        super().__init__("retrain", method, epochs, reduce, split=split, lr=lr, lr_key=key)
+        super().__init__(
+            "retrain",
+            method,
+            epochs,
+            reduce,
+            split=split,
+            lr=lr,
+            lr_key=key,
+            epochs_key="retrain_epochs",
+        )
         self.on, self.debiasing = on, debiasing
 
     def check(self, run: RunContext) -> None:

@@ -85,7 +85,7 @@ def refuse_together(data: DataOptions, tuning: TuningOptions, head: HeadOptions)
         raise ValueError("tune=val would choose C on the data that it is fitted on; use half")
     if head.class_weights and data.balance == "groups" and data.source is not Split.TRAIN:
         raise ValueError(
-            f"class_weights={list(head.class_weights)} need balance=none and split=train"
+            f"class_weights={list(head.class_weights)} needs balance=none or split=train"
         )
 
 

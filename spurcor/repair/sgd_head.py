@@ -85,7 +85,7 @@ class _Judge:
             logits = layer(self.x)
             loss = float(F.cross_entropy(logits, self.y))
         if not np.isfinite(loss):
-            raise RunError(f"dfr: the loss is {loss} at epoch {epoch}; use a smaller sgd.lr")
+            raise RunError(f"dfr: the loss is {loss} at epoch {epoch}; use a smaller dfr.sgd.lr")
         worst = group_metrics(logits.cpu(), self.y.cpu(), self.g, self.spec).worst
         self.curve.append({"epoch": epoch, "loss": loss, "worst": none_if_undefined(worst)})
         self.waited += 1

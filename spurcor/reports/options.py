@@ -129,7 +129,7 @@ def _check(option: str, value: str, known: Sequence[str]) -> None:
         return
     if len(known) > MOST_LISTED:
         near = difflib.get_close_matches(value, known, 8, cutoff=0)
-        rest = f"the closest of {len(known)} are {_listed(near)}"
+        rest = f"{len(known)} names are valid; the closest are {_listed(near)}"
     else:
         meant = nearest(value, known)
         rest = f"did you mean {meant}? Choose from " if meant else "choose from "

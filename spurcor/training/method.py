@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from spurcor.config.ranges import require_at_least
+from spurcor.config.ranges import require_at_least, require_positive
 from spurcor.data.groups import Batch, DataInfo, GroupedDataset, Split
 from spurcor.data.splits import Splits
 from spurcor.data.streams import Sampling, Stream
@@ -242,15 +242,19 @@ class Supervised(Phase):
         lr_key: str | None = None,
         repeats: Callable[[], Tensor] | None = None,
         weights: Callable[[], Tensor] | None = None,
+        epochs_key: str = "epochs",
     ) -> None:
         """Create the phase; `reduce` maps losses (B,) and their batch to a scalar.
 
         `sampling` sets how batches of `split` are drawn. `lr` overrides the optimiser's learning
-        rate, and `lr_key` is the option that sets it. Instead of `sampling`, `repeats` or `weights`
+        rate, and `lr_key` is the option that sets it, as typed; `epochs_key` is the argument of the
+        method that sets the epochs. Instead of `sampling`, `repeats` or `weights`
         may return a table of the split's samples (see `Stream`), for example one made by an earlier
         phase: it is called when the phase starts and when it resumes.
         """
-        require_at_least(1, epochs=epochs)
+        require_at_least(1, **{epochs_key: epochs})
+        if lr is not None:
+            require_positive(**{(lr_key or "lr").removeprefix("method."): lr})
         self.name, self.method, self.epochs = name, method, epochs
         self.reduce, self.sampling, self.split = reduce, sampling, split
         self.lr, self.lr_key = lr, lr_key or ("optimizer.lr" if lr is None else None)

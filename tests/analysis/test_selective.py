@@ -130,7 +130,7 @@ def test_the_agreement_rule_by_loops(tmp_path):
     table = (tmp_path / "table.md").read_text()
     assert table.count("| product ") == 5
     assert "agreed on" in table
-    with pytest.raises(UserError, match=r"difficult=d .* a, b, c"):
+    with pytest.raises(UserError, match=r"no class is called d; .* a, b, c"):
         Selective(difficult=("d",)).compare(networks, tmp_path)
 
 
@@ -263,7 +263,7 @@ def test_two_finished_runs_are_compared_from_their_files(tmp_path, command_line)
     [
         (("analysis.selective.coverages=[0]",), r"coverages=\[0.0\] must be above 0 and at most 1"),
         (("analysis.selective.coverages=[]",), "must be above 0 and at most 1"),
-        (("analysis.selective.difficult=[nine]",), "difficult=nine .* small"),
+        (("analysis.selective.difficult=[nine]",), "no class is called nine; .* small"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(options, message, tmp_path):

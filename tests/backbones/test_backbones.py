@@ -26,6 +26,7 @@ from spurcor.backbones.vit import VisionTransformer
 from spurcor.config.nodes import Node
 from spurcor.data.groups import DataInfo, GroupSpec
 from spurcor.errors import UserError
+from spurcor.models.published import Published
 from spurcor.runs import build
 from spurcor.system.places import CONF
 
@@ -806,7 +807,7 @@ def test_dinov2_at_full_size_takes_the_published_state(name, monkeypatch):
     depth, width, hidden, millions = PUBLISHED[name]
     with torch.device("meta"):
         state = dinov2_state(depth, width, hidden, gated=name == "dinov2_vitg14")
-        monkeypatch.setattr(vit, "state_of", lambda *args: dict(state))
+        monkeypatch.setattr(Published, "state", lambda *args: dict(state))
         net = make(name, make_info(3, 224, 224), pretrained="dinov2")
         tokens = net.activations(torch.zeros(1, 3, 224, 224), ["block_0", net.layers[-1]])
     assert sum(value.numel() for value in state.values()) / 1e6 == pytest.approx(millions, abs=0.1)
@@ -850,7 +851,7 @@ def test_vit_b_16_is_that_of_torchvision(older_names, tmp_path):
 def test_vit_b_16_at_full_size_takes_the_published_state(pixels, monkeypatch):
     with torch.device("meta"):
         state = torchvision.models.vit_b_16().state_dict()
-        monkeypatch.setattr(vit, "state_of", lambda *args: dict(state))
+        monkeypatch.setattr(Published, "state", lambda *args: dict(state))
         net = make("vit_b_16", make_info(3, pixels, pixels), pretrained="imagenet")
         tokens = net.activations(torch.zeros(1, 3, pixels, pixels), ["block_11"])["block_11"]
     assert sum(value.numel() for value in state.values()) == 86_567_656

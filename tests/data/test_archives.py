@@ -227,14 +227,14 @@ def test_bytes_are_counted_while_they_are_written(place, monkeypatch):
         yield archives.Member("small", "file", 10), io.BytesIO(bytes(11))
 
     monkeypatch.setattr(archives.TarReader, "contents", contents)
-    refused(path, "more than its headers say")
+    refused(path, "more than its headers declare")
 
     def many(self):
         yield archives.Member("one", "file", 10), io.BytesIO(bytes(10))
         yield archives.Member("two", "file", 10), io.BytesIO(bytes(10))
 
     monkeypatch.setattr(archives.TarReader, "contents", many)
-    refused(path, "more than its headers say", max_bytes=19)
+    refused(path, "more than its headers declare", max_bytes=19)
 
 
 def test_a_zip_whose_header_lies_is_refused(place):

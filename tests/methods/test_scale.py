@@ -131,6 +131,8 @@ def test_ten_steps_are_those_of_the_reference(gate, group_size):
     run = SimpleNamespace(
         optimizer=lambda weights: torch.optim.SGD(weights, **options),
         schedule=lambda optimizer, epochs: None,
+        accumulate=1,
+        clip_norm=None,
     )
     phase.setup(run)
     reference = Reference(method, gate, group_size, **options)
