@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from spurcor.config.ranges import require_at_least, require_positive
+from spurcor.config.ranges import require_at_least
 from spurcor.data.groups import Batch, DataInfo, GroupedDataset, Split
 from spurcor.data.splits import Splits
 from spurcor.data.streams import Sampling, Stream
@@ -254,7 +254,7 @@ class Supervised(Phase):
         """
         require_at_least(1, **{epochs_key: epochs})
         if lr is not None:
-            require_positive(**{(lr_key or "lr").removeprefix("method."): lr})
+            require_at_least(0, **{(lr_key or "lr").removeprefix("method."): lr})
         self.name, self.method, self.epochs = name, method, epochs
         self.reduce, self.sampling, self.split = reduce, sampling, split
         self.lr, self.lr_key = lr, lr_key or ("optimizer.lr" if lr is None else None)

@@ -139,7 +139,7 @@ def test_what_was_measured_survives_a_crash(tmp_path):
         (5, range(9), "epoch 2 of erm"),  # in the second epoch of four steps
         (5, (0, 1, 3), "epoch 3 of erm"),
         (5, (0, 1), "epoch 0 of prune"),
-        (5, (9,), "never, because all the epochs"),
+        (5, (9,), "never, because all the epochs it asks for are over"),
         (13, range(9), "epoch 0 of prune"),
     ],
 )

@@ -72,7 +72,7 @@ def test_sizes_that_nothing_has_are_refused(tree, key, value):
 
 def test_more_processes_than_a_machine_has_are_refused(tree):
     changed = {**tree, "dataset": {**tree["dataset"], "workers": 100_000}}
-    with pytest.raises(UserError, match=r"^dataset: workers=100000 "):
+    with pytest.raises(UserError, match=r"^dataset\.workers=100000 "):
         check.check(changed, schema.TrainConfig).dataset.build()
 
 

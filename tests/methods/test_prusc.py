@@ -420,7 +420,7 @@ def test_the_controls(tmp_path):
     assert retrain.optimizer.param_groups[0]["lr"] == retrain.lr == 0.01
     with pytest.raises(UserError, match="retrain_alone trains on the de-biasing set"):
         built(tmp_path, "method.control=retrain_alone")
-    with pytest.raises(UserError, match=r"method: temperature=0.0 must be positive"):
+    with pytest.raises(UserError, match=r"method.temperature=0.0 must be positive"):
         built(tmp_path, "method.temperature=0")
     for name in ("lambda_con", "lambda_sparse"):
         with pytest.raises(UserError, match=rf"method: {name}=-1.* at least 0"):
@@ -429,7 +429,7 @@ def test_the_controls(tmp_path):
         for value in ("nan", "inf"):
             with pytest.raises(UserError, match=rf"method.{name}={value} is not finite"):
                 built(tmp_path, f"method.{name}={value}")
-    with pytest.raises(UserError, match=r"method: retrain_epochs=0 must be positive"):
+    with pytest.raises(UserError, match=r"method.retrain_epochs=0 must be positive"):
         built(tmp_path, "method.retrain_epochs=0")
 
 

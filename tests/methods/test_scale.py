@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import read, rows_of, trainer_of
 
-from spurcor.data.groups import DataInfo, GroupSpec, Split
+from spurcor.data.groups import Batch, DataInfo, GroupSpec, Split
 from spurcor.methods.scale import GATES, Scale, combine, cosine
 from spurcor.models.backbone import Backbone
 from spurcor.runs import build
@@ -119,6 +119,10 @@ class Tiny(Backbone):
         return self.activations(x, layers)  # in double precision, which the others leave
 
 
+def batch_of(x, y):
+    return Batch(x, y, y, y, y)  # no step reads attributes, groups or positions
+
+
 @pytest.mark.parametrize("group_size", [1, 3, 7, 64])
 @pytest.mark.parametrize("gate", GATE)
 def test_ten_steps_are_those_of_the_reference(gate, group_size):
@@ -139,9 +143,9 @@ def test_ten_steps_are_those_of_the_reference(gate, group_size):
     generator = torch.Generator().manual_seed(1)
     for _ in range(10):
         batches = {
-            role: SimpleNamespace(
-                x=torch.randn(6, 3, 8, 8, generator=generator, dtype=torch.float64),
-                y=torch.randint(2, (6,), generator=generator),
+            role: batch_of(
+                torch.randn(6, 3, 8, 8, generator=generator, dtype=torch.float64),
+                torch.randint(2, (6,), generator=generator),
             )
             for role in ("train", "target")
         }
@@ -443,6 +447,8 @@ def test_a_weight_that_takes_no_part_is_left_alone_and_half_a_part_is_a_zero():
         SimpleNamespace(
             optimizer=lambda weights: torch.optim.SGD(weights, lr=0.5, weight_decay=0.1),
             schedule=lambda optimizer, epochs: None,
+            accumulate=1,
+            clip_norm=None,
         )
     )
     x, y = torch.randn(6, 3, 8, 8, dtype=torch.float64), torch.arange(6) % 2
@@ -458,7 +464,7 @@ def test_a_weight_that_takes_no_part_is_left_alone_and_half_a_part_is_a_zero():
         return forward(batch, head)
 
     phase._backward = backward
-    batch = SimpleNamespace(x=x, y=y)
+    batch = batch_of(x, y)
     phase.step({"train": batch, "target": batch})
     assert torch.equal(backbone.unused, torch.ones(2, dtype=torch.float64))
     # The cosine with nothing is 0, and the linear gate of 0 is one half.
