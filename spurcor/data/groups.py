@@ -100,6 +100,20 @@ class GroupSpec:
         return aligned
 
 
+def usual_values(counts: Tensor) -> tuple[int, ...]:
+    """Return the attribute value over-represented in each class, from group counts (K, A).
+
+    It has the largest Pearson residual, (n - e) / sqrt(e) with e expected under independence: of a
+    rare value a share alone says little. Two classes get different ones of two values.
+    """
+    n = counts.double()
+    expected = n.sum(1, keepdim=True) * n.sum(0, keepdim=True) / n.sum().clamp(min=1)
+    residuals = (n - expected) / expected.clamp(min=1e-9).sqrt()
+    # Under exact independence, classes and values are paired by number.
+    ties = 1e-6 * torch.eye(*counts.shape, dtype=torch.float64)
+    return tuple((residuals.round(decimals=5) + ties).argmax(1).tolist())
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """A batch: x uint8 as stored or float as transformed; y, a, g and index (B,) int64."""

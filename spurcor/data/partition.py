@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spurcor.data.groups import Split
 from spurcor.errors import UserError
 
 MOST_FOLDS = 20  # a split is as many of these as its fraction of the samples asks for
@@ -31,6 +32,11 @@ def partition(
         raise ValueError(
             f"fractions={dict(fractions)} need at least {folds} units, and the data has {count}"
         )
+    if (most := int(g.bincount().max())) < folds:
+        raise ValueError(
+            f"fractions={dict(fractions)} need a group of at least {folds} samples, and the largest"
+            f" has {most}"
+        )
     # Without units the plain folds do the same, a hundred times as fast.
     kind = StratifiedKFold if unit is None else StratifiedGroupKFold
     drawn = kind(folds, shuffle=True, random_state=seed % 2**32)
@@ -42,6 +48,34 @@ def partition(
         members[name] = torch.from_numpy(np.sort(np.concatenate(parts[first:last])))
         first = last
     return members
+
+
+def drawn(
+    g: Tensor, fractions: Mapping[str, float], seed: int, unit: Tensor, option: str
+) -> dict[str, Tensor]:
+    """Return `partition`'s splits, or raise a `UserError` that names the option of the data set."""
+    try:
+        members = partition(g, fractions, seed, unit)
+    except ValueError as error:
+        raise UserError(f"dataset.{option}: {error}") from error
+    if empty := [name for name, rows in members.items() if not len(rows)]:
+        raise UserError(
+            f"dataset.{option}: {', '.join(empty)} would be empty, with"
+            f" {len(torch.unique(unit)):,} units in all; choose other fractions"
+        )
+    return members
+
+
+def check_fractions(fractions: Sequence[float]) -> dict[str, float]:
+    """Return the shares of TRAIN, VAL and TEST, or raise a ValueError that says what is wrong."""
+    shares = dict(zip(map(str, (Split.TRAIN, Split.VAL, Split.TEST)), fractions, strict=False))
+    wrong = len(fractions) != 3 or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6
+    if wrong:
+        raise ValueError(
+            f"fractions={list(fractions)} must be three positive numbers that add up to 1, for"
+            " train, val and test"
+        )
+    return shares
 
 
 def _folds(shares: Sequence[float]) -> int:

@@ -25,7 +25,8 @@ class Photographs:
     """Labelled image files under `root`, and the rows of each split.
 
     `names` (M) are relative to `root`, y is (M,) or for `multilabel` (M, L), a is (M,), and
-    `members` maps each split to its rows.
+    `members` maps each split to its rows. `units` (M,) numbers what must not cross splits: people,
+    lesions.
     """
 
     spec: GroupSpec
@@ -34,6 +35,7 @@ class Photographs:
     y: Tensor
     a: Tensor
     members: Mapping[str, Tensor]
+    units: Tensor | None = None
 
     @property
     def groups(self) -> dict[str, Tensor]:
@@ -75,7 +77,9 @@ class Photographs:
         }
 
     def warn_of_counts(self, official: Mapping[str, Sequence[int]]) -> None:
-        """Warn once about groups whose sizes differ from the published data set."""
+        """Warn once about a subset, or else groups whose sizes differ from the published ones."""
+        if self.warn_of_size(sum(map(sum, official.values()))):
+            return
         told = []
         for name, g in self.groups.items():
             found = torch.bincount(g, minlength=self.spec.num_groups).tolist()
@@ -86,9 +90,34 @@ class Photographs:
             ]
             if differences:
                 told.append(f"{name} has {', '.join(differences)}")
-        sentence = f"{self.root}: the splits are not the published ones: {'; '.join(told)}"
-        if told and _is_news(place_of(self.root), sentence):
-            log.warning("%s", sentence)
+        if told:
+            told_all = "; ".join(told)
+            warn_once(self.root, f"{self.root}: the splits are not the published ones: {told_all}")
+
+    def warn_of_size(self, published: int) -> bool:
+        """Warn once, and return True, if there are fewer images than were published."""
+        fewer = len(self.names) < published
+        if fewer:
+            have = f"{len(self.names):,} of the {published:,} published images"
+            warn_once(self.root, f"{self.root}: the table has {have}")
+        return fewer
+
+    def warn_of_empty_groups(self) -> None:
+        """Warn once about groups without samples in TRAIN, from which no method can learn."""
+        counts = torch.bincount(self.groups[Split.TRAIN], minlength=self.spec.num_groups)
+        empty = [name for name, n in zip(self.spec.names, counts.tolist(), strict=True) if not n]
+        if empty:
+            warn_once(
+                self.root,
+                f"{self.root}: train has no samples of {', '.join(empty)}, so methods that balance"
+                " or weight groups do without",
+            )
+
+
+def warn_once(root: Path, sentence: str) -> None:
+    """Warn about a data set unless the same was said before."""
+    if _is_news(place_of(root), sentence):
+        log.warning("%s", sentence)
 
 
 def _is_news(folder: Path, sentence: str) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from spurcor.data.groups import GroupedDataset, GroupSpec, Split, members_by
+from spurcor.data.partition import drawn
 from spurcor.data.photographs import Photographs
 from spurcor.data.transforms import Transform
 from spurcor.errors import UserError
@@ -68,7 +69,7 @@ class DataSource(ABC):
         """Return the splits under `root` with all options applied, decoding images if needed."""
         loaded = self.load(root)
         if isinstance(loaded, Photographs):
-            parts = self.select(loaded.groups, loaded.spec)
+            parts = self.select(loaded.groups, loaded.spec, self._units(loaded))
             members = {name: loaded.members[of][kept] for name, (of, kept) in parts.items()}
             return loaded.open(members, self.transform)
         groups = {name: split.g for name, split in loaded.items()}
@@ -78,11 +79,15 @@ class DataSource(ABC):
     # --- options ----------------------------------------------------------------------------------
 
     def select(
-        self, groups: Mapping[str, Tensor], spec: GroupSpec
+        self,
+        groups: Mapping[str, Tensor],
+        spec: GroupSpec,
+        units: Mapping[str, Tensor] | None = None,
     ) -> dict[str, tuple[str, Tensor]]:
         """Apply `drop_groups`, then `target_fraction`, then the size limits.
 
-        `groups` are the group numbers (N,) of each loaded split. Returns, for each resulting split,
+        `groups` are the group numbers (N,) of each loaded split, and `units` (N,) numbers what must
+        not cross splits. Returns, for each resulting split,
         the name of the loaded split that its samples come from and their positions there.
         """
         kept = {name: torch.arange(len(g)) for name, g in groups.items()}
@@ -97,7 +102,8 @@ class DataSource(ABC):
                 )
             origin[Split.TARGET] = self.target_from
             remaining = kept[self.target_from]
-            rest, taken = self._take_target(groups[self.target_from][remaining])
+            unit = units[self.target_from][remaining] if units else None
+            rest, taken = self._take_target(groups[self.target_from][remaining], unit)
             kept[self.target_from], kept[Split.TARGET] = remaining[rest], remaining[taken]
         keys = {name: f"num_{name}" for name in map(str, (Split.TRAIN, Split.VAL, Split.TARGET))}
         for name in kept:
@@ -107,6 +113,10 @@ class DataSource(ABC):
                 g = groups[origin[name]][kept[name]]
                 kept[name] = kept[name][self._stratified(name, g, size, key)]
         return {name: (origin[name], positions) for name, positions in kept.items()}
+
+    def _units(self, loaded: Photographs) -> dict[str, Tensor] | None:
+        units = loaded.units
+        return None if units is None else {n: units[rows] for n, rows in loaded.members.items()}
 
     def _generator(self, what: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(what, self.split_seed))
@@ -126,8 +136,14 @@ class DataSource(ABC):
             raise UserError(f"dataset.drop_groups={dropped_all} leaves nothing to train on")
         return kept
 
-    def _take_target(self, g: Tensor) -> tuple[Tensor, Tensor]:
+    def _take_target(self, g: Tensor, unit: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the positions that stay in their split, and those that become TARGET."""
+        if unit is not None:
+            shares = {"rest": 1 - self.target_fraction, "target": self.target_fraction}
+            parts = drawn(
+                g, shares, derive_seed("target", self.split_seed), unit, "target_fraction"
+            )
+            return parts["rest"], parts["target"]
         shuffled = torch.randperm(len(g), generator=self._generator("target"))
         taken = torch.zeros(len(g), dtype=torch.bool)
         for members in members_by(g, shuffled):
