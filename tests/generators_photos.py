@@ -226,3 +226,38 @@ def isic(rows, extension=""):
         for name, row in zip(names, rows, strict=True)
     }
     return {"raw_val_4groups.csv": csv(header, lines), **images}
+
+
+# --- HAM10000 -------------------------------------------------------------------------------------
+
+HAM_HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset"
+HAM_DX = (("nv", "bkl", "df", "vasc"), ("mel", "bcc", "akiec"))
+
+
+def ham_id(row):
+    return f"ISIC_{24306 + row.index:07d}"
+
+
+def ham_line(row):
+    """A row of HAM10000_metadata: y malignant, a the clinic and the sex."""
+    dx = HAM_DX[row.y][row.index % len(HAM_DX[row.y])]
+    age = f"{20 + 5 * (row.index % 13)}.0"
+    place = ("back", "lower extremity", "face")[row.index % 3]
+    clinic = ("rosendahl", "vidir_modern")[row.a]
+    lesion = f"HAM_{row.index:07d}"
+    return (lesion, ham_id(row), dx, "histo", age, ("male", "female")[row.a], place, clinic)
+
+
+def ham_images(rows, folder="HAM10000_images_part_{}"):
+    """The two folders of images, each with half of the rows."""
+    half = len(rows) // 2
+    return {
+        f"{folder.format(1 + (i >= half))}/{ham_id(row)}.jpg": jpeg(row.index, (60, 45))
+        for i, row in enumerate(rows)
+    }
+
+
+def ham10000(rows):
+    """Dataverse's table and folders."""
+    table = csv(HAM_HEADER, [ham_line(row) for row in rows])
+    return {"HAM10000_metadata.csv": table, **ham_images(rows)}

@@ -26,6 +26,7 @@ OPTIONS = {
     "celeba_scale": ("dataset.target_size=8", "dataset.majority_size=2"),
     "celeba_attributes": (),
     "isic": (),
+    "ham10000": (),
     "folder": (),
 }
 
@@ -40,6 +41,7 @@ def write_all(root):
     photos.put(root / "waterbirds_v1.0", photos.waterbirds(rows))
     photos.put(root / "celeba", {**photos.faces(rows), **photos.celeba_csv(rows)})
     photos.put(root / "isic", photos.isic(rows))
+    photos.put(root / "ham10000", photos.ham10000(rows))
     lines = [(f"{r.index}.jpg", photos.NAMES[r.split], r.y, r.a) for r in rows]
     images = {f"{r.index}.jpg": photos.jpeg(r.index, (40 + r.index % 7, 44)) for r in rows}
     table = photos.csv("filename,split,y,a", lines)

@@ -140,9 +140,8 @@ class DataSource(ABC):
         """Return the positions that stay in their split, and those that become TARGET."""
         if unit is not None:
             shares = {"rest": 1 - self.target_fraction, "target": self.target_fraction}
-            parts = drawn(
-                g, shares, derive_seed("target", self.split_seed), unit, "target_fraction"
-            )
+            option = f"target_fraction={self.target_fraction}"
+            parts = drawn(g, shares, derive_seed("target", self.split_seed), unit, option)
             return parts["rest"], parts["target"]
         shuffled = torch.randperm(len(g), generator=self._generator("target"))
         taken = torch.zeros(len(g), dtype=torch.bool)

@@ -1,6 +1,5 @@
 """HAM10000: pigmented skin lesions of several clinics, whose shares of malignant ones differ."""
 
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from spurcor.config.check import nearest
 from spurcor.data.archives import extracted, folder_of
 from spurcor.data.groups import GroupSpec, Split, members_by, usual_values
 from spurcor.data.partition import check_fractions, drawn
-from spurcor.data.photographs import Photographs
+from spurcor.data.photographs import Photographs, warn_once
 from spurcor.data.source import DataSource
 from spurcor.data.tables import CsvTable, columns_of
 from spurcor.data.transforms import Photo, Transform
@@ -24,8 +23,6 @@ from spurcor.system.files import is_clutter
 
 if TYPE_CHECKING:
     from pandas import Series
-
-log = logging.getLogger(__name__)
 
 URL = "https://doi.org/10.7910/DVN/DBW86T"
 FOLDERS = ("ham10000", "HAM10000", "skin-cancer-mnist-ham10000")  # under paths.data
@@ -89,7 +86,7 @@ class Ham10000(DataSource):
         """Read labels from the table and draw the splits by lesion."""
         folder = _folder(root)
         table = self._read(folder)
-        chosen, values = self._chosen(table)
+        chosen, values = self._chosen(table, folder)
         attributes = self._attributes(values[chosen], table)
         y = self._classes(table)
         codes = values.map({name: code for code, name in enumerate(attributes)})
@@ -126,7 +123,7 @@ class Ham10000(DataSource):
             )
         return CsvTable.read((fit or paths)[0], wanted)
 
-    def _chosen(self, table: CsvTable) -> tuple["Series[bool]", "Series[Any]"]:
+    def _chosen(self, table: CsvTable, folder: Path) -> tuple["Series[bool]", "Series[Any]"]:
         """Return which rows (M,) are used, and the attribute's values, NaN where unknown."""
         used = table.filled("image_id").notna()
         if self.sources:
@@ -143,7 +140,8 @@ class Ham10000(DataSource):
         unknown = used & values.isna()
         if unknown.any():
             count, of = f"{int(unknown.sum()):,}", f"{int(used.sum()):,}"
-            log.info("%s of %s rows are left out: %s is unknown", count, of, self.attribute)
+            sentence = f"{count} of {of} rows are left out, since {self.attribute} is unknown"
+            warn_once(folder, f"{table.path}: {sentence}")
         return used & ~unknown, values
 
     def _attributes(self, values: "Series[Any]", table: CsvTable) -> tuple[str, ...]:
