@@ -256,3 +256,115 @@ def test_an_empty_group_leaves_nothing_to_balance(tmp_path):
     rows = made.make_rows({0: (9, 16, 15, 7), 1: (5, 4, 3, 0), 2: (3, 3, 4, 2)})
     made.put(tmp_path / "celeba", {**made.faces(rows), **made.celeba_csv(rows)})
     told(scale(), tmp_path, "val has an empty group")
+
+
+# --- other pairs, and people ----------------------------------------------------------------------
+
+HEADER = made.HEADER.split()
+
+
+def labels_of(rows, code, label, attribute):
+    """(number, y, a) of a split, by two of the attributes."""
+    at = [HEADER.index(name) for name in (label, attribute)]
+    chosen = [(row.index, made.attributes_of(row)) for row in rows if row.split == code]
+    return [(number, *((values[i] + 1) // 2 for i in at)) for number, values in chosen]
+
+
+@pytest.mark.parametrize("form", ["authors'", "Kaggle's"])
+@pytest.mark.parametrize("pair", [("Smiling", "Young"), ("Blond_Hair", "Bald"), ("Male", "Bald")])
+def test_any_pair_of_attributes(pair, form, tmp_path):
+    for put, name, files in FACE_FORMS[form]:
+        put(tmp_path / name, files)
+    splits = celeba(label=pair[0], attribute=pair[1]).splits(tmp_path)
+    for code, name in NAMES.items():
+        assert made.seen(splits[name]) == labels_of(ROWS, code, *pair)
+    spec = splits["train"].spec
+    label, attribute = (name.lower() for name in pair)
+    assert spec.classes == (f"not_{label}", label)
+    assert spec.attributes == (f"not_{attribute}", attribute)
+    n = splits["train"].group_counts.view(2, 2)
+    together = n[0, 0] * n[1, 1] >= n[0, 1] * n[1, 0]
+    assert spec.aligned == ((0, 1) if together else (1, 0))
+
+
+def test_any_pair_as_in_scale(many):
+    splits = scale(label="Smiling", attribute="Young", majority_size=1).splits(many)
+    spec = splits["train"].spec
+    assert spec.classes == ("not_smiling", "smiling")
+    assert spec.attributes == ("not_young", "young")
+    for code, name in ((0, "train"), (0, "target"), (1, "val"), (2, "test")):
+        assert {*made.seen(splits[name])} <= {*labels_of(MANY, code, "Smiling", "Young")}
+    assert splits["train"].group_counts.tolist() == spec.is_aligned().long().tolist()
+
+
+@pytest.mark.parametrize("make", [celeba, scale])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("blond", "Blond_Hair"), ("smiling", "Smiling"), ("Smilling", "Smiling"), ("x", "Wavy_Hair")],
+)
+def test_an_attribute_that_does_not_exist_is_refused(name, hint, make, faces):
+    told(make(attribute=name, label="Young"), faces, f"dataset.attribute={name}: ", hint)
+    told(make(label=name, attribute="Young"), faces, f"dataset.label={name}: ", hint)
+
+
+def test_pairs_that_cannot_be_are_refused(tmp_path):
+    made.put(tmp_path / "celeba", {**FACES, **METADATA})
+    told(celeba(label="Smiling"), tmp_path, "dataset.label=Smiling: ", "only Blond_Hair and Male")
+    told(scale(attribute="Young"), tmp_path, "dataset.attribute=Young: ", "list_attr_celeba.txt")
+    for options in ({"label": "Male"}, {"label": "Smiling", "num_labels": 3}):
+        with pytest.raises(ValueError, match="label"):
+            celeba(**options)
+    with pytest.raises(ValueError, match="fractions"):
+        celeba(fractions=(0.9, 0.2, 0.1))
+
+
+def test_a_group_that_train_lacks_is_named_once(tmp_path, caplog):
+    rows = made.make_rows({0: (5, 2, 1, 0), 1: (3, 2, 2, 2), 2: (2, 3, 2, 3)})
+    made.put(tmp_path / "celeba", {**made.faces(rows), **made.celeba_csv(rows)})
+    with caplog.at_level(logging.WARNING):
+        celeba().splits(tmp_path)
+        celeba().splits(tmp_path)
+    (once,) = [r for r in caplog.records if "has no samples of" in r.getMessage()]
+    assert "blond/male" in once.getMessage()
+
+
+PEOPLE = made.make_rows({0: (30, 20, 25, 15), 1: (9, 9, 9, 9), 2: (9, 9, 9, 9)})
+IDENTITY = "".join(f"{made.face(row)} {row.index // 3 + 1}\n" for row in PEOPLE)
+
+
+@pytest.fixture
+def people(tmp_path):
+    tables = {**made.celeba_txt(PEOPLE), "identity_CelebA.txt": IDENTITY.encode()}
+    made.put(tmp_path / "celeba", {**made.faces(PEOPLE), **tables})
+    return tmp_path
+
+
+def persons(splits):
+    return [{number // 3 for number in split.source.tolist()} for split in splits.values()]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_labels": 2}, {"label": "Smiling"}])
+def test_no_person_is_in_two_splits(options, people):
+    """Also where TARGET is taken from VAL; in the official splits of this copy they are."""
+    splits = celeba(split="identity", target_fraction=0.5, **options).splits(people)
+    assert sum(map(len, splits.values())) == len(PEOPLE)
+    who = persons(splits)
+    assert len(who) == 4
+    assert sum(map(len, who)) == len(set.union(*who)) == len(PEOPLE) // 3
+    official = persons(celeba(**options).splits(people))
+    assert sum(map(len, official)) > len(set.union(*official))
+    again = celeba(split="identity", split_seed=1, **options).splits(people)
+    assert persons({"test": again["test"]}) != persons({"test": splits["test"]})
+
+
+def test_people_that_are_not_known_are_told(people):
+    path = people / "celeba" / "identity_CelebA.txt"
+    path.write_text(IDENTITY.partition("\n")[2])
+    told(celeba(split="identity"), people, str(path), "lacks 1 of 162 images, 000001.jpg")
+    path.unlink()
+    told(celeba(split="identity"), people, "dataset.split=identity", "identity_CelebA.txt")
+
+
+def test_images_of_a_subset_must_all_be_there(faces):
+    (faces / "celeba" / "img_align_celeba" / "000003.jpg").unlink()
+    told(celeba(label="Smiling"), faces, "lacks 1 of 31 listed image files: 000003.jpg")

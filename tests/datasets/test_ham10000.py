@@ -179,7 +179,9 @@ def test_rows_whose_attribute_is_unknown_are_left_out(unknown, lesions, caplog):
         for attribute in ("sex", "age_60"):
             splits = ham(attribute=attribute, balance=False).splits(lesions)
             assert sum(map(len, splits.values())) == len(ROWS) - 2
-    lines = [r.getMessage() for r in caplog.records if "2 of 125 rows are left out" in r.getMessage()]
+    lines = [
+        r.getMessage() for r in caplog.records if "2 of 125 rows are left out" in r.getMessage()
+    ]
     assert len(lines) == 2
     assert "sex" in lines[0]
 
