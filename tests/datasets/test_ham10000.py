@@ -1,6 +1,7 @@
 """HAM10000 in every form in which it is handed around, its options, and files with mistakes."""
 
 import logging
+import re
 
 import generators_photos as made
 import pytest
@@ -50,6 +51,11 @@ TWICE = IMAGES | made.ham_images(ROWS, "ham10000_images_part_{}")
 FORMS = {
     "folders": (made.put, "ham10000", {"HAM10000_metadata.csv": TABLE, **IMAGES}),
     "tab": (made.put, "ham10000", {"HAM10000_metadata.tab": quoted(), **IMAGES}),
+    "endings in the table": (
+        made.put,
+        "ham10000",
+        {"HAM10000_metadata.csv": re.sub(rb"(ISIC_\d+)", rb"\1.jpg", TABLE), **IMAGES},
+    ),
     "no ending": (made.put, "ham10000", {"HAM10000_metadata": TABLE, **IMAGES}),
     "doubled folders": (made.put, "HAM10000", {"HAM10000_metadata.csv": TABLE, **DOUBLED}),
     "one folder": (
@@ -105,10 +111,13 @@ def test_every_form(form, tmp_path):
     assert [len(split) for split in splits.values()] == pytest.approx([75, 19, 31], abs=4)
 
 
-@pytest.mark.parametrize("form", ["flat", "nested", "all in one"])
+@pytest.mark.parametrize("form", ["flat", "nested", "all in one", "table beside"])
 def test_archives_of_dataverse(form, tmp_path):
     files = zipped(tmp_path, nested=form == "nested")
-    if form == "all in one":
+    if form == "table beside":
+        made.put_zip(tmp_path / "ham10000" / "dataverse_files.zip", files)
+        made.put(tmp_path / "ham10000", {"HAM10000_metadata.csv": TABLE})
+    elif form == "all in one":
         whole = {**files, "HAM10000_metadata.tab": quoted()}
         made.put_zip(tmp_path / "ham10000" / "dataverse_files.zip", whole)
     else:
