@@ -423,7 +423,7 @@ def test_the_controls(tmp_path):
     with pytest.raises(UserError, match=r"method.temperature=0.0 must be positive"):
         built(tmp_path, "method.temperature=0")
     for name in ("lambda_con", "lambda_sparse"):
-        with pytest.raises(UserError, match=rf"method: {name}=-1.* at least 0"):
+        with pytest.raises(UserError, match=rf"method.{name}=-1.* at least 0"):
             built(tmp_path, f"method.{name}=-1")
     for name in ("lambda_con", "lambda_sparse", "temperature", "prune_lr", "retrain_lr"):
         for value in ("nan", "inf"):
