@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> int:
     splits, method = build.build(replace(run, train=replace(run.train, device=config.device)))
     refuse_leak(read_result(directory)["run"]["splits"], splits)
     train = splits[Split.TRAIN]
-    train.spec.require_groups("a table of clusters against classes and attributes")
+    train.spec.require_classes("a table of clusters against classes and attributes")
     if config.num_clusters > len(train):
         raise UserError(
             f"num_clusters={config.num_clusters} is more than the {len(train)} samples of train;"

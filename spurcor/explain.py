@@ -80,7 +80,7 @@ def _chosen(run: "FinishedRun", config: ExplainConfig) -> "dict[str, Tensor]":
     split = run.splits[config.split]
     asked = (config.group,) if isinstance(config.group, str) else config.group
     if asked:
-        split.spec.require_groups(f"group={config.group}")
+        split.spec.require_classes(f"group={config.group}")
     kept = run.mistakes(config.split) if config.mistakes else torch.arange(len(split))
     if split.spec.task == "multilabel":
         return {config.split: kept}

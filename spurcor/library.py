@@ -107,7 +107,7 @@ class FinishedRun:
 
     def mistakes(self, split: str = "test", dfr: str | None = None) -> Tensor:
         """Return the positions of misclassified samples in a split, most confident first."""
-        self.splits[split].spec.require_groups("mistakes")
+        self.splits[split].spec.require_classes("mistakes")
         logits, y = self.logits(split, dfr), self.splits[split].y.cpu()
         confidence, predicted = logits.softmax(dim=1).max(dim=1)
         wrong = (predicted != y).nonzero().squeeze(1)

@@ -40,7 +40,7 @@ PLACES = {
     "spurcor.datasets.plain.Plain": "spurcor.datasets.plain.Plain",
     "spurcor.datasets.waterbirds.Waterbirds": "spurcor.datasets.waterbirds.Waterbirds",
     "spurcor.dfr.Dfr": "spurcor.repair.dfr.Dfr",
-    "spurcor.features.Fixed": "spurcor.models.features.Fixed",
+    "spurcor.features.Fixed": "spurcor.data.transforms.Fixed",
     "spurcor.methods.erm.Erm": "spurcor.methods.erm.Erm",
     "spurcor.methods.erm_target.ErmTarget": "spurcor.methods.erm_target.ErmTarget",
     "spurcor.methods.frozen.Frozen": "spurcor.methods.frozen.Frozen",

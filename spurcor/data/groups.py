@@ -35,13 +35,15 @@ class GroupSpec:
     """Names of the classes and of the values of the spurious attribute.
 
     For `multilabel` the classes are the labels and there is no spurious attribute; per-group counts
-    and metrics are then per label.
+    and metrics are then per label. Where the attribute is not `known`, it has a single value, so
+    that the groups are the classes.
     """
 
     classes: tuple[str, ...]
     attributes: tuple[str, ...]
     aligned: tuple[int, ...] = ()  # the usual attribute value of each class
     task: Literal["multiclass", "multilabel"] = "multiclass"
+    known: bool = True  # whether the samples' attribute values are
 
     def __post_init__(self) -> None:
         """Refuse names that are empty or ambiguous: they are keys of the results."""
@@ -85,7 +87,16 @@ class GroupSpec:
         return y * len(self.attributes) + a
 
     def require_groups(self, what: str) -> None:
-        """Raise a `UserError` for `multilabel`, where `what` is undefined for lack of groups."""
+        """Raise a `UserError` if `what` is undefined, because nothing tells the groups apart."""
+        self.require_classes(what)
+        if not self.known:
+            raise UserError(
+                f"{what} needs groups, but the attribute values of this data set are unknown; give"
+                " it an attribute, or choose what needs only classes"
+            )
+
+    def require_classes(self, what: str) -> None:
+        """Raise a `UserError` for `multilabel`, where `what` is undefined for lack of classes."""
         if self.task == "multilabel":
             raise UserError(
                 f"{what} needs groups, but this data set has {self.num_classes} labels and no"
@@ -247,3 +258,11 @@ class DataInfo:
     loss: Loss = "cross_entropy"  # per sample; `runs.build` fills in train.loss
     num_train: int = 0  # N, number of samples in TRAIN
     class_weights: Literal["balanced"] | tuple[float, ...] | None = None  # from train.class_weights
+
+    def require_pixels(self, what: str) -> None:
+        """Raise a `UserError` if the network is fed features (D, 1, 1) instead of images."""
+        if self.shape[1:] == (1, 1):
+            raise UserError(
+                f"{what} needs pixels, but this run trains on features; choose a data set of"
+                " images, with features=none"
+            )

@@ -27,6 +27,8 @@ def partition(
     if min(fractions.values()) <= 0 or abs(sum(fractions.values()) - 1) > 1e-6:
         raise ValueError(f"fractions={dict(fractions)} must be positive and add up to 1")
     folds = _folds(list(fractions.values()))
+    if too_few := [name for name, share in fractions.items() if not round(share * folds)]:
+        raise ValueError(f"the fraction of {too_few[0]} is too small; at least 1/{MOST_FOLDS}")
     count = len(g) if unit is None else len(torch.unique(unit))
     if count < folds:
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from spurcor.data.association import Contingency
 from spurcor.data.groups import GroupedDataset, GroupSpec, Split, members_by
 from spurcor.data.partition import drawn
 from spurcor.data.photographs import Photographs
@@ -64,6 +65,17 @@ class DataSource(ABC):
         Classes and attribute values come with the loaded data, since they may be read from a file
         under `root`.
         """
+
+    def knows_groups(self, root: Path) -> bool:
+        """Return whether the samples' attribute values are known, without reading all data."""
+        return True
+
+    def candidates(self, root: Path) -> Mapping[str, Contingency]:
+        """Return the classes in TRAIN against each property of the samples that may be a shortcut.
+
+        Empty if only the attribute is known.
+        """
+        return {}
 
     def splits(self, root: Path) -> dict[str, GroupedDataset]:
         """Return the splits under `root` with all options applied, decoding images if needed."""

@@ -42,11 +42,13 @@ class CsvTable:
         text: Sequence[str],
         numbers: Sequence[str] = (),
         comment: str | None = None,
+        fix: str = "",
     ) -> "CsvTable":
         """Read the named columns of a CSV file with a header; those in `text` stay strings.
 
         The separator is a comma, semicolon or tab. Lines that begin with `comment` are skipped. A
-        `UserError` is raised if a column is missing or the file cannot be parsed.
+        `UserError` is raised if a column is missing, with `fix` at its end, or the file cannot be
+        parsed.
         """
         wanted = [*text, *numbers]
         # All columns are read: with a selection, pandas would not notice rows with too many fields.
@@ -61,7 +63,7 @@ class CsvTable:
         frame.columns = found = [str(name).strip() for name in frame.columns]
         if missing := [name for name in wanted if name not in found]:
             have = _shown(", ".join(found), MAX_HEADER) or "none"
-            raise UserError(f"{path} lacks the columns {', '.join(missing)}; it has {have}")
+            raise UserError(f"{path} lacks the columns {', '.join(missing)}; it has {have}{fix}")
         return cls(path, frame[wanted])
 
     def __len__(self) -> int:
@@ -155,10 +157,10 @@ def first_lines(path: Path, count: int) -> list[str]:
     return [line.rstrip("\n") for line in itertools.islice(lines, count)]
 
 
-def columns_of(path: Path, known: str) -> list[str]:
-    """Return the column names of a CSV file with a header, one of which is `known`."""
+def columns_of(path: Path, *known: str) -> list[str]:
+    """Return the column names of a CSV file with a header, most of `known` among them."""
     header = _header(*_read(path))
-    return _fields(header, _separator(header, [known]))
+    return _fields(header, _separator(header, known))
 
 
 # --- the form of a file ---------------------------------------------------------------------------

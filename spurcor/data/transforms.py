@@ -104,6 +104,27 @@ class Transform(Protocol):
         """Return the float input for a uint8 batch on its device; no `parameters` in evaluation."""
 
 
+class Fixed(Transform):
+    """Features as they are, or each sample's scaled to unit length; nothing is random."""
+
+    stored = stored_train = Prefix()
+
+    def __init__(self, normalize: bool = False) -> None:
+        self.normalize = normalize
+
+    def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Return None: nothing is random."""
+        return None
+
+    def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
+        """Return the stored features at `rows` unchanged."""
+        return stored.take(rows)
+
+    def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
+        """Return features (B, D, 1, 1), scaled to unit length with `normalize`."""
+        return torch.nn.functional.normalize(x, dim=1) if self.normalize else x
+
+
 class Normalize(Transform):
     """Scale to [0, 1], then subtract the mean and divide by the standard deviation per channel.
 

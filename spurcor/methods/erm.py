@@ -9,6 +9,8 @@ from spurcor.data.streams import Sampling
 from spurcor.models.backbone import Backbone
 from spurcor.training.method import Method, Phase, Supervised
 
+CLASSWISE = ("class_weighted", "class_subsampled")  # samplings that need no attribute
+
 
 class Erm(Method):
     """Minimise the mean loss of batches drawn by `sampling`.
@@ -23,7 +25,9 @@ class Erm(Method):
         self, backbone: Backbone, info: DataInfo, epochs: int, sampling: Sampling = "shuffled"
     ) -> None:
         super().__init__(backbone, info)
-        if sampling != "shuffled":
+        if sampling in CLASSWISE:
+            info.spec.require_classes(f"method.sampling={sampling}")
+        elif sampling != "shuffled":
             info.spec.require_groups(f"method.sampling={sampling}")
         self.epochs, self.sampling = epochs, sampling
 

@@ -13,7 +13,7 @@ from spurcor.data.streams import Stream
 from spurcor.models import weights
 from spurcor.models.backbone import Backbone
 from spurcor.saliency.maps import Saliency
-from spurcor.saliency.masking import Mask, Masking, require_pixels
+from spurcor.saliency.masking import Mask, Masking
 from spurcor.training import checkpoint
 from spurcor.training.method import Method, Phase, RunContext, Supervised
 
@@ -51,7 +51,7 @@ class MaskTune(Method):
         init: str | None = None,
     ) -> None:
         super().__init__(backbone, info)
-        require_pixels(info)
+        info.require_pixels("method=masktune")
         require_at_least(1, iterations=iterations)
         require_at_least(0, deviations=deviations, finetune_lr=finetune_lr or 0.0)
         require_share(quantile=quantile)

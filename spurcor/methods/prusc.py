@@ -57,7 +57,7 @@ class Prusc(Method):
         centres: Centres = "directions",
     ) -> None:
         super().__init__(backbone, info)
-        info.spec.require_groups("method=prusc")
+        info.spec.require_classes("method=prusc")
         require_positive(
             num_clusters=num_clusters,
             prune_epochs=prune_epochs,

@@ -18,33 +18,12 @@ from spurcor.data.groups import EVALUATION_BATCH, DataInfo, GroupedDataset
 from spurcor.data.images import Images
 from spurcor.data.splits import Splits
 from spurcor.data.store import place_of
-from spurcor.data.transforms import Prefix, Transform
+from spurcor.data.transforms import Fixed
 from spurcor.errors import RunError, UserError
 from spurcor.models.backbone import Backbone
 from spurcor.seeding import derive_seed
 from spurcor.system.files import decoding, replacing
 from spurcor.system.terminal import tracked
-
-
-class Fixed(Transform):
-    """Features as they are, or each sample's scaled to unit length; nothing is random."""
-
-    stored = stored_train = Prefix()
-
-    def __init__(self, normalize: bool = False) -> None:
-        self.normalize = normalize
-
-    def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor | None:
-        """Return None: nothing is random."""
-        return None
-
-    def gather(self, stored: Images, rows: Tensor, parameters: Tensor) -> Tensor:
-        """Return the stored features at `rows` unchanged."""
-        return stored.take(rows)
-
-    def __call__(self, x: Tensor, parameters: Tensor | None = None) -> Tensor:
-        """Return features (B, D, 1, 1), scaled to unit length with `normalize`."""
-        return torch.nn.functional.normalize(x, dim=1) if self.normalize else x
 
 
 def fixed_network(options: FeatureOptions, info: DataInfo, seed: int) -> tuple[Backbone, DataInfo]:

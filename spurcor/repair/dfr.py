@@ -92,9 +92,17 @@ class Dfr:
             needed.add(str(Split.VAL))
         return sorted(needed)
 
+    def require(self, spec: GroupSpec) -> None:
+        """Raise UserError if the data have no classes, or lack the groups that an option needs."""
+        spec.require_classes("Deep Feature Reweighting (dfr=none leaves it out)")
+        if self.data.balance == "groups":
+            spec.require_groups("dfr.balance=groups (dfr=none leaves the repair out)")
+        if self.tuning.criterion != "average":
+            spec.require_groups(f"dfr.criterion={self.tuning.criterion}")
+
     def check(self, counts: Mapping[str, Tensor], spec: GroupSpec) -> None:
         """Raise UserError if no fit is possible, given the group counts (G,) of each split."""
-        spec.require_groups("Deep Feature Reweighting (dfr=none leaves it out)")
+        self.require(spec)
         if self.head.class_weights and spec.num_classes != 2:
             raise UserError(
                 f"dfr.class_weights is for two classes, but this data set has {spec.num_classes}"

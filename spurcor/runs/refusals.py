@@ -25,7 +25,7 @@ def refuse_impossible_repair(dfr: Dfr, splits: Splits, method: Method) -> None:
     the network is trained on.
     """
     spec = splits.info.spec
-    spec.require_groups("Deep Feature Reweighting (dfr=none turns it off)")
+    dfr.require(spec)
     for name in dfr.reads:
         splits[name]
         if name in method.consumed:

@@ -7,8 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from spurcor.data.groups import EVALUATION_BATCH, DataInfo, GroupedDataset, Split, members_by
-from spurcor.errors import UserError
+from spurcor.data.groups import EVALUATION_BATCH, GroupedDataset, Split, members_by
 from spurcor.models.backbone import Backbone
 from spurcor.presentation.pictures import draw_panels
 from spurcor.saliency.attention import attenuated
@@ -19,14 +18,6 @@ from spurcor.training.method import Method, RunContext
 
 Mask = Literal["saliency", "attention", "random", "none"]
 MOST_GROUPS, SAMPLES = 16, 3  # in the figure
-
-
-def require_pixels(info: DataInfo) -> None:
-    """Raise a `UserError` if the input consists of features instead of images."""
-    if info.shape[1:] == (1, 1):
-        raise UserError(
-            "features=frozen leaves no pixels for method=masktune to hide; use features=none"
-        )
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from test_contracts import CrashError, StopAt
 from training import read, rows_of, trainer_of, without_time
 
 from spurcor.config.schema import FeatureOptions
+from spurcor.data.transforms import Fixed
 from spurcor.errors import RunError
 from spurcor.models import features
-from spurcor.models.features import Fixed, weights_hash
+from spurcor.models.features import weights_hash
 from spurcor.runs import build
 
 FROZEN = ("features=frozen", "features/backbone=small_cnn")
@@ -249,7 +250,7 @@ def test_damaged_features_are_told(damage, tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("method=masktune",), "features=frozen leaves no pixels for method=masktune to hide; use"),
+        (("method=masktune",), "method=masktune needs pixels"),
         (("backbone=small_cnn", "backbone.padding=0"), "too small for padding=0"),
         (("method=frozen", "features.layer=block9"), "layer=block9 does not exist"),
         (("method.epochs=0",), "method.epochs=0"),
