@@ -16,12 +16,15 @@ from spurcor.config.schema import Paths
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from torch import Tensor
 
+    from spurcor.data.association import Contingency
     from spurcor.data.groups import GroupedDataset
     from spurcor.data.source import DataSource
 
 EXAMPLES = 8  # images per group in the preview
 ROWS = 24  # most groups in the preview
+POINTS = 5000  # of features in the preview
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ def main(cfg: DictConfig) -> int:
     source: DataSource = config.dataset.build()
     splits = source.splits(config.paths.data)
     terminal.console.print(groups_table(splits))
+    for part in shortcuts(source.candidates(config.paths.data) or _attribute(splits), splits):
+        terminal.console.print(part)
     path = config.paths.outputs / "previews" / f"{name}.png"
     try:
         draw(splits["train"], path)
@@ -97,6 +102,51 @@ def _association(split: "GroupedDataset") -> str:
     return f"{contingency.association(counts.numpy(), method='cramer'):.3f}"
 
 
+def _attribute(splits: Mapping[str, "GroupedDataset"]) -> "Mapping[str, Contingency]":
+    """Return the classes in TRAIN against the attribute, if there is one."""
+    from spurcor.data.association import Contingency
+
+    train = splits["train"]
+    if train.spec.task == "multilabel" or len(train.spec.attributes) < 2:
+        return {}
+    counts = train.group_counts.view(train.spec.num_classes, -1).numpy()
+    return {"attribute": Contingency(train.spec.attributes, counts)}
+
+
+def shortcuts(
+    candidates: "Mapping[str, Contingency]", splits: Mapping[str, "GroupedDataset"]
+) -> "list[Table | str]":
+    """Return a table of the properties that go together with the class in TRAIN, and the verdicts.
+
+    It has Cramér's V with a 95 % interval, the strongest first, and the pair that goes together
+    most beyond chance.
+    """
+    from rich.table import Column, Table
+
+    from spurcor.data.association import association, strongest
+
+    numbers = (Column(header, justify="right") for header in ("V", "95 %"))
+    table = Table("in train", *numbers, "strongest pair")
+    found = {name: association(one.counts) for name, one in candidates.items()}
+    told: list[Table | str] = []
+    for name, v in sorted(found.items(), key=lambda item: -item[1].v):
+        if v.v != v.v:  # NaN: TRAIN has a single class or value
+            continue
+        one = candidates[name]
+        y, value = strongest(one.counts)
+        row, column = one.counts[y], one.counts[:, value]
+        within = row[value] / row.sum()
+        others = (column.sum() - row[value]) / max(1, one.counts.sum() - row.sum())
+        pair = f"{splits['train'].spec.classes[y]}, {one.values[value]}"
+        table.add_row(name, f"{v.v:.2f}", f"{v.low:.2f} to {v.high:.2f}", pair)
+        if v.suspicious:
+            told.append(
+                f"{name} looks like a shortcut: {one.values[value]} in {within:.0%} of"
+                f" {splits['train'].spec.classes[y]}, in {others:.0%} of the other classes"
+            )
+    return [table, *told] if table.row_count else []
+
+
 def draw(split: "GroupedDataset", path: Path) -> None:
     """Draw a row of example images for each group of a split, as decoded for evaluation."""
     from matplotlib.figure import Figure
@@ -112,6 +162,9 @@ def draw(split: "GroupedDataset", path: Path) -> None:
     else:
         groups = {split.spec.names[int(split.g[m[0]])]: m for m in members_by(split.g)}
     shown = list(groups.items())[:ROWS]
+    if split.images.sizes(split.rows[:1]).tolist() == [[1, 1]]:
+        _draw_features(split, dict(shown), path)
+        return
     figure = Figure(figsize=(1.2 * EXAMPLES + 2, 1.25 * len(shown)), layout="constrained")
     axes = figure.subplots(len(shown), EXAMPLES, squeeze=False)
     for row, (name, members) in enumerate(shown):
@@ -122,6 +175,30 @@ def draw(split: "GroupedDataset", path: Path) -> None:
         for axis, image in zip(axes[row], images, strict=False):
             axis.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray")
         axes[row][0].set_title(f"{name}  ({len(members):,})", fontsize=8, loc="left")
+    save(figure, path)
+
+
+def _draw_features(split: "GroupedDataset", groups: "Mapping[str, Tensor]", path: Path) -> None:
+    """Draw features on the first two principal components of at most `POINTS` samples."""
+    import torch
+    from matplotlib.figure import Figure
+
+    from spurcor.presentation.pictures import save
+
+    groups = {name: rows[:: len(split) // POINTS + 1] for name, rows in groups.items()}
+    x = split.fetch(torch.cat(list(groups.values()))).x.flatten(1)
+    x = x - x.mean(0)
+    axes = torch.linalg.svd(x, full_matrices=False)[2][:2]
+    x = torch.nn.functional.pad(x @ axes.T, (0, 2 - len(axes)))
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axis = figure.subplots()
+    first = 0
+    for name, rows in groups.items():
+        points = x[first : first + len(rows)].numpy()
+        axis.scatter(points[:, 0], points[:, 1], s=6, label=name)
+        first += len(rows)
+    axis.set(xlabel="first principal component", ylabel="second principal component")
+    axis.legend(fontsize=8)
     save(figure, path)
 
 

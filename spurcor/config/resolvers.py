@@ -10,6 +10,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
+from spurcor.config.grouped import if_groups
 from spurcor.config.nodes import locate
 from spurcor.config.packages import conf_folders
 from spurcor.errors import UserError
@@ -96,6 +97,7 @@ def register() -> None:
     Plugins.instance().register(PluginFiles)
     OmegaConf.register_new_resolver("choice", choice, replace=True)
     OmegaConf.register_new_resolver("first", first, replace=True)
+    OmegaConf.register_new_resolver("if_groups", if_groups, replace=True)
     OmegaConf.register_new_resolver("input", input_of, replace=True)
     OmegaConf.register_new_resolver("published_tag", published_tag, replace=True)
     OmegaConf.register_new_resolver("repo_root", lambda: str(REPO), replace=True)

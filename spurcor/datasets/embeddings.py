@@ -1,11 +1,10 @@
 """Features of any modality (images, text, tables), embedded beforehand and kept in one file."""
 
 import hashlib
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,8 +21,6 @@ from spurcor.system.files import decoding
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-log = logging.getLogger(__name__)
 
 LABELS = ("y", "a", "split", "unit", "ids")
 FIX = "write features (N, D) as numbers, and y, a, split, unit and ids (N) as numbers or strings"
@@ -114,12 +111,14 @@ def _features(path: Path, arrays: Arrays) -> Tensor:
     if not isinstance(found, Tensor):
         if found.dtype.kind not in "fiub":
             raise UserError(f"{path}: features are of type {found.dtype}, not numbers; {FIX}")
-        found = torch.from_numpy(np.ascontiguousarray(found.astype("float32")))
+        with np.errstate(over="ignore"):  # infinite values are refused below
+            found = torch.from_numpy(np.ascontiguousarray(found.astype("float32")))
     if found.is_complex():
         raise UserError(f"{path}: features are of type {found.dtype}; {FIX}")
     if found.dim() != 2 or 0 in found.shape:
         raise UserError(
-            f"{path}: features have the shape {tuple(found.shape)}, not (samples, dimensions); {FIX}"
+            f"{path}: features have the shape {tuple(found.shape)}, not (samples, dimensions);"
+            f" {FIX}"
         )
     found = found.float().contiguous()
     if bad := (~found.isfinite()).any(1).nonzero().flatten().tolist():
@@ -209,7 +208,7 @@ def _read_safetensors(path: Path) -> Arrays:
 def _names_safetensors(path: Path) -> list[str]:
     from safetensors import safe_open
 
-    with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+    with safe_open(path, "pt") as file:
         return list(file.keys())
 
 

@@ -165,7 +165,9 @@ class Folder(DataSource):
         self, table: CsvTable, columns: Columns, classes: tuple[str, ...], y: Tensor
     ) -> tuple[GroupSpec, Tensor]:
         """Return the spec, and each row's attribute value (M,)."""
-        attributes, a, aligned = ("any",), torch.zeros_like(y), ()
+        attributes: tuple[str, ...] = ("any",)
+        aligned: tuple[int, ...] = ()
+        a = torch.zeros_like(y)
         if columns.attributes:
             attributes, a = product(table, columns.attributes)
             aligned = self._aligned(classes, attributes, table.path)

@@ -52,6 +52,7 @@ def build(config: TrainConfig) -> tuple[Splits, Method]:
     splits = Splits.load(source, config.paths.data, device(options.device))
     if config.features is None:
         return splits, _method(config, splits.info, splits.device)
+    splits.info.require_pixels("features=frozen")
     from spurcor.models.features import fixed_network, freeze
 
     network, info = fixed_network(config.features, splits.info, config.seed)

@@ -7,7 +7,7 @@ from typing import Any
 from spurcor.config.check import nearest
 from spurcor.config.nodes import Node, content, flat, plain
 from spurcor.config.schema import MACHINE, TrainConfig, TrainOptions
-from spurcor.data.groups import FEW, Split
+from spurcor.data.groups import FEW, GroupSpec, Split
 from spurcor.data.splits import Splits
 from spurcor.errors import UserError
 from spurcor.repair.dfr import Dfr
@@ -15,6 +15,7 @@ from spurcor.training.method import Method, Phase
 
 log = logging.getLogger(__name__)
 
+GROUP_METRICS = ("worst", "balanced", "adjusted", "aligned", "conflicting")
 GROUPED = ("worst", "balanced", "group/", "aligned", "conflicting")  # criteria that need groups
 
 
@@ -49,6 +50,8 @@ def refuse_unknown_criterion(options: TrainOptions, splits: Splits) -> None:
     there = [name for name, count in zip(val.spec.names, val.group_counts, strict=True) if count]
     for key, criterion in criteria.items():
         name = criterion.partition("/")[2]
+        if name in GROUP_METRICS or name.startswith("group/"):
+            _require_known(val.spec, f"{key}={criterion}")
         if name.startswith("group/") and name.removeprefix("group/") not in there:
             near = nearest(name.removeprefix("group/"), there)
             hint = f"did you mean val/group/{near}?" if near else f"choose from {', '.join(there)}"
@@ -58,6 +61,12 @@ def refuse_unknown_criterion(options: TrainOptions, splits: Splits) -> None:
                 f"{key}={criterion}: this data set does not define aligned groups; set"
                 f" {key}=val/average"
             )
+
+
+def _require_known(spec: GroupSpec, what: str) -> None:
+    """Refuse a criterion of groups that are unknown; several labels have criteria per label."""
+    if spec.task == "multiclass":
+        spec.require_groups(f"{what} (val/worst_class does not)")
 
 
 def refuse_blind_selection(options: TrainOptions, splits: Splits) -> None:

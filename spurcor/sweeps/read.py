@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from spurcor.config.check import check, composed
+from spurcor.config.grouped import chosen_repair
 from spurcor.config.packages import used
 from spurcor.config.schema import TrainConfig
 from spurcor.errors import UserError
@@ -24,6 +25,7 @@ def read(cfg: DictConfig, choices: Mapping[str, Any]) -> TrainConfig:
     if "choices" in tree:
         raise UserError("unknown key choices; use dataset=..., method=... and so on")
     tree["choices"] = {group: str(choices[group]) for group in GROUPS if choices.get(group)}
+    chosen_repair(tree)
     tree["plugins"] = used(tree)
     for group in ("dfr", "features", "analysis", "tracker"):
         tree[group] = tree.get(group) or {}
