@@ -28,6 +28,7 @@ OPTIONS = {
     "isic": (),
     "ham10000": (),
     "folder": (),
+    "embeddings": (),
 }
 
 
@@ -46,3 +47,24 @@ def write_all(root):
     images = {f"{r.index}.jpg": photos.jpeg(r.index, (40 + r.index % 7, 44)) for r in rows}
     table = photos.csv("filename,split,y,a", lines)
     photos.put(root / "folder", {"metadata.csv": table, **images})
+    write_embeddings(root / "embeddings" / "features.npz", rows)
+
+
+def write_embeddings(path, rows, dim=6, **changed):
+    """Features whose first two tell class and attribute, in numpy's format; None leaves one out."""
+    rng = np.random.default_rng(0)
+    y, a = (np.array([getattr(row, name) for row in rows]) for name in ("y", "a"))
+    features = rng.normal(size=(len(rows), dim)).astype("float32")
+    features[:, 0] += 2 * y
+    features[:, 1] += 4 * a
+    arrays = {
+        "features": features,
+        "y": np.array(["cat", "dog"])[y],
+        "a": np.array(["day", "night"])[a],
+        "split": np.array([photos.NAMES[row.split] for row in rows]),
+        **changed,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: values for name, values in arrays.items() if values is not None}
+    np.savez(path, **arrays)
+    return arrays

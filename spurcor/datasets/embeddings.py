@@ -178,7 +178,7 @@ def _signature(features: Tensor) -> Tensor:
 
 
 def _read_npz(path: Path) -> Arrays:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         return {name: _no_objects(path, name, file) for name in file.files if name in _KNOWN}
 
 
@@ -194,7 +194,7 @@ def _no_objects(path: Path, name: str, file: Mapping[str, Any]) -> Any:
 
 
 def _names_npz(path: Path) -> list[str]:
-    with np.load(path, allow_pickle=False) as file:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
         return list(file.files)
 
 

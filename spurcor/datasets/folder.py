@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from spurcor.data.source import DataSource
 from spurcor.data.tables import CsvTable, columns_of
 from spurcor.data.transforms import Photo, Transform
 from spurcor.errors import UserError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 log = logging.getLogger(__name__)
 
@@ -107,24 +111,17 @@ class Folder(DataSource):
 
     def candidates(self, root: Path) -> dict[str, Contingency]:
         """Return the classes in TRAIN against each column of the table with few values."""
-        import pandas as pd
-
         if self.csv is None:
             return {}
         table, columns, _ = self._table(root)
-        other = {columns.filename, columns.split, columns.unit, columns.y}
-        have = [name for name in columns_of(table.path, *columns.names) if name not in other]
-        whole = CsvTable.read(table.path, [*columns.names, *filter(None, dict.fromkeys(have))])
-        frame = whole.frame.iloc[self.load(root).members[Split.TRAIN].numpy()]
-        found = {}
-        for name in filter(None, dict.fromkeys(have)):
-            kept = frame[[columns.y, name]].dropna().map(str.strip)
-            values = kept[name].nunique()
-            if 2 <= values <= min(MOST_VALUES, len(kept) // ROWS_PER_VALUE):
-                counts = pd.crosstab(kept[columns.y], kept[name])
-                counts = counts.reindex(labels(table, columns.y)[0], fill_value=0)
-                found[name] = Contingency(tuple(map(str, counts.columns)), counts.to_numpy("int64"))
-        return found
+        taken = {columns.filename, columns.split, columns.unit, columns.y, ""}
+        others = [name for name in columns_of(table.path, *columns.names) if name not in taken]
+        frame = CsvTable.read(table.path, [columns.y, *dict.fromkeys(others)]).frame
+        frame = frame.iloc[self.load(root).members[Split.TRAIN].numpy()]
+        classes, _ = labels(table, columns.y)
+        pairs = {name: frame[[columns.y, name]] for name in others}
+        found = {name: _contingency(pair, classes) for name, pair in pairs.items()}
+        return {name: one for name, one in found.items() if one is not None}
 
     # --- where things are -------------------------------------------------------------------------
 
@@ -219,3 +216,17 @@ class Folder(DataSource):
                 f" {', '.join(classes)}"
             )
         return tuple(a for _, a in chosen)
+
+
+def _contingency(frame: "DataFrame", classes: tuple[str, ...]) -> Contingency | None:
+    """Return the counts of a column of classes and another; None if that has too many values."""
+    import pandas as pd
+
+    kept = frame.dropna()
+    if not 2 <= kept.iloc[:, 1].nunique() <= len(kept) // ROWS_PER_VALUE:
+        return None
+    y, values = (kept.iloc[:, column].str.strip() for column in (0, 1))
+    counts = pd.crosstab(y, values).reindex(classes, fill_value=0)
+    if counts.shape[1] > MOST_VALUES:
+        return None
+    return Contingency(tuple(map(str, counts.columns)), counts.to_numpy("int64"))
