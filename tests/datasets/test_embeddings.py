@@ -132,7 +132,7 @@ def test_without_an_attribute_nothing_is_repaired_and_classes_select(tmp_path):
         (),
         ("method=group_dro", "backbone=mlp", "backbone.width=16"),
         ("method=iw", "dfr=train"),
-        ("method=scale", "dfr=none", "dataset.target_fraction=0.5", "backbone=mlp"),
+        ("method=scale", "dfr=none", "dataset.target_fraction=0.5", "train.batch_size=16"),
         ("method=frozen",),
         ("analysis=[output_moments,selective]", "dfr=none"),
     ],
