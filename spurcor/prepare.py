@@ -49,7 +49,7 @@ def main(cfg: DictConfig) -> int:
     splits = source.splits(config.paths.data)
     terminal.console.print(groups_table(splits))
     for part in shortcuts(source.candidates(config.paths.data) or _attribute(splits), splits):
-        terminal.console.print(part)
+        terminal.console.print(part, soft_wrap=isinstance(part, str), markup=False)
     path = config.paths.outputs / "previews" / f"{name}.png"
     try:
         draw(splits["train"], path)

@@ -11,6 +11,7 @@ from spurcor.config.check import check
 from spurcor.config.nodes import Node
 from spurcor.config.schema import Paths
 from spurcor.errors import UserError
+from spurcor.system.places import CONF
 
 REPAIR = "val_if_known"  # stands for the repair `val`, or `none` where the groups are unknown
 
@@ -47,10 +48,26 @@ def if_groups(known: Any, unknown: Any, *, _root_: DictConfig) -> Any:
 
 
 def chosen_repair(tree: dict[str, Any]) -> None:
-    """Replace the default repair `REPAIR` in a composed configuration by what it stands for."""
+    """Replace the default repair `REPAIR` in a composed configuration by what it stands for.
+
+    Raises UserError if options are set of a repair that is left out.
+    """
     choices = tree["choices"]
     if choices.get("dfr") != REPAIR:
         return
     choices["dfr"] = "val" if knows_groups(tree) else "none"
     if choices["dfr"] == "none":
+        if changed := [key for key, value in tree["dfr"].items() if value != _repair().get(key)]:
+            raise UserError(
+                f"dfr.{changed[0]}={tree['dfr'][changed[0]]}: without known groups there is no"
+                " repair by default; add dfr=val dfr.balance=none dfr.criterion=average for one"
+                " that needs none"
+            )
         tree["dfr"] = {}
+
+
+def _repair() -> dict[str, Any]:
+    import yaml
+
+    options: dict[str, Any] = yaml.safe_load((CONF / "dfr" / "val.yaml").read_text("utf-8"))
+    return options

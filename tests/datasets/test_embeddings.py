@@ -15,6 +15,7 @@ from spurcor.errors import UserError
 from spurcor.runs import build
 
 ROWS = made.make_rows({0: (30, 10, 10, 30), 1: (10, 10, 10, 10), 2: (10, 10, 10, 10)})
+SCALE = ("backbone=mlp", "train.batch_size=16")
 CODES = {"train": 0, "val": 1, "test": 2}
 
 
@@ -132,7 +133,7 @@ def test_without_an_attribute_nothing_is_repaired_and_classes_select(tmp_path):
         (),
         ("method=group_dro", "backbone=mlp", "backbone.width=16"),
         ("method=iw", "dfr=train"),
-        ("method=scale", "dfr=none", "dataset.target_fraction=0.5", "train.batch_size=16"),
+        ("method=scale", "dfr=none", "dataset.target_fraction=0.5", *SCALE),
         ("method=frozen",),
         ("analysis=[output_moments,selective]", "dfr=none"),
     ],
