@@ -341,7 +341,10 @@ def test_defaults_without_groups_are_those_that_need_none(tmp_path):
     assert (cfg.dfr, cfg.choices["dfr"], cfg.train.selection) == (None, "none", "val/worst_class")
     cfg = read(*typed, "dfr=val", "train.selection=val/average")
     assert (cfg.choices["dfr"], cfg.train.selection) == ("val", "val/average")
+    with pytest.raises(UserError, match=r"dfr\.num_retrains=3: .* no repair by default"):
+        read(*typed, "dfr.num_retrains=3")
     put_many(tmp_path, "filename", "split", "y", "a", rows=ROWS)
+    assert read(*typed, "dfr.num_retrains=3").dfr.arguments["num_retrains"] == 3
     cfg = read(*typed)
     assert cfg.dfr.hashed() == read("dfr=val").dfr.hashed()
     assert (cfg.choices["dfr"], cfg.train.selection) == ("val", "val/worst")
@@ -354,6 +357,7 @@ def test_defaults_without_groups_are_those_that_need_none(tmp_path):
     ("typed", "sentence"),
     [
         ("dfr=val", "dfr.balance=groups "),
+        ("dfr=train dfr.balance=none", "dfr.criterion=worst "),
         ("method=group_dro", "method=group_dro "),
         ("method=iw", "method=iw "),
         ("method.sampling=subsampled", "method.sampling=subsampled "),
@@ -366,7 +370,7 @@ def test_defaults_without_groups_are_those_that_need_none(tmp_path):
 )
 def test_what_needs_groups_is_refused_without_them(typed, sentence, tmp_path, command_line):
     put_many(tmp_path, "filename", "split", "y", rows=ROWS)
-    ended = train(command_line, tmp_path, typed)
+    ended = train(command_line, tmp_path, *([typed] if "{" in typed else typed.split()))
     assert ended.code == 2, ended.out + ended.err
     assert sentence in ended.err
     assert "needs groups" in ended.err
