@@ -23,7 +23,8 @@ from spurcor.system.places import CONF
 
 SPEC = GroupSpec(("a", "b"), ("x", "y"), aligned=(0, 1))
 THREE = GroupSpec(("a", "b", "c"), ("x", "y"), aligned=(0, 1, 0))
-NAMES = sorted(p.stem for p in (CONF / "dfr").glob("*.yaml") if p.stem != "none")
+LINKS = ("none", "val_if_known")  # without options of their own
+NAMES = sorted(p.stem for p in (CONF / "dfr").glob("*.yaml") if p.stem not in LINKS)
 
 
 def make(counts, seed=0, num_features=6, noise=1.0, spec=SPEC):
