@@ -40,6 +40,7 @@ SWEEPS = {
     "dominoes/scale_strength": 36,
     "dominoes/scale_target_size": 36,
     "dominoes/scale_tuning": 90,
+    "ham10000/features": 140,
     "isic/prusc": 36,
     "mnist_cues/dfr": 6,
     "waterbirds/gradient_flow": 9,

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 
 from spurcor.backbones.resnet import ResNet
 from spurcor.data.groups import Batch, DataInfo, GroupSpec
-from spurcor.methods.prusc import Prune, Prusc
+from spurcor.methods.prusc import Prusc
 from spurcor.pruning.kmeans import spherical_kmeans
+from spurcor.pruning.phases import Prune
 
 BATCH, SIDE, CLUSTERS = 64, 224, 16
 SAMPLES, FEATURES = 160_000, 2048
@@ -39,7 +40,7 @@ def make(device: torch.device) -> tuple[Prusc, Batch]:
 def pruning(device: torch.device) -> Callable[[], object]:
     """The phase's own step."""
     method, batch = make(device)
-    phase = Prune(method)
+    phase = next(one for one in method.phases() if isinstance(one, Prune))
     phase.setup(SimpleNamespace())  # type: ignore[arg-type]
     phase.clusters = torch.arange(BATCH, device=device) // 4
     return lambda: phase.step({"prune": batch})

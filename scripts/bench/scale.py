@@ -7,7 +7,7 @@ the CPU, which waits for the device at every layer. Interleaved; the median of 3
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from spurcor.backbones.resnet import ResNet
 from spurcor.data.groups import Batch, DataInfo, GroupSpec
-from spurcor.methods.scale import Scale, TwoStreams
+from spurcor.methods.scale import Scale, TwoStreams, cosine
 
 PAIRS, CLASSES = 30, 10
 SPEC = GroupSpec(tuple(map(str, range(CLASSES))), tuple(map(str, range(CLASSES))))
@@ -32,6 +32,8 @@ def make(device: torch.device, batch_size: int) -> tuple[Scale, TwoStreams, dict
     run = SimpleNamespace(
         optimizer=lambda weights: torch.optim.SGD(weights, 1e-3, momentum=0.9, weight_decay=1e-3),
         schedule=lambda optimizer, epochs: None,
+        accumulate=1,
+        clip_norm=None,
     )
     phase.setup(run)  # type: ignore[arg-type]
     labels = torch.arange(batch_size, device=device) % CLASSES
@@ -62,18 +64,22 @@ def with_a_loop(phase: TwoStreams, batches: dict[str, Batch]) -> Callable[[], No
     """The same step, each layer's weights taken to the CPU and back, its mean cosine read."""
 
     @torch.no_grad()
-    def gate(g_train: list[torch.Tensor]) -> list[torch.Tensor]:
+    def pair(taken: Sequence[torch.Tensor | None], function: object) -> list[torch.Tensor]:
         found = []
-        for weight, groups, g_tr in zip(phase.shared, phase.groups, g_train, strict=True):
+        shared = zip(phase.shared.weights, phase.shared.groups.values(), taken, strict=True)
+        for weight, groups, g_tr in shared:
             assert weight.grad is not None
-            c = groups.cosines(g_tr, weight.grad).cpu()
-            float(c.mean())
-            w = ((c + 1) / 2).to(weight.device)
-            groups.combine(g_tr, weight.grad, w)
-            found.append(c.to(weight.device))
+            assert g_tr is not None
+            cosines = []
+            for tr, ta in zip(groups.parts(g_tr), groups.parts(weight.grad), strict=True):
+                c = cosine(tr, ta).cpu()
+                float(c.mean())
+                ta.addcmul_(tr, ((c + 1) / 2).to(ta.device)[:, None])
+                cosines.append(c.to(ta.device))
+            found.append(torch.cat(cosines))
         return found
 
-    phase._gate = gate  # type: ignore[method-assign,assignment]
+    phase.shared.pair = pair  # type: ignore[method-assign]
     return lambda: _ignore(phase.step(batches))
 
 
