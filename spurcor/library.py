@@ -92,7 +92,9 @@ class FinishedRun:
         """
         folder = self.directory if dfr is None else self._repair(dfr)
         if not (folder / "predictions.npz").exists():
-            raise UserError(f"{folder} has no predictions: nothing was trained")
+            raise UserError(
+                f"{folder} has no predictions, as after method=frozen; pass dfr=<repair>"
+            )
         found = read_predictions(folder)
         if split not in found:
             raise UserError(

@@ -78,8 +78,8 @@ def _networks(results: Sequence[Mapping[str, Any]], directories: Sequence[Path])
     for result, directory in zip(results, directories, strict=True):
         if result["val"] is None or not (result["test"] or {}).get("classes"):
             raise UserError(
-                f"runs: {directory} lacks predictions on val or test, or per class; choose a run of"
-                " this version that is trained, but not on val"
+                f"runs: {directory} has no results on val, on test or per class; choose a run that"
+                " was trained by this version, and not on val"
             )
     test = results[0]["test"]
     classes, groups = tuple(test["classes"]), list(test["groups"])

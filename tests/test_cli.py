@@ -18,7 +18,7 @@ BAD = {
     "unknown method key": (["method.lrr=1"], ["key method.lrr;"]),
     "key of another method": (
         ["method.gate=step"],
-        ["method=erm has no key method.gate; choose method=scale as well"],
+        ["method=erm has no key method.gate; to set it, also pass method=scale"],
     ),
     "near optimizer key": (["optimizer.lrr=1"], ["key optimizer.lrr;", "optimizer.lr?"]),
     "added optimizer key": (["+optimizer.lrr=1"], ["key optimizer.lrr;", "optimizer.lr?"]),

@@ -326,7 +326,9 @@ def _table(rules: Mapping[str, Mapping[str, Report]]) -> str:
     if "agreement" in rules:
         both = rules["agreement"][Split.TEST]
         agreed, rejected = (show(_percent(both[key])) for key in ("agreement", "rejection"))
-        notes.append(f"agreement: {agreed} % agreed on, {rejected} % of those rejected")
+        notes.append(
+            f"agreement: the networks agree on {agreed} %, of which {rejected} % are rejected"
+        )
     return "\n".join(
         [markdown(Table("selective", "", records)), "", *(f"- {n}" for n in notes), ""]
     )

@@ -24,9 +24,12 @@ class SmallCnn(Backbone):
     ) -> None:
         super().__init__()
         self.trainable = trainable
-        if min(info.shape[1:]) < (4 if padding else 16):
+        height, width = info.shape[1:]
+        least = 4 if padding else 16
+        if min(height, width) < least:
             raise ValueError(
-                f"images of {tuple(info.shape[1:])} are too small for padding={padding}"
+                f"padding={padding} needs images of at least {least} x {least} pixels, not"
+                f" {height} x {width}; use padding=1 or backbone=mlp"
             )
         self.dims = {"block1": 16, "block2": 32, "hidden": 256}
         self.kinds = {"block1": "map", "block2": "map", "hidden": "vector"}

@@ -168,7 +168,7 @@ def _refuse_cut_patches(model: str, network: Any, info: DataInfo) -> None:
     if patch and any(side % p for side, p in zip(info.shape[1:], patch, strict=True)):
         raise ValueError(
             f"model={model} needs images whose sides are multiples of {patch[0]} pixels, not"
-            f" {' x '.join(map(str, info.shape[1:]))}"
+            f" {' x '.join(map(str, info.shape[1:]))}; set dataset.transform.size"
         )
 
 

@@ -179,7 +179,7 @@ def _unsound(value: Any) -> str:
             return "is not valid UTF-8"
     if isinstance(value, Mapping):
         if "_target_" in value:
-            return "names a class, but only plain values are allowed here"
+            return "contains _target_, which names a class, but only plain values are allowed here"
         return next(filter(None, map(_unsound, [*value, *value.values()])), "")
     if isinstance(value, list | tuple):
         return next(filter(None, map(_unsound, value)), "")

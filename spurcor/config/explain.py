@@ -144,7 +144,10 @@ def unknown_override(key: str, config_name: str, overrides: list[str]) -> str:
         if name in (yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     ]
     if takers:
-        return f"{group}={chosen} has no key {key}; choose {group}={' or '.join(takers)} as well"
+        return (
+            f"{group}={chosen} has no key {key}; to set it, also pass"
+            f" {' or '.join(f'{group}={taker}' for taker in takers)}"
+        )
     if (near := difflib.get_close_matches(name, [*names, *unlisted], 1)) and near[0] in unlisted:
         return f"unknown key {key}; did you mean +{parent}.{near[0]}?"
     return check.unknown_key(key, [*names, *unlisted])

@@ -44,7 +44,7 @@ BITS, INTERPRETATION, WHITE_IS_ZERO = 258, 262, 0  # two TIFF tags, and a value 
 
 DAMAGED = "cannot be read as images, perhaps truncated while copying; copy them again"
 TOO_DEEP = (
-    "have 32-bit or signed values, whose range is unknown; save them with 8 or 16 unsigned bits"
+    "have 32-bit or signed pixels, whose range is unknown; save them with 8 or 16 bits, unsigned"
 )
 ODD_COLOURS = "have a colour mode that cannot be converted; save them as RGB"
 TRANSPARENT = "have transparent parts; the colours stored underneath are used"

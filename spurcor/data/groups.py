@@ -99,8 +99,8 @@ class GroupSpec:
         """Raise a `UserError` for `multilabel`, where `what` is undefined for lack of classes."""
         if self.task == "multilabel":
             raise UserError(
-                f"{what} needs groups, but this data set has {self.num_classes} labels and no"
-                " groups; choose a data set with one class and one attribute per image"
+                f"{what} needs one class per image, but this data set has {self.num_classes} labels"
+                " per image; choose another data set"
             )
 
     def is_aligned(self) -> Tensor:

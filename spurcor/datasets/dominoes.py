@@ -92,7 +92,7 @@ class Dominoes(DataSource):
         if min(counts) <= self.pool_size // num_classes:
             raise UserError(
                 f"dataset.pool_size={self.pool_size} leaves nothing to train on: the rarest class"
-                f" under {root} has {min(counts)} images; make it smaller than"
+                f" under {root} has {min(counts)} images; use a multiple of {2 * num_classes} below"
                 f" {num_classes * min(counts)}"
             )
         digit_pool, digit_train = self._hold_out(digits[1], counts, generator)

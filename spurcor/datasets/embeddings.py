@@ -153,7 +153,8 @@ def _texts(path: Path, name: str, values: np.ndarray[Any, Any]) -> list[str | No
         odd = np.flatnonzero(np.isinf(values) | (values % 1 > 0))
         if len(odd):
             raise UserError(
-                f"{path}: {name} is {values[odd[0]]} in row {odd[0] + 1}, not a whole number; {FIX}"
+                f"{path}: {name} is {values[odd[0]]} in row {odd[0] + 1}, not a whole number;"
+                " write whole numbers or names"
             )
         return [None if np.isnan(value) else str(int(value)) for value in values]
     if kind == "S":

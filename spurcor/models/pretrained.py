@@ -67,7 +67,7 @@ def fill(
         )
     network.load_state_dict(found, strict=False)
     left += [name for name in state if not name.startswith(prefix)]
-    if prefix or any(not _leads(name, heads) for name in left):
+    if prefix or any(not _leads(name, heads) for name in left):  # a head is left out as ever
         _tell(pretrained, what, len(found), prefix, _first(left) or "nothing")
 
 
@@ -97,11 +97,11 @@ def _leads(name: str, modules: Sequence[str]) -> bool:
 @functools.cache  # once: a run may build a network several times
 def _tell(pretrained: str, what: str, count: int, prefix: str, left: str) -> None:
     log.warning(
-        "backbone.pretrained=%s: took %d tensors of %s%s; left out: %s",
+        "backbone.pretrained=%s: loaded %d tensors into %s%s; ignored: %s",
         pretrained,
         count,
         what,
-        f", whose names begin with {prefix}" if prefix else "",
+        f" (their names begin with {prefix})" if prefix else "",
         left,
     )
 

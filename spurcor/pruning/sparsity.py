@@ -49,7 +49,7 @@ def save_gates(module: nn.Module, directory: Path) -> None:
     write_json(directory / "gates.json", {**whole, "layers": layers})
     if closed := [name for name, layer in layers.items() if layer["kept"] == 0]:
         log.warning(
-            "every weight of %s is pruned, so later layers see nothing of the image; smaller"
-            " method.lambda_sparse, method.prune_lr or method.prune_epochs keep more",
+            "all weights of %s are pruned, so later layers see nothing of the image; a smaller"
+            " method.lambda_sparse, method.prune_lr or method.prune_epochs keeps more",
             ", ".join(closed),
         )

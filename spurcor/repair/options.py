@@ -50,7 +50,7 @@ class TuningOptions:
 
     def __post_init__(self) -> None:
         if not self.c_grid or not _positive(self.c_grid):
-            raise ValueError(f"c_grid={list(self.c_grid)} must hold positive numbers")
+            raise ValueError(f"c_grid={list(self.c_grid)} must be a list of positive numbers")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ class HeadOptions:
                 f"num_retrains={self.num_retrains} and max_iter={max_iter} must be at least 1"
             )
         if self.class_weights and not _positive(self.class_weights):
-            raise ValueError(f"class_weights={list(self.class_weights)} must hold positive numbers")
+            raise ValueError(
+                f"class_weights={list(self.class_weights)} must be a list of positive numbers"
+            )
         cross_entropy = self.regression.loss == "logistic" and self.regression.penalty == "none"
         if self.head == "sgd" and (self.class_weights or not cross_entropy):
             raise ValueError(

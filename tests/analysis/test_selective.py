@@ -129,7 +129,7 @@ def test_the_agreement_rule_by_loops(tmp_path):
     assert (tmp_path / "plots" / "risk_coverage.png").exists()
     table = (tmp_path / "table.md").read_text()
     assert table.count("| product ") == 5
-    assert "agreed on" in table
+    assert "networks agree on" in table
     with pytest.raises(UserError, match=r"no class is called d; .* a, b, c"):
         Selective(difficult=("d",)).compare(networks, tmp_path)
 

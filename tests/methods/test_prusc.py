@@ -371,7 +371,7 @@ def test_a_layer_without_a_weight_is_told(tmp_path, caplog):
     assert "is kept" not in caplog.text
     torch.nn.init.constant_(gates.gates_of(method)["backbone.hidden.1.weight"].logit, -1.0)
     phase.end(context)
-    assert "every weight of hidden.1 is pruned" in caplog.text
+    assert "all weights of hidden.1 are pruned" in caplog.text
     assert "hidden.0" not in caplog.text
 
 

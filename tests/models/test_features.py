@@ -251,7 +251,10 @@ def test_damaged_features_are_told(damage, tmp_path):
     ("options", "sentence"),
     [
         (("method=masktune",), "method=masktune needs pixels"),
-        (("backbone=small_cnn", "backbone.padding=0"), "too small for padding=0"),
+        (
+            ("backbone=small_cnn", "backbone.padding=0"),
+            "padding=0 needs images of at least 16 x 16 pixels",
+        ),
         (("method=frozen", "features.layer=block9"), "layer=block9 does not exist"),
         (("method.epochs=0",), "method.epochs=0"),
     ],

@@ -77,15 +77,15 @@ def test_every_point_is_built_as_far_as_is_cheap_before_the_first_starts(command
     [
         (
             ("+sweeps=dominoes/main", "method.gate=linear"),
-            "method=erm has no key method.gate; choose method=scale as well",
+            "method=erm has no key method.gate; to set it, also pass method=scale",
         ),
         (
             ("+sweeps=biased_mnist/masktune", "method.mask=saliency"),
-            "method=erm has no key method.mask; choose method=masktune as well",
+            "method=erm has no key method.mask; to set it, also pass method=masktune",
         ),
         (
             ("method=erm,iw", "backbone.width=16"),
-            "backbone=small_cnn has no key backbone.width; choose backbone=mlp as well",
+            "backbone=small_cnn has no key backbone.width; to set it, also pass backbone=mlp",
         ),
     ],
 )
