@@ -30,6 +30,16 @@ PATIENCE = 120.0  # seconds beyond a multiple of the peaceful run's, after which
 TRIES = 30  # of a command that another process keeps from its work
 
 
+def wait_for_rows(started, outputs, count=3):
+    """Until a run in another process has measured some epochs."""
+    while True:
+        found = list(outputs.glob("runs/*/*/*/seed*/metrics.jsonl"))
+        if found and found[0].read_bytes().count(b"\n") >= count:
+            return
+        assert started.running(), started.text("err")
+        time.sleep(0.01)
+
+
 def run_of(outputs: Path) -> Path:
     """The one run directory in an outputs folder."""
     (run,) = (path for path in outputs.glob("runs/*/*/*/seed*") if path.is_dir())

@@ -16,13 +16,13 @@ from torch import Tensor
 from spurcor.data.groups import GroupSpec, Split
 from spurcor.errors import UserError
 from spurcor.repair.fitting import Fit, Fitting
-from spurcor.repair.heads import Linear, Regression, Table
+from spurcor.repair.heads import FeatureTable, Linear, Regression
 from spurcor.repair.options import DataOptions, HeadOptions, TuningOptions, refuse_together
 from spurcor.repair.refusals import refuse_absent, refuse_broken, refuse_criterion
 from spurcor.repair.sgd_head import SgdOptions
 from spurcor.seeding import derive_seed
 
-__all__ = ["Dfr", "Fit", "Linear", "Table"]
+__all__ = ["Dfr", "FeatureTable", "Fit", "Linear"]
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Dfr:
 
     def fit(
         self,
-        tables: Mapping[str, Table],
+        tables: Mapping[str, FeatureTable],
         spec: GroupSpec,
         seed: int,
         device: torch.device | str = "cpu",

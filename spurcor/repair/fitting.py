@@ -12,7 +12,7 @@ import torch
 
 from spurcor.data.groups import GroupSpec, Split
 from spurcor.errors import RunError
-from spurcor.repair.heads import Array, Indices, Linear, Problem, Scale, Table, average
+from spurcor.repair.heads import Array, FeatureTable, Indices, Linear, Problem, Scale, average
 from spurcor.repair.options import DataOptions, HeadOptions, TuningOptions
 from spurcor.repair.refusals import note_of_few
 from spurcor.repair.sgd_head import fit_sgd
@@ -48,7 +48,7 @@ class Fitting:
     def __init__(
         self,
         options: tuple[DataOptions, TuningOptions, HeadOptions],
-        tables: Mapping[str, Table],
+        tables: Mapping[str, FeatureTable],
         spec: GroupSpec,
         rng: np.random.Generator,
     ) -> None:
@@ -133,7 +133,7 @@ class Fitting:
         c, side = candidates[best]
         return Fit(heads[best], None if math.isinf(c) else c, side, tuning)
 
-    def _tuning_scale(self, fitted: Table, added: Table | None) -> Scale:
+    def _tuning_scale(self, fitted: FeatureTable, added: FeatureTable | None) -> Scale:
         own = self.tuning.tune == "half" and self.tuning.tune_scaler == "half"
         if not own or self.data.scaler == "none":
             return self.scale
@@ -153,10 +153,10 @@ class Fitting:
         heads = self.head.regression.fit(problems, self.spec.num_classes)
         return [scale.fold(head) for head in heads]
 
-    def _standardised(self, table: Table) -> Table:
-        return Table(self.scale.apply(table.x), table.y, table.g)
+    def _standardised(self, table: FeatureTable) -> FeatureTable:
+        return FeatureTable(self.scale.apply(table.x), table.y, table.g)
 
-    def _subset(self, table: Table) -> Indices:
+    def _subset(self, table: FeatureTable) -> Indices:
         """Draw, without replacement, as many samples per group as the smallest non-empty one has.
 
         With `balance=none`, all samples. Raises RunError if a class has no sample.
@@ -177,7 +177,7 @@ class Fitting:
         smallest = min(len(members) for members in groups)
         return np.concatenate([self.rng.permutation(members)[:smallest] for members in groups])
 
-    def _added(self, count: int) -> Table | None:
+    def _added(self, count: int) -> FeatureTable | None:
         """Draw `count` random samples of TRAIN, or all if it has fewer; None unless `add_train`."""
         if not self.data.add_train:
             return None
@@ -186,7 +186,7 @@ class Fitting:
 
 
 def _gather(
-    x: Array, y: Indices, rows: Indices, added: Table | None, scale: Scale
+    x: Array, y: Indices, rows: Indices, added: FeatureTable | None, scale: Scale
 ) -> tuple[Array, Indices]:
     """Return the chosen rows of standardised features and classes, followed by added samples."""
     if added is None:
@@ -197,6 +197,6 @@ def _gather(
     )
 
 
-def _judge(head: Linear, table: Table, spec: GroupSpec) -> GroupMetrics:
+def _judge(head: Linear, table: FeatureTable, spec: GroupSpec) -> GroupMetrics:
     logits = torch.from_numpy(head.logits(table.x))
     return group_metrics(logits, torch.from_numpy(table.y), torch.from_numpy(table.g), spec)

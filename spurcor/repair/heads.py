@@ -20,16 +20,16 @@ CHUNK = 64
 
 
 @dataclass(frozen=True)
-class Table:
+class FeatureTable:
     """Features x (N, D), classes y (N,) and groups g (N,) of a split."""
 
     x: Array
     y: Indices
     g: Indices
 
-    def take(self, indices: Indices) -> "Table":
+    def take(self, indices: Indices) -> "FeatureTable":
         """Return the rows at `indices`."""
-        return Table(self.x[indices], self.y[indices], self.g[indices])
+        return FeatureTable(self.x[indices], self.y[indices], self.g[indices])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from spurcor.data.groups import FEW, GroupSpec, Split
 from spurcor.errors import RunError, UserError
-from spurcor.repair.heads import Table
+from spurcor.repair.heads import FeatureTable
 from spurcor.repair.options import DataOptions, TuningOptions
 
 Counts = Mapping[str, Tensor]  # samples per group (G,), by split
@@ -53,7 +53,7 @@ def refuse_absent(data: DataOptions, counts: Counts, spec: GroupSpec) -> None:
             )
 
 
-def refuse_broken(name: str, table: Table) -> None:
+def refuse_broken(name: str, table: FeatureTable) -> None:
     """Raise RunError for a table without samples or with features that are not finite."""
     if not len(table.y):
         raise RunError(f"dfr: the {name} split is empty")
@@ -68,7 +68,7 @@ def refuse_broken(name: str, table: Table) -> None:
 def note_of_few(
     data: DataOptions,
     tuning: TuningOptions,
-    tables: tuple[Table, Table, Table],
+    tables: tuple[FeatureTable, FeatureTable, FeatureTable],
     spec: GroupSpec,
 ) -> str:
     """Return a sentence on groups with so few samples that a fit, or the choice of C, is noise.

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from spurcor.data.groups import GroupSpec
 from spurcor.errors import RunError
-from spurcor.repair.heads import Linear, Table
+from spurcor.repair.heads import FeatureTable, Linear
 from spurcor.training.metrics import group_metrics, none_if_undefined
 
 
@@ -33,8 +33,8 @@ class SgdOptions:
 
 
 def fit_sgd(
-    fitted: Table,
-    judged: Table,
+    fitted: FeatureTable,
+    judged: FeatureTable,
     spec: GroupSpec,
     options: SgdOptions,
     seed: int,
@@ -70,7 +70,7 @@ def fit_sgd(
 class _Judge:
     """Tracks the layer with the lowest loss on the tuning data, and the curve over epochs."""
 
-    def __init__(self, judged: Table, spec: GroupSpec, device: torch.device) -> None:
+    def __init__(self, judged: FeatureTable, spec: GroupSpec, device: torch.device) -> None:
         self.spec = spec
         self.x, self.y = _on(judged, device)
         self.g = torch.from_numpy(judged.g)
@@ -94,6 +94,6 @@ class _Judge:
             self.best, self.lowest, self.waited = Linear(weight, bias), loss, 0
 
 
-def _on(table: Table, device: torch.device) -> tuple[Tensor, Tensor]:
+def _on(table: FeatureTable, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return features (float32) and classes on a device."""
     return torch.from_numpy(table.x).float().to(device), torch.from_numpy(table.y).to(device)

@@ -16,7 +16,7 @@ from spurcor.errors import RunError, UserError
 from spurcor.models import weights
 from spurcor.models.backbone import Backbone
 from spurcor.repair.dfr import Dfr
-from spurcor.repair.heads import Table
+from spurcor.repair.heads import FeatureTable
 from spurcor.repair.tuning import draw_tuning
 from spurcor.runs import results
 from spurcor.runs.prepared import Prepared, Repair
@@ -116,8 +116,8 @@ def _features(dfr: Dfr, backbone: Backbone, layer: str) -> Callable[[Tensor], Te
     return lambda x: backbone.features(x, [layer], dfr.pooling)[layer]
 
 
-def _table(features: Callable[[Tensor], Tensor], splits: Splits, name: str) -> Table:
+def _table(features: Callable[[Tensor], Tensor], splits: Splits, name: str) -> FeatureTable:
     """Return features, labels and groups of a split, without augmentation even for TRAIN."""
     split = splits[name]
     x = apply(features, split, splits.transform)
-    return Table(x.double().cpu().numpy(), split.y.cpu().numpy(), split.g.cpu().numpy())
+    return FeatureTable(x.double().cpu().numpy(), split.y.cpu().numpy(), split.g.cpu().numpy())

@@ -17,7 +17,7 @@ from spurcor.config.schema import dfr_name
 from spurcor.data.groups import GroupSpec
 from spurcor.errors import RunError, UserError
 from spurcor.repair.dfr import Dfr
-from spurcor.repair.heads import Linear, Scale, Table
+from spurcor.repair.heads import FeatureTable, Linear, Scale
 from spurcor.seeding import derive_seed
 from spurcor.system.places import CONF
 
@@ -35,7 +35,7 @@ def make(counts, seed=0, num_features=6, noise=1.0, spec=SPEC):
     x = rng.normal(size=(len(g), num_features))
     x[:, 0] = noise * x[:, 0] + 2 * y
     x[:, 1] = 0.5 * noise * x[:, 1] + 4 * a
-    return Table(x * np.linspace(0.5, 3, num_features) + 5, y, g)
+    return FeatureTable(x * np.linspace(0.5, 3, num_features) + 5, y, g)
 
 
 def make_tables():
@@ -216,7 +216,7 @@ def test_of_an_odd_number_the_smaller_half_judges(n, fitted, fits):
 
 
 def test_constant_features_do_no_harm():
-    tables = {name: Table(t.x.copy(), t.y, t.g) for name, t in make_tables().items()}
+    tables = {name: FeatureTable(t.x.copy(), t.y, t.g) for name, t in make_tables().items()}
     for table in tables.values():
         table.x[:, 5] = 7.0
     fit = Dfr("val", c_grid=(0.3,), num_retrains=2).fit(tables, SPEC, seed=0)
@@ -444,7 +444,7 @@ def test_a_single_class_cannot_be_fitted():
 
 def test_dfr_val_is_the_published_procedure():
     features = waterbirds_features(seed=3)
-    tables = {name: Table(*table) for name, table in features.items()}
+    tables = {name: FeatureTable(*table) for name, table in features.items()}
     x = features["val"][0]
     assert x.shape == (1199, 2048)
     values = np.linalg.svd(x - x.mean(0), compute_uv=False)
@@ -722,7 +722,7 @@ def test_what_no_fit_can_come_of_is_refused_before():
         aligned = {split: [9, 0, 0, 9]}
         assert f"{split} split has no sample of a conflicting" in refusal(dfr, **aligned)
     labels = GroupSpec(("a", "b"), (), task="multilabel")
-    assert "needs groups" in refusal(dfr, labels)
+    assert "needs one class per image" in refusal(dfr, labels)
 
 
 def test_groups_that_nothing_tests_or_balances_may_be_absent():

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from spurcor.data.groups import GroupSpec
 from spurcor.repair.dfr import Dfr
-from spurcor.repair.heads import Table
+from spurcor.repair.heads import FeatureTable
 from spurcor.repair.sgd_head import SgdOptions, fit_sgd
 
 SPEC = GroupSpec(("a", "b"), ("x", "y"), aligned=(0, 1))
@@ -19,7 +19,7 @@ def table(n, seed):
     g = rng.permutation(np.arange(n) % 4)
     x = rng.normal(size=(n, 5))
     x[:, 0] += 2 * (g // 2)
-    return Table(x, g // 2, g)
+    return FeatureTable(x, g // 2, g)
 
 
 def by_hand(fitted, judged, options, seed):
@@ -65,7 +65,7 @@ def test_it_is_adam_on_cross_entropy(weight_decay):
 
 def test_the_best_epoch_is_kept_and_patience_ends_it():
     fitted, judged = table(40, 2), table(40, 3)
-    judged = Table(judged.x, 1 - judged.y, judged.g)  # the better fitted, the worse judged
+    judged = FeatureTable(judged.x, 1 - judged.y, judged.g)  # the better fitted, the worse judged
     options = SgdOptions(epochs=50, lr=0.1, patience=3)
     head, curve = fit_sgd(fitted, judged, SPEC, options, 0, CPU)
     losses = [row["loss"] for row in curve]

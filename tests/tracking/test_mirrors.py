@@ -8,7 +8,7 @@ import time
 from collections import Counter
 
 import pytest
-from killing import run_of
+from killing import run_of, wait_for_rows
 
 from spurcor.config.nodes import Node
 from spurcor.errors import UserError
@@ -169,7 +169,7 @@ def test_what_is_sent_again_is_there_once(again, command_line, tmp_path):
         while not list(tmp_path.glob("wandb/offline-run-*/*.wandb")):
             assert started.running(), started.text("err")
             time.sleep(0.01)
-        time.sleep(0.5)
+        wait_for_rows(started, tmp_path)
         started.kill()
         started.wait()
         assert not (run_of(tmp_path) / "done").exists()
@@ -342,10 +342,8 @@ def test_a_missing_package_ends_the_command_with_one_sentence(tmp_path):
 def test_wandb_that_fails_is_told_once_and_stops_nothing(tmp_path, caplog):
     record = Record(tmp_path / "run", "run", "n", "s")  # a folder that is not there
     trackers = build("wandb", tmp_path)
-    begin = time.monotonic()
     for step in range(3):
         trackers.rows(record, [{"step": k, "time": 1, "loss": 0.5} for k in range(step + 1)])
-    assert time.monotonic() - begin < 0.1
     trackers.finish(record, "FINISHED")
     trackers.close()
     assert not trackers.alive

@@ -1,6 +1,7 @@
 """MLflow mirrors the files: nothing lost, nothing doubled, nothing waited for."""
 
 import json
+import math
 import random
 import shutil
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from killing import run_of
+from killing import run_of, wait_for_rows
 from mlflow import MlflowClient
 from mlflow.utils.validation import _validate_metric
 from servers import free_port, http_server, mlflow_server
@@ -184,7 +185,7 @@ def test_a_resumed_run_continues_its_mlflow_run_and_no_row_is_doubled(command_li
     command = ("method.epochs=150", "backbone=mlp", "dfr=none", *anywhere.options)
     started = command_line.start("train", *command, "train.checkpoint_seconds=0.1")
     wait_for_mlflow(started, anywhere.outputs)
-    time.sleep(0.5)
+    wait_for_rows(started, anywhere.outputs)
     started.kill()
     started.wait()
     assert anywhere.only("run").info.status == "RUNNING"
@@ -447,17 +448,17 @@ def test_a_run_deleted_in_the_page_is_sent_anew(command_line, tmp_path):
     assert_mirrored(client, only(client, "run"), run_of(tmp_path))
 
 
-def test_a_dead_server_is_not_waited_for(tmp_path, caplog):
+def test_a_dead_server_is_not_waited_for(tmp_path, caplog, monkeypatch):
+    """However patient: this test would never end."""
+    monkeypatch.setattr(sender, "CLOSE_PATIENCE", math.inf)
     draws = random.getstate()
     store = Store(tmp_path, "default", f"http://127.0.0.1:{free_port()}")
     tracker, record = store.tracker(), record_of(store, "run")
-    begin = time.monotonic()
+    tracker._sender.patience = math.inf
     tracker.start(record)
-    time.sleep(1.0)  # of training, in which it is tried again
     tracker.log(record, [{"step": 1, "time": 1, "loss": 0.5}])
     tracker.finish(record, "FINISHED")
     tracker.close()
-    assert time.monotonic() - begin < 2.0
     assert not tracker.alive
     assert caplog.text.count("is not reached (") == 1
     assert "Connection refused" in caplog.text
@@ -482,19 +483,19 @@ def test_a_dead_server_costs_a_warning_and_sync_catches_up(command_line, tmp_pat
 
 
 def test_a_server_that_never_answers_is_not_waited_for(tmp_path, monkeypatch):
+    """Neither by the calls, which would never return, nor for long at the end."""
     monkeypatch.setattr(sender, "FIRST_ANSWER_SECONDS", 2.0)
+    monkeypatch.setattr(sender, "CLOSE_SECONDS", math.inf)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         tracker = MlflowTracker(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}")
         record = Record(tmp_path, "run", "name", "default")
-        begin = time.monotonic()
         tracker.start(record)
         tracker.log(record, [{"step": 1, "time": 1, "loss": 0.5}])
-        assert time.monotonic() - begin < 0.1
+        assert tracker.alive
         tracker.close()
         assert not tracker.alive
-        assert time.monotonic() - begin < 10
 
 
 def test_sync_of_a_sweep_that_does_not_exist(command_line, tmp_path):
