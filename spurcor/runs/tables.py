@@ -1,6 +1,6 @@
 """The table that is shown at the end of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +59,18 @@ def group_table(result: Mapping[str, Any]) -> Table:
         for name in classes[0]:
             table.add_row(name, "", *(percent(accuracy.get(name)) for accuracy in classes))
         table.add_section()
-    labels = [report.get("labels", {}) for report in reports]
-    for name in labels[0] if all(labels) else ():
-        for key in ("precision", "recall", "f1"):
-            cells = [percent(scores.get(name, {}).get(key)) for scores in labels]
-            table.add_row(f"{name}: {key}", "", *cells)
+    _add_labels(table, [report.get("labels", {}) for report in reports])
     for key in ("worst", "average", "adjusted", "aligned", "conflicting"):
         table.add_row(key, "", *(percent(report[key]) for report in reports))
     for name in next(iter(columns.values()))["tests"]:
         cells = [percent(part["tests"].get(name, {}).get("worst")) for part in columns.values()]
         table.add_row(f"{name}: worst", "", *cells)
     return table
+
+
+def _add_labels(table: Table, labels: Sequence[Mapping[str, Any]]) -> None:
+    """Add precision, recall and F1 of each label, if every report has them."""
+    for name in labels[0] if all(labels) else ():
+        for key in ("precision", "recall", "f1"):
+            cells = [percent(scores.get(name, {}).get(key)) for scores in labels]
+            table.add_row(f"{name}: {key}", "", *cells)
