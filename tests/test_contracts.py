@@ -26,6 +26,7 @@ BACKBONES = packages.options("backbone")
 SWEEPS = {
     "biased_mnist/masktune": 24,
     "celeba/masktune": 3,
+    "celeba/people": 70,
     "celeba/prusc": 36,
     "celeba_scale/scale_tuning": 90,
     "cifar10/selective": 9,
