@@ -87,7 +87,7 @@ def evaluate_once() -> None:
             entries.update(evaluate(predict, splits, loss))
         return entries
 
-    spurcor.training.metrics.evaluate = remembered
+    spurcor.training.trainer.evaluate = remembered
 
 
 def bare_epochs(cfg: TrainConfig, turns: TurnTaking, num_epochs: int) -> Iterator[float]:
