@@ -245,8 +245,8 @@ def test_a_mistake_of_many_points_is_told_once(command_line, tmp_path):
     assert ended.code == 2
     first, second = ended.err.strip().splitlines()
     assert "optimizer.lr=abc seed=0" in first
-    assert first.endswith("optimizer.lr=abc is not a number (and 2 more points)")
-    assert second.endswith("optimizer.lr=xyz is not a number (and 2 more points)")
+    assert first.endswith("optimizer.lr=abc is not a number (and 2 more)")
+    assert second.endswith("optimizer.lr=xyz is not a number (and 2 more)")
 
 
 def test_overrides_may_stand_on_both_sides_of_a_flag(command_line, tmp_path):

@@ -42,7 +42,7 @@ def if_groups(known: Any, unknown: Any, *, _root_: DictConfig) -> Any:
         tree = {
             key: OmegaConf.to_container(_root_[key], resolve=True) for key in ("dataset", "paths")
         }
-    except OmegaConfBaseException:  # told when the configuration is checked
+    except (OmegaConfBaseException, ValueError):  # reported when the configuration is checked
         return known
     return known if knows_groups(tree) else unknown
 

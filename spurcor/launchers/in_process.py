@@ -107,7 +107,7 @@ class InProcess(Launcher):
 
 def _with_points(error: str, points: Sequence[str]) -> str:
     """Return a problem with the first point that has it and the number of other points."""
-    others = f" (and {len(points) - 1} more points)" if len(points) > 1 else ""
+    others = f" (and {len(points) - 1} more)" if len(points) > 1 else ""
     return f"{points[0]}: {error}{others}"
 
 

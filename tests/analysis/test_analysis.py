@@ -163,7 +163,7 @@ def test_an_analysis_that_comes_later_says_where_it_begins(step, epochs, message
     assert told[0].endswith(message)
     moments = chosen.series["noise-0"].moments
     assert not moments or message == f"epoch {moments[0].epoch} of {moments[0].phase}"
-    assert bool(moments) == (not message.startswith("none"))
+    assert bool(moments) == (not message.startswith("never"))
 
 
 @pytest.fixture(autouse=True)

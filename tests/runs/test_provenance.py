@@ -61,7 +61,7 @@ def test_code_that_moves_numbers_counts(what, edited):
 
 
 SILENT = {
-    "a docstring": ("spurcor.methods.erm", '"""L = 1/B sum_i l_i."""', '"""The mean."""'),
+    "a docstring": ("spurcor.methods.erm", '"""Return L = 1/B sum_i l_i."""', '"""The mean."""'),
     "a comment": ("spurcor.methods.erm", "return losses.mean()", "return losses.mean()  # so"),
     "a line": ("spurcor.methods.erm", "losses.mean()", "(\n            losses.mean()\n        )"),
     "a message": ("spurcor.backbones.mlp", "must be at least 1 and", "is too small, or"),

@@ -107,7 +107,7 @@ def test_all_options_of_a_group_are_swept(command_line, tmp_path):
     assert ended.code == 2
     assert "schedule=constant" in ended.err
     assert "optimizer.lr=-1" in ended.err
-    assert "(and 1 more points)" in ended.err
+    assert "(and 2 more)" in ended.err
     assert not outputs.exists()
 
 

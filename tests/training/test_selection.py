@@ -132,6 +132,11 @@ def test_the_average_stands_in_where_there_are_no_groups():
     assert default_criterion({}, "val/worst") == "val/worst"
 
 
+def told_by(caplog):
+    """What spurcor says; Hydra says what it composes where another test has made it talk."""
+    return [one.getMessage() for one in caplog.records if one.name.startswith("spurcor")]
+
+
 @pytest.mark.parametrize(
     ("selection", "told"),
     [("val/worst", True), ("val/group/small/red", True), ("val/average", False)],
@@ -142,10 +147,10 @@ def test_groups_that_are_too_small_to_select_by_are_told_with_their_counts(selec
     warn_of_few(cfg.train, splits)
     count = int(splits["val"].group_counts[0])
     assert 0 < count < 10
-    assert [f"{count} of small/red" in message for message in caplog.messages] == [True] * told
+    assert [f"{count} of small/red" in message for message in told_by(caplog)] == [True] * told
 
 
 def test_groups_of_ten_are_not_told(caplog):
     cfg = read()
     warn_of_few(cfg.train, Splits.load(cfg.dataset.build(), cfg.paths.data, torch.device("cpu")))
-    assert caplog.messages == []
+    assert told_by(caplog) == []
