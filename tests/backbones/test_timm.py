@@ -1,10 +1,12 @@
 """Networks of timm: each family once, their weights in every format, and names that do not fit."""
 
 import logging
+import random
 
 import pytest
 import timm
 import torch
+from killing import Battle, Command
 from torch import nn
 
 from spurcor.backbones.timm import POOL, Timm
@@ -291,3 +293,15 @@ def test_the_tag_of_published_weights_is_in_the_identity():
     assert typed.backbone.hashed()["tag"] == "a1_in1k"
     without = read("backbone=timm", "backbone.model=resnet34", "backbone.pretrained=none")
     assert "tag" not in without.backbone.hashed()
+
+
+def test_a_run_goes_on_after_kills_as_if_there_were_none(command_line, tmp_path):
+    words = (
+        "method=erm", "method.epochs=6", "dfr=none", "backbone=timm", "backbone.model=resnet10t",
+        "backbone.pretrained=none", "train.checkpoint_seconds=0.1", "train.num_threads=1",
+        "tracker=none", "paths.outputs={place}/outputs",
+    )  # fmt: skip
+    battle = Battle(command_line, tmp_path, Command("train", words), clock_percent=0)
+    battle.make_peace()
+    assert battle.fight(random.Random(1), kills=2, latest=0.7) > 0
+    assert battle.findings == []
