@@ -42,6 +42,7 @@ SWEEPS = {
     "dominoes/scale_target_size": 36,
     "dominoes/scale_tuning": 90,
     "ham10000/features": 140,
+    "ham10000/fine_tuned": 8,
     "isic/prusc": 36,
     "mnist_cues/dfr": 6,
     "waterbirds/gradient_flow": 9,
