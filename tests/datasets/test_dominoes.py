@@ -207,7 +207,7 @@ def test_bad_options_are_refused(options):
 
 
 def test_a_pool_that_takes_everything_is_refused(shared):
-    with pytest.raises(UserError, match=r"pool_size=400 .* 40 images.* smaller than 400"):
+    with pytest.raises(UserError, match=r"pool_size=400 .* 40 images.* below 400"):
         load(shared, pool_size=400)
 
 

@@ -471,7 +471,7 @@ def test_nothing_is_fitted_or_selected_on_a_split_that_was_trained_on(command_li
         (("retrain", f"run={run}", "dfr=val", *outputs), "dfr reads val, "),
         (("train", *on_val, "dfr=none", "analysis=selective"), "trained on val"),
         (("train", *here, "method=prusc", f"method.init={run}", *outputs), f"method.init={run} "),
-        (("selective", f"runs=[{run},{run}]", outputs[0]), f"runs: {run} lacks predictions"),
+        (("selective", f"runs=[{run},{run}]", outputs[0]), f"runs: {run} has no results"),
     ):
         ended = command_line.run(*command)
         assert ended.code == 2, (command, ended.err)

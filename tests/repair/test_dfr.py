@@ -422,7 +422,7 @@ def test_tables_stay_as_they_are():
         ({"c_grid": (math.inf,)}, "c_grid"),
         ({"ratio": 1.0}, "ratio=1.0"),
         ({"class_weights": (2.0,)}, "class_weights=.* needs balance=none or split=train"),
-        ({"class_weights": (0.0,), "balance": "none"}, "must hold positive"),
+        ({"class_weights": (0.0,), "balance": "none"}, "must be a list of positive"),
         ({"split": "train", "add_train": True}, "add_train=true adds train to val or target"),
         ({"head": "sgd"}, "set penalty=none"),
         ({"head": "sgd", "penalty": "none", "loss": "mse"}, "loss=logistic"),
