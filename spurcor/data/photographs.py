@@ -44,19 +44,19 @@ class Photographs:
         return {name: g[rows] for name, rows in self.members.items()}
 
     def open(
-        self, members: Mapping[str, Tensor], transform: Transform
+        self, members: Mapping[str, Tensor], transform: Transform, *, augmented: bool = True
     ) -> dict[str, GroupedDataset]:
         """Return splits of the given rows, with images in decoded stores.
 
         Training and evaluation use separate stores only if the transform stores training images
-        differently.
+        differently and they are to be `augmented`.
         """
         used = torch.unique(torch.cat(list(members.values())))
         names = located(self.root, [self.names[row] for row in used.tolist()])
         images = open_store(self.root, names, transform.stored)
         _warn_of_enlarging(images, transform)
         stores = dict.fromkeys(members, (images, used))
-        if transform.stored_train != transform.stored:
+        if augmented and transform.stored_train != transform.stored:
             trained = [members[name] for name in (Split.TRAIN, Split.TARGET) if name in members]
             rows = torch.unique(torch.cat(trained))
             trained_names = [names[i] for i in torch.searchsorted(used, rows).tolist()]

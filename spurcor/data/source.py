@@ -77,13 +77,16 @@ class DataSource(ABC):
         """
         return {}
 
-    def splits(self, root: Path) -> dict[str, GroupedDataset]:
-        """Return the splits under `root` with all options applied, decoding images if needed."""
+    def splits(self, root: Path, *, augmented: bool = True) -> dict[str, GroupedDataset]:
+        """Return the splits under `root` with all options applied, decoding images if needed.
+
+        Without `augmented`, images are not decoded a second time for random crops.
+        """
         loaded = self.load(root)
         if isinstance(loaded, Photographs):
             parts = self.select(loaded.groups, loaded.spec, self._units(loaded))
             members = {name: loaded.members[of][kept] for name, (of, kept) in parts.items()}
-            return loaded.open(members, self.transform)
+            return loaded.open(members, self.transform, augmented=augmented)
         groups = {name: split.g for name, split in loaded.items()}
         parts = self.select(groups, loaded[Split.TRAIN].spec)
         return {name: loaded[of].subset(kept) for name, (of, kept) in parts.items()}

@@ -31,9 +31,11 @@ class Splits:
     workers: int = 0
 
     @classmethod
-    def load(cls, source: "DataSource", root: Path, device: torch.device) -> "Splits":
+    def load(
+        cls, source: "DataSource", root: Path, device: torch.device, *, augmented: bool = True
+    ) -> "Splits":
         """Read a data set from `root` and move it to the training device."""
-        data = source.splits(root)
+        data = source.splits(root, augmented=augmented)
         arrays = {id(i): i for split in data.values() for i in (split.images, split.train_images)}
         placed = _place(arrays, source.store, device)
         data = {str(name): split.moved(device, placed) for name, split in data.items()}

@@ -49,7 +49,8 @@ def build(config: TrainConfig) -> tuple[Splits, Method]:
     torch.set_num_threads(options.num_threads or DEFAULT_THREADS)
     source: DataSource = config.dataset.build()
     _refuse_missing_weights(config, source)
-    splits = Splits.load(source, config.paths.data, device(options.device))
+    place = device(options.device)
+    splits = Splits.load(source, config.paths.data, place, augmented=config.features is None)
     if config.features is None:
         return splits, _method(config, splits.info, splits.device)
     splits.info.require_pixels("features=frozen")

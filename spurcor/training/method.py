@@ -99,6 +99,8 @@ class Phase(ABC):
     selection: str | None = None  # criterion for the weights to keep, see `kept`
     consumed: tuple[str, ...] = ()  # evaluated splits it trains on; their metrics are not reported
     accumulates: bool = False  # whether `step` honours train.accumulate
+    num_parts: int = 1  # set in `setup` from train.accumulate
+    clip_norm: float | None = None  # set in `setup` from train.clip_norm
 
     def check(self, run: RunContext) -> None:  # noqa: B027 - most phases need TRAIN only
         """Refuse data that the phase cannot work with; called before anything is written."""

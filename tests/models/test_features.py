@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPO
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_contracts import CrashError, StopAt
 from training import read, rows_of, trainer_of, without_time
@@ -359,3 +360,19 @@ def test_nothing_to_train_and_nothing_to_fit_is_refused(command_line, tmp_path):
     assert ended.code == 2
     assert "dfr=none" in ended.err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("options", "stores"), [((), 2), (FROZEN, 1)])
+def test_photographs_are_not_decoded_for_crops_that_nobody_takes(options, stores, tmp_path):
+    """The data set's transform augments; features are of the evaluated images."""
+    lines = ["filename,split,y,a"]
+    for i, split in enumerate(("train", "val", "test") * 4):
+        Image.fromarray(np.full((40, 30, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{split},{i // 3 % 2},{i // 6}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    small = [f"dataset.transform.{key}=16" for key in ("resize", "crop")]
+    data = ("dataset=folder", f"dataset.csv={tmp_path / 't.csv'}", f"paths.data={tmp_path}", *small)
+    network = ("backbone=mlp",) if options else ("backbone=small_cnn",)
+    splits = build.build(read(*data, *options, *network))[0]
+    assert len(list((tmp_path.parent / ".spurcor" / tmp_path.name).glob("*/store.json"))) == stores
+    assert len(splits["train"]) == 4
