@@ -88,7 +88,7 @@ def members(table: CsvTable, column: str, unit: str | None = None) -> dict[str, 
     return found
 
 
-def drawn(
+def drawn_rows(
     table: CsvTable, g: Tensor, fractions: Fractions, seed: int, unit: str | None = None
 ) -> dict[str, Tensor]:
     """Return the rows of splits that are drawn, stratified by the groups g (M,).

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spurcor.data.groups import GroupedDataset, GroupSpec
 from spurcor.data.images import Images
-from spurcor.data.labels import Fractions, drawn, labels, members, shares_of, shares_text
+from spurcor.data.labels import Fractions, drawn_rows, labels, members, shares_of, shares_text
 from spurcor.data.source import DataSource
 from spurcor.data.tables import CsvTable
 from spurcor.data.transforms import Fixed, Transform
@@ -75,7 +75,7 @@ class Embeddings(DataSource):
     def _members(self, table: CsvTable, g: Tensor) -> dict[str, Tensor]:
         unit = "unit" if "unit" in table.frame else None
         if "split" not in table.frame:
-            return drawn(table, g, self.fractions, self.split_seed, unit)
+            return drawn_rows(table, g, self.fractions, self.split_seed, unit)
         if self.fractions:
             raise UserError(
                 f"dataset.{shares_text(self.fractions)}: {table.path} has an array split; leave the"

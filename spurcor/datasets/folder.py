@@ -11,7 +11,15 @@ from torch import Tensor
 from spurcor.data.association import Contingency
 from spurcor.data.class_folders import read_class_folders
 from spurcor.data.groups import GroupSpec, Split
-from spurcor.data.labels import Fractions, drawn, labels, members, product, shares_of, shares_text
+from spurcor.data.labels import (
+    Fractions,
+    drawn_rows,
+    labels,
+    members,
+    product,
+    shares_of,
+    shares_text,
+)
 from spurcor.data.photographs import Photographs
 from spurcor.data.source import DataSource
 from spurcor.data.tables import CsvTable, columns_of
@@ -186,7 +194,7 @@ class Folder(DataSource):
     def _members(self, table: CsvTable, columns: Columns, g: Tensor) -> dict[str, Tensor]:
         """Return the rows of each split, as the table has them or as drawn."""
         if columns.split is None:
-            return drawn(table, g, self.fractions, self.split_seed, columns.unit)
+            return drawn_rows(table, g, self.fractions, self.split_seed, columns.unit)
         if self.fractions:
             fix = "put all images into <class>/" if self.csv is None else "dataset.columns.split="
             raise UserError(
