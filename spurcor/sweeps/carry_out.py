@@ -40,10 +40,11 @@ def warn_of_other_code(points: Sequence[Point]) -> None:
     done = {point.config.directory: point.config for point in points if point.done}
     found = list(filter(None, map(_outdated, done.values())))
     if found:
+        one = f"{next(iter(done))} was"
         log.warning(
-            "%s was finished with other code for %s and is shown as it is; pass rerun=true to set"
-            " it aside and train it again",
-            f"{len(found)} of {len(done)} runs" if len(points) > 1 else next(iter(done)),
+            "%s finished with other code for %s; results are shown as they are; pass rerun=true to"
+            " set the old ones aside and train again",
+            f"{len(found)} of {len(done)} runs were" if len(points) > 1 else one,
             ", ".join(dict.fromkeys(part for parts in found for part in parts)),
         )
 
