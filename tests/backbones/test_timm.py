@@ -3,11 +3,15 @@
 import logging
 import random
 
+import numpy as np
 import pytest
 import timm
 import torch
 from killing import Battle, Command
+from PIL import Image
+from test_contracts import resumes_exactly
 from torch import nn
+from training import read
 
 from spurcor.backbones.timm import POOL, Timm
 from spurcor.config import resolvers
@@ -277,8 +281,6 @@ def test_the_input_of_the_weights_becomes_the_transform(read_resolved):
 
 @pytest.fixture
 def read_resolved():
-    from training import read
-
     def transform_of(*options):
         return read(*options).dataset.arguments["transform"].arguments
 
@@ -287,8 +289,6 @@ def read_resolved():
 
 
 def test_the_tag_of_published_weights_is_in_the_identity():
-    from training import read
-
     typed = read("backbone=timm", "backbone.model=resnet34")
     assert typed.backbone.hashed()["tag"] == "a1_in1k"
     without = read("backbone=timm", "backbone.model=resnet34", "backbone.pretrained=none")
@@ -305,3 +305,21 @@ def test_a_run_goes_on_after_kills_as_if_there_were_none(command_line, tmp_path)
     battle.make_peace()
     assert battle.fight(random.Random(1), kills=2, latest=0.7) > 0
     assert battle.findings == []
+
+
+@pytest.mark.parametrize("model", [name for name in FAMILIES if name != "vgg11"])  # 500 MB a save
+def test_a_family_resumes_exactly(model, tmp_path):
+    """From weights alone: whatever else a network keeps must come back by building it."""
+    side = FAMILIES[model]
+    pixels = np.random.default_rng(0).integers(0, 256, (24, side, side, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        place = tmp_path / "data" / "mine" / ("train", "val", "test")[i // 4 % 3] / "ab"[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{i}.png")
+    cfg = read(
+        "method=erm", "method.epochs=1", "train.batch_size=4", "train.checkpoint_seconds=0",
+        "dataset=folder", "dataset.csv=null", "dataset.images=mine", f"paths.data={tmp_path}/data",
+        f"dataset.transform.resize={side}", f"dataset.transform.crop={side}", "optimizer.lr=0.01",
+        "backbone=timm", f"backbone.model={model}", "backbone.pretrained=none",
+    )  # fmt: skip
+    resumes_exactly(cfg, tmp_path)
