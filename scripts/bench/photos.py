@@ -79,7 +79,7 @@ def extraction(data: Path) -> dict[str, Callable[[], object]]:
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["SPURCOR_STORE"] = folder
-            splits = build.Splits.load(source, data, torch.device("cpu"))
+            splits = build.Splits.load(source, data, torch.device("cpu"), augmented=False)
             assert cfg.features is not None
             backbone, _ = fixed_network(cfg.features, splits.info, 0)
             freeze(splits, backbone, cfg.features, cfg.dataset, data)
