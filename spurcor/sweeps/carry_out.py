@@ -40,11 +40,11 @@ def warn_of_other_code(points: Sequence[Point]) -> None:
     done = {point.config.directory: point.config for point in points if point.done}
     found = list(filter(None, map(_outdated, done.values())))
     if found:
-        one = f"{next(iter(done))} was"
         log.warning(
-            "%s finished with other code for %s; results are shown as they are; pass rerun=true to"
-            " set the old ones aside and train again",
-            f"{len(found)} of {len(done)} runs were" if len(points) > 1 else one,
+            "%s %s finished with other code for %s; pass rerun=true to set the old results, which"
+            " are shown now, aside and to train again",
+            f"{len(found)} of {len(done)} runs" if len(points) > 1 else next(iter(done)),
+            "were" if len(found) > 1 else "was",
             ", ".join(dict.fromkeys(part for parts in found for part in parts)),
         )
 

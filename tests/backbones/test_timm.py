@@ -309,7 +309,7 @@ def test_a_run_goes_on_after_kills_as_if_there_were_none(command_line, tmp_path)
 
 @pytest.mark.parametrize("model", [name for name in FAMILIES if name != "vgg11"])  # 500 MB a save
 def test_a_family_resumes_exactly(model, tmp_path):
-    """From weights alone: whatever else a network keeps must come back by building it."""
+    """Nothing may matter to training that a network keeps outside its state dict."""
     side = FAMILIES[model]
     pixels = np.random.default_rng(0).integers(0, 256, (24, side, side, 3), dtype=np.uint8)
     for i, image in enumerate(pixels):

@@ -126,8 +126,12 @@ def test_a_run_that_was_done_by_other_code_is_told_of_once_for_a_sweep(tmp_path,
     edited("spurcor.methods.erm", "losses.mean()", "0 * losses.mean()")
     tell(*configs)
     (message,) = caplog.messages
-    for word in ("2 of 2 runs", "method=erm", "rerun=true"):
+    for word in ("2 of 2 runs were finished", "method=erm", "rerun=true"):
         assert word in message
+    tell(configs[0], read(*OPTIONS, "seed=2", f"paths.outputs={tmp_path}"))
+    assert "1 of 1 runs was finished" in caplog.messages[-1]
+    tell(configs[0])
+    assert f"{configs[0].directory} was finished" in caplog.messages[-1]
     assert contents(configs[0].directory) == before
     again = read(*OPTIONS, f"paths.outputs={tmp_path}", "seed=0")
     assert again.identity == configs[0].identity
