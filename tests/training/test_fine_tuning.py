@@ -228,3 +228,11 @@ def test_runs_with_all_of_them_go_on_after_kills_as_if_there_were_none(command_l
     battle.make_peace()
     assert battle.fight(random.Random(5), kills=2, latest=0.7) > 0
     assert battle.findings == []
+
+
+def test_a_phase_whose_own_setup_leaves_out_these_options_takes_whole_batches(tmp_path):
+    made, phase, batches = started(tmp_path, *CNN)
+    del phase.num_parts, phase.clip_norm  # as if `setup` had been written anew, without super()
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    phase.step(batches)
+    assert moved(before, made.state_dict())
