@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -17,7 +17,8 @@ from spurcor.config.schema import Loss
 from spurcor.data.images import Images
 from spurcor.errors import UserError
 
-EVALUATION_BATCH = 512
+EVALUATION_BATCH = 512  # most images that are evaluated at a time
+CPU_VALUES = 1 << 22  # most values of these images on a CPU, where larger batches miss the caches
 FEW = 10  # with fewer samples, a group's accuracy or a fit to it is noise
 
 
@@ -238,6 +239,18 @@ class GroupedDataset:
             images[id(self.train_images)],
             self.train_rows,
         )
+
+
+def evaluation_chunks(
+    data: GroupedDataset, transform: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, ...]:
+    """Return the sample positions of a split in order, in chunks to be evaluated at a time."""
+    device = data.y.device
+    positions = torch.arange(len(data), device=device)
+    size = EVALUATION_BATCH
+    if device.type == "cpu" and len(data):
+        size = min(size, max(1, CPU_VALUES // transform(data.fetch(positions[:1]).x).numel()))
+    return torch.split(positions, size)
 
 
 def members_by(labels: Tensor, order: Tensor | None = None) -> list[Tensor]:

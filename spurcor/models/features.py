@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spurcor.config.nodes import Node
 from spurcor.config.schema import FeatureOptions
-from spurcor.data.groups import EVALUATION_BATCH, DataInfo, GroupedDataset
+from spurcor.data.groups import DataInfo, GroupedDataset, evaluation_chunks
 from spurcor.data.images import Images
 from spurcor.data.splits import Splits
 from spurcor.data.store import place_of
@@ -47,7 +47,8 @@ def freeze(
     features are not finite.
     """
     layer = backbone.layer(options.layer)
-    backbone.to(splits.device).eval()
+    backbone.to(splits.device).to(memory_format=torch.channels_last).eval()
+    backbone.channels_last = True  # convolutions without gradients are faster in it everywhere
     reduced = options.precision == "bf16" or (
         options.precision == "auto" and splits.device.type == "cuda"
     )
@@ -115,7 +116,7 @@ def _extract(
         with FileLock(path.with_suffix(".lock")):
             if path.exists():
                 return
-            chunks = torch.split(torch.arange(len(split)), EVALUATION_BATCH)
+            chunks = evaluation_chunks(split, splits.transform)
             with torch.no_grad():
                 parts = [
                     backbone.features(

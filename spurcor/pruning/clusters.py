@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spurcor.data.groups import EVALUATION_BATCH, GroupedDataset
+from spurcor.data.groups import GroupedDataset, evaluation_chunks
 from spurcor.data.tables import CsvTable
 from spurcor.data.transforms import Transform
 from spurcor.errors import UserError
@@ -30,9 +30,8 @@ def represent(backbone: Backbone, data: GroupedDataset, transform: Transform) ->
 
     It stays on the device of the split's labels.
     """
-    device = data.y.device
-    x = torch.empty(len(data), backbone.size(-1), device=device)
-    chunks = torch.split(torch.arange(len(data), device=device), EVALUATION_BATCH)
+    x = torch.empty(len(data), backbone.size(-1), device=data.y.device)
+    chunks = evaluation_chunks(data, transform)
     for indices in tracked(chunks, "representation of the images", total=len(chunks)):
         x[indices] = backbone(transform(data.fetch(indices).x))
     return x

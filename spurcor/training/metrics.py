@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spurcor.config.schema import Loss
-from spurcor.data.groups import EVALUATION_BATCH, GroupedDataset, GroupSpec, Split
+from spurcor.data.groups import GroupedDataset, GroupSpec, Split, evaluation_chunks
 from spurcor.data.splits import Splits
 from spurcor.data.transforms import Transform
 from spurcor.training.losses import sample_losses
@@ -151,14 +151,10 @@ def label_scores(logits: Tensor, y: Tensor, spec: GroupSpec) -> dict[str, dict[s
 
 @torch.no_grad()
 def apply(
-    function: Callable[[Tensor], Tensor],
-    dataset: GroupedDataset,
-    transform: Transform,
-    batch_size: int = EVALUATION_BATCH,
+    function: Callable[[Tensor], Tensor], dataset: GroupedDataset, transform: Transform
 ) -> Tensor:
     """Return `function` applied to every un-augmented image of a split, in order."""
-    device = dataset.y.device
-    chunks = torch.split(torch.arange(len(dataset), device=device), batch_size)
+    chunks = evaluation_chunks(dataset, transform)
     return torch.cat([function(transform(dataset.fetch(indices).x)) for indices in chunks])
 
 

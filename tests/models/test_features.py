@@ -14,6 +14,7 @@ from test_contracts import CrashError, StopAt
 from training import read, rows_of, trainer_of, without_time
 
 from spurcor.config.schema import FeatureOptions
+from spurcor.data import groups
 from spurcor.data.transforms import Fixed
 from spurcor.errors import RunError
 from spurcor.models import features
@@ -197,7 +198,7 @@ def test_four_processes_extract_once(tmp_path):
     outputs = [process.communicate()[0].splitlines()[-1] for process in started]
     assert [process.returncode for process in started] == [0] * 4
     assert len(set(outputs)) == 1
-    batches = sum(-(-len(np.load(path)) // features.EVALUATION_BATCH) for path in kept(tmp_path))
+    batches = sum(-(-len(np.load(path)) // groups.EVALUATION_BATCH) for path in kept(tmp_path))
     assert len((tmp_path / "passes").read_text()) == batches
 
 

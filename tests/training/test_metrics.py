@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from spurcor.data import groups
 from spurcor.data.groups import GroupedDataset, GroupSpec, Split
 from spurcor.data.splits import Splits
 from spurcor.data.transforms import Normalize
@@ -151,7 +152,7 @@ def dataset(values, y, a):
     return GroupedDataset(SPEC, images, torch.tensor(y), torch.tensor(a), torch.arange(len(y)))
 
 
-def test_apply_keeps_the_order_over_batches():
+def test_apply_keeps_the_order_over_batches(monkeypatch):
     data = dataset(list(range(10)), [0] * 10, [0] * 10)
     sizes = []
 
@@ -160,8 +161,22 @@ def test_apply_keeps_the_order_over_batches():
         sizes.append(len(x))
         return x.flatten() * 255
 
-    torch.testing.assert_close(apply(function, data, PLAIN, batch_size=4), torch.arange(10.0))
+    monkeypatch.setattr(groups, "EVALUATION_BATCH", 4)
+    torch.testing.assert_close(apply(function, data, PLAIN), torch.arange(10.0))
     assert sizes == [4, 4, 2]
+
+
+def test_a_processor_evaluates_few_large_images_at_a_time(monkeypatch):
+    data = dataset([0] * 10, [0] * 10, [0] * 10)
+
+    def doubled(x):
+        return PLAIN(x).expand(-1, 3, -1, 2)
+
+    for values, expected in ((18, [3, 3, 3, 1]), (1, [1] * 10), (1000, [10])):
+        monkeypatch.setattr(groups, "CPU_VALUES", values)
+        assert [len(part) for part in groups.evaluation_chunks(data, doubled)] == expected
+    empty = data.subset(torch.tensor([], dtype=torch.int64))
+    assert [len(part) for part in groups.evaluation_chunks(empty, doubled)] == [0]
 
 
 def test_evaluate_reports_every_split_but_those_that_train():
