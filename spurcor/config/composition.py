@@ -30,6 +30,7 @@ PLUGINS = {
     ),
     "sweeper": (
         "hydra_plugins.spurcor.Points",
+        "hydra_plugins.spurcor.Optuna",
         "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
     ),
 }

@@ -24,7 +24,12 @@ from spurcor.system.terminal import log_to_terminal
 
 
 class InProcess(Launcher):
-    """Launcher that runs one point after another in this process, which imports only once."""
+    """Launcher that runs one point after another in this process, which imports only once.
+
+    `width` is the number of trials of a search that may be under way; 0: it cannot search.
+    """
+
+    width = 1
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -36,7 +41,7 @@ class InProcess(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Check all points, write the manifest, run unfinished points, and show the table."""
-        points = self._compose(job_overrides)
+        points = self.compose(job_overrides)
         self.refuse_impossible()
         log_to_terminal()
         warn_of_other_code(points)
@@ -48,6 +53,9 @@ class InProcess(Launcher):
         done = JobReturn(status=JobStatus.COMPLETED)
         done.return_value = None
         return [done] * len(points)
+
+    def stop(self) -> None:
+        """End the processes that `run` has started in other threads."""
 
     def refuse_impossible(self) -> None:
         """Raise UserError if submission would fail; called before anything is written."""
@@ -64,7 +72,7 @@ class InProcess(Launcher):
                 failures[outcome.directory] = outcome.message
         return failures
 
-    def _compose(self, job_overrides: Sequence[Sequence[str]]) -> list[Point]:
+    def compose(self, job_overrides: Sequence[Sequence[str]]) -> list[Point]:
         """Return all points, or raise UserError with each distinct problem and its first point."""
         from spurcor.runs import build
 
@@ -100,7 +108,7 @@ class InProcess(Launcher):
         not_done = sum(one.status != "done" for one in found)
         _show(found, _command() if not_done else None)
         if len(found) > 1 and not_done < len(found):
-            _report(points[0].config)
+            report_sweep(points[0].config)
         if not_done:
             raise RunError(f"{not_done} of {len(found)} points are not done")
 
@@ -118,7 +126,7 @@ def _command() -> str:
     return f"python -m spurcor.train {shlex.join(typed)}"
 
 
-def _report(config: TrainConfig) -> None:
+def report_sweep(config: TrainConfig) -> None:
     """Write the sweep's report and send it to the trackers."""
     from spurcor.reports import write_report
     from spurcor.reports.options import Options

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,8 @@ from spurcor.sweeps.manifest import Point, sweep_folder, write_manifest
 from spurcor.sweeps.slurm import search_path
 from spurcor.sweeps.states import last_line
 
+KILLED = "killed by signal"
+
 
 class LocalPool(InProcess):
     """Launcher of `n_jobs` processes at a time, from a frozen copy of code and configuration."""
@@ -23,13 +26,16 @@ class LocalPool(InProcess):
     def __init__(self, n_jobs: int = 2) -> None:
         if not isinstance(n_jobs, int) or n_jobs < 1:
             raise UserError(f"hydra.launcher.n_jobs={n_jobs} must be a whole number, at least 1")
-        self.n_jobs = n_jobs
+        self.n_jobs = self.width = n_jobs
+        self._slots = threading.Semaphore(n_jobs)  # shared by the trials of a search
+        self._copy: Path | None = None
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
 
     def run(self, points: Sequence[Point]) -> dict[Path, str]:
         """See `InProcess.run`."""
-        code = copy_code(sweep_folder(points[0].config))
+        self._copy = self._copy or copy_code(sweep_folder(points[0].config))
+        code = self._copy
         jobs = batch(set_aside_reruns(points))
         with ThreadPoolExecutor(self.n_jobs) as pool:
             messages = pool.map(lambda job: self._run_one(job, code), jobs)
@@ -38,12 +44,20 @@ class LocalPool(InProcess):
                 return {directory: message for directory, message in found if message}
             except BaseException:  # stopped by a signal: let running points save and end
                 pool.shutdown(wait=False, cancel_futures=True)
-                self._stopped = True
-                for process in list(self._processes):
-                    process.terminate()
+                self.stop()
                 raise
 
+    def stop(self) -> None:
+        """See `InProcess.stop`."""
+        self._stopped = True
+        for process in list(self._processes):
+            process.terminate()
+
     def _run_one(self, job: Sequence[Point], code: Path) -> str:
+        with self._slots:
+            return "" if self._stopped else self._run_process(job, code)
+
+    def _run_process(self, job: Sequence[Point], code: Path) -> str:
         paths = [write_point(point) for point in job]
         log = paths[0].with_suffix(".log")
         write_manifest([dataclasses.replace(point, log=log) for point in job])
@@ -68,5 +82,5 @@ class LocalPool(InProcess):
                 f"{'done' if point.done else 'not done'}: {' '.join(point.overrides)}", flush=True
             )
         if exit_code < 0:
-            return f"killed by signal {-exit_code}, see {log}"
+            return f"{KILLED} {-exit_code}, see {log}"
         return "" if exit_code == 0 else last_line(log)

@@ -7,6 +7,7 @@ from typing import Any
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -38,12 +39,7 @@ class Points(Sweeper):
     ) -> None:
         """Instantiate the launcher; called by Hydra."""
         self._loader = hydra_context.config_loader
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
-        if type(self.launcher).__name__ == "SlurmLauncher":  # its own error is a traceback
-            slurm.require_slurm("submitit_slurm")
-            slurm.try_submission({"additional_parameters": {}} | vars(self.launcher)["params"])
+        self.launcher = instantiate_launcher(hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> None:
         """Launch all points; called by Hydra."""
@@ -67,6 +63,19 @@ class Points(Sweeper):
         ]
         distinct = dict.fromkeys(map(tuple, listed))
         return [[*point, *rest] for point in distinct for rest in product]
+
+
+def instantiate_launcher(
+    hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+) -> Launcher:
+    """Return the launcher that the configuration names; UserError if it cannot submit."""
+    launcher = Plugins.instance().instantiate_launcher(
+        hydra_context=hydra_context, task_function=task_function, config=config
+    )
+    if type(launcher).__name__ == "SlurmLauncher":  # its own error is a traceback
+        slurm.require_slurm("submitit_slurm")
+        slurm.try_submission({"additional_parameters": {}} | vars(launcher)["params"])
+    return launcher
 
 
 def _words(point: Any) -> list[str]:

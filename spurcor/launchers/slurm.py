@@ -31,6 +31,8 @@ class Slurm(InProcess):
     After submission this process is no longer needed.
     """
 
+    width = 0
+
     def __init__(self, **options: Any) -> None:
         """See `SlurmOptions`."""
         slurm.require_slurm("slurm")

@@ -1,6 +1,6 @@
 """Tables as data, shared by all output formats."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from spurcor.presentation.statistics import Summary
@@ -51,3 +51,10 @@ def percent(fraction: float | None) -> str:
 
 
 LAST, ORACLE = "last", "oracle"
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Map each key to its last part if that is unambiguous, else to the whole key."""
+    keys = sorted(set(keys))
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}

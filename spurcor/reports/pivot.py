@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from spurcor.presentation.tables import Cell, Record, Seeds, Table
+from spurcor.presentation.tables import Cell, Record, Seeds, Table, short_names
 from spurcor.reports.published import Entry, known_figures
 from spurcor.reports.selection import Candidate, judge
 from spurcor.reports.tables import Metric
-from spurcor.reports.trials import Trial, short_names, show_value, with_settings
+from spurcor.reports.trials import Trial, show_value, with_settings
 
 Place = tuple[object, ...]
 PUBLISHED = " published"  # suffix of column titles

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from spurcor.presentation.tables import short_names
 from spurcor.reports.runs import Row, Run
 
 
@@ -71,13 +72,6 @@ def with_settings(trials: Sequence[Trial], without: Iterable[str] = ()) -> list[
             for identity, text in own.items()
         }
     return [replace(t, setting=texts[t.dataset, t.method][t.identity]) for t in trials]
-
-
-def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Map each key to its last part if that is unambiguous, else to the whole key."""
-    keys = sorted(set(keys))
-    last = [key.rpartition(".")[2] for key in keys]
-    return {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from spurcor.errors import UserError
-from spurcor.presentation.tables import percent
+from spurcor.presentation.tables import percent, short_names
 from spurcor.sweeps.states import PointState
+
+if TYPE_CHECKING:
+    from spurcor.sweeps.study import Trial
 
 STYLES = {"done": ""} | dict.fromkeys(("failed", "damaged"), "red")
 
@@ -27,6 +31,21 @@ def sweep_table(points: Sequence["PointState"]) -> Table:
         cells = [percent(value) for value in figures(point)]
         status = f"{point.status} {point.message}".strip()
         table.add_row(overrides, status, point.run, *cells, style=STYLES.get(point.status))
+    return table
+
+
+def search_table(metric: str, trials: Sequence["Trial"]) -> Table:
+    """Return a table of the trials of a search: their values, and those of the searched keys."""
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
+    table = Table("trial", *short_names(keys).values())
+    table.add_column(metric, justify="right")
+    table.add_column("seeds", justify="right")
+    for trial in trials:
+        drawn = (trial.values.get(key, "-") for key in keys)
+        cells = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in drawn]
+        value = trial.state if trial.value is None else f"{trial.value:.4g}"
+        scores = " ".join(f"{score:.4g}" for score in trial.scores) or trial.message
+        table.add_row(str(trial.number), *cells, value, scores, style=STYLES.get(trial.state))
     return table
 
 

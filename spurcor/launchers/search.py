@@ -1,0 +1,232 @@
+"""A search: points that an Optuna study draws one after another, judged on VAL."""
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from spurcor.config.check import check
+from spurcor.errors import RunError, UserError
+from spurcor.launchers.in_process import InProcess, report_sweep
+from spurcor.launchers.local_pool import KILLED
+from spurcor.launchers.points import instantiate_launcher
+from spurcor.sweeps.carry_out import warn_of_other_code
+from spurcor.sweeps.manifest import Point, open_sweep, sweep_folder, write_manifest
+from spurcor.system.files import read_lines
+from spurcor.system.lock import holder, lock_of
+from spurcor.system.passwords import hidden
+from spurcor.system.terminal import Terminal, log_to_terminal
+
+if TYPE_CHECKING:
+    from spurcor.sweeps.space import Space, Values
+    from spurcor.sweeps.study import Study, Trial
+
+PATIENCE = 2.0  # seconds until a run that another trial trains is looked at again
+PLACES = ("paths.", "tracker", "site", "hydra")  # settings of no consequence for a study
+
+
+class Optuna(Sweeper):
+    """Sweeper that carries out the trials of a study, as many at a time as the launcher allows."""
+
+    def __init__(self, **options: Any) -> None:
+        """See `SearchOptions`."""
+        try:
+            import optuna  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                "hydra/sweeper=optuna needs Optuna: pip install 'spurcor[tune]'"
+            ) from error
+        from spurcor.sweeps.study import SearchOptions
+
+        given = {key: _plain(value) for key, value in options.items()}
+        try:
+            self.options = check(given, SearchOptions)
+        except UserError as error:
+            lines = str(error).splitlines()
+            raise UserError("\n".join(f"hydra.sweeper.{line}" for line in lines)) from error
+        self._one_at_a_time = threading.RLock()  # Hydra composes in one thread only
+        self._stopped = False
+        self._opened = False
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Instantiate the launcher; called by Hydra."""
+        self._loader = hydra_context.config_loader
+        self.launcher = instantiate_launcher(hydra_context, task_function, config)
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Carry out the trials that the study lacks; called by Hydra."""
+        launcher = self.launcher
+        if not isinstance(launcher, InProcess) or not launcher.width:
+            raise UserError(
+                "hydra/sweeper=optuna runs with hydra/launcher=in_process or local_pool; choose one"
+            )
+        parser = OverridesParser.create(config_loader=self._loader)
+        typed = parser.parse_overrides(arguments)
+        from spurcor.sweeps.space import parse_space
+        from spurcor.sweeps.study import Study
+
+        space = parse_space(self.options.search or {}, typed, parser)
+        fixed = [str(one.input_line) for one in typed if not one.is_sweep_override()]
+        if seeded := [word for word in fixed if word.partition("=")[0] == "seed"]:
+            raise UserError(
+                f"{seeded[0]}: the seeds of a search are those of hydra.sweeper.seeds; set that"
+            )
+        example = self._probed(launcher, space, fixed)
+        launcher.refuse_impossible()
+        log_to_terminal()
+        shared = sorted(word for word in fixed if not word.startswith(PLACES))
+        folder = sweep_folder(example.config)
+        study = Study(folder, space, self.options, shared, example.config.choices)
+        self._carry_out(launcher, study, fixed)
+        _conclude(study, example)
+
+    # --- before anything is written -------------------------------------------------------------
+
+    def _probed(self, launcher: InProcess, space: "Space", fixed: list[str]) -> Point:
+        """Check that each key makes other runs, at both of its ends; return a point."""
+        from spurcor.sweeps.space import ends
+
+        seeds = self.options.seeds[:1]
+        low = {key: ends(one)[0] for key, one in space.common.items()}
+        (example,) = self._points(launcher, fixed, low, seeds)
+        if self.options.sampler == "grid":
+            next(space.grid(example.config.choices))
+        for values, others, key in space.probes(example.config.choices):
+            one, other = (
+                self._points(launcher, fixed, drawn, seeds)[0] for drawn in (values, others)
+            )
+            if one.config.identity == other.config.identity:
+                raise UserError(
+                    f"hydra.sweeper.search: {key} has no effect on training, so nothing can be"
+                    " learnt from searching it; set it to one value"
+                )
+        return example
+
+    def _points(
+        self, launcher: InProcess, fixed: list[str], values: "Values", seeds: Sequence[int]
+    ) -> list[Point]:
+        from spurcor.sweeps.space import override_of
+
+        drawn = [override_of(key, value) for key, value in values.items()]
+        with self._one_at_a_time:
+            return launcher.compose(
+                [[*map(hidden, fixed), *drawn, f"seed={seed}"] for seed in seeds]
+            )
+
+    # --- trials -----------------------------------------------------------------------------------
+
+    def _carry_out(self, launcher: InProcess, study: "Study", fixed: list[str]) -> None:
+        """Carry out trials until the study has all, in as many threads as the launcher is wide."""
+
+        def work() -> None:
+            while not self._stopped and self._carry_out_one(launcher, study, fixed):
+                pass
+
+        if launcher.width == 1:  # in this thread, which signals interrupt
+            work()
+            return
+        with ThreadPoolExecutor(launcher.width) as pool:
+            try:
+                for future in [pool.submit(work) for _ in range(launcher.width)]:
+                    future.result()
+            except BaseException:
+                self._stopped = True
+                launcher.stop()
+                raise
+
+    def _carry_out_one(self, launcher: InProcess, study: "Study", fixed: list[str]) -> bool:
+        """Carry out the next trial; return False if there is none."""
+        with ExitStack() as stack:
+            trial = study.take(stack)
+            if trial is None:
+                return False
+            try:
+                points = self._points(launcher, fixed, trial.values, self.options.seeds)
+            except UserError as error:
+                study.give_up(trial, str(error))
+                return True
+            with self._one_at_a_time:
+                warn_of_other_code(points)
+                write_manifest(points)
+                if not self._opened:
+                    open_sweep(points)
+                    self._opened = True
+            failures = launcher.run(points) or {}
+            if not self._stopped:
+                self._judge(study, trial, points, failures)
+        return True
+
+    def _judge(
+        self, study: "Study", trial: "Trial", points: Sequence[Point], failures: dict[Path, str]
+    ) -> None:
+        """Tell the study how a trial ended; one that was killed or held up stays under way."""
+        from spurcor.sweeps.study import best_value
+
+        unfinished = [point for point in points if not point.done]
+        if not unfinished:
+            metric = self.options.metric
+            rows = [read_lines(point.config.directory / "metrics.jsonl") for point in points]
+            found = [best_value(of, metric) if of else None for of in rows]
+            scores = [value for value in found if value is not None]
+            if len(scores) == len(points):
+                study.tell(trial, scores)
+            else:
+                study.give_up(trial, f"no epoch has {metric}")
+        elif any(holder(lock_of(point.config.directory)) for point in unfinished):
+            time.sleep(PATIENCE)
+            return
+        else:
+            said = [failures.get(point.config.directory, "") for point in unfinished]
+            failed = [text for text in said if text and not text.startswith(KILLED)]
+            if not failed and not study.exhausted(trial):
+                return
+            study.give_up(trial, next(iter(failed or said)) or "its process ended early")
+        Terminal().say(_line(study, trial.number))
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+
+
+def _line(study: "Study", number: int) -> str:
+    """Return a line on a trial that has ended, and on the best so far."""
+    ranked = study.ranked()
+    ended = next(trial for trial in ranked if trial.number == number)
+    settings = " ".join(f"{key}={_short(value)}" for key, value in ended.values.items())
+    value = "failed" if ended.value is None else f"{ended.value:.4g}"
+    best = ranked[0]
+    so_far = "" if best.value is None else f", best {best.value:.4g} (trial {best.number})"
+    metric = study.options.metric
+    done = f"{sum(trial.state != 'running' for trial in ranked)} of {study.size}"
+    return f"trial {number} ({done}): {metric} {value}{so_far}: {settings}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _conclude(study: "Study", example: Point) -> None:
+    """Show the trials, the best first, and write the report; raise RunError if it is not done."""
+    from spurcor.sweeps.tables import search_table
+
+    ranked = study.ranked()
+    terminal = Terminal()
+    terminal.say("")
+    terminal.console.print(search_table(study.options.metric, ranked))
+    if any(trial.state == "done" for trial in ranked):
+        report_sweep(example.config)
+    missing = study.size - sum(trial.state != "running" for trial in ranked)
+    if missing > 0:
+        raise RunError(f"{missing} of {study.size} trials are not done")
+    if all(trial.state == "failed" for trial in ranked):
+        raise RunError(f"all {len(ranked)} trials failed")

@@ -1,0 +1,292 @@
+"""An Optuna study that lives in the folder of its sweep, shared by any number of processes.
+
+A trial is drawn and stored in one line of the journal, so that a kill loses or doubles none. Who
+works on a trial holds its lock; a trial under way that nobody holds is taken up again.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from filelock import FileLock
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from spurcor.config.schema import check_criterion
+from spurcor.errors import UserError
+from spurcor.seeding import derive_seed
+from spurcor.sweeps.space import Space, Values
+from spurcor.system.files import decoding
+from spurcor.system.lock import holder, locked
+from spurcor.training.selection import LOWER_IS_BETTER, default_criterion, score
+
+log = logging.getLogger(__name__)
+JOURNAL = "study.log"
+ATTEMPTS = 3  # of one process to carry out a trial whose points are killed
+GRID = "grid"
+Direction = Literal["maximize", "minimize"]
+
+
+class _Qmc(QMCSampler):
+    """Quasi-random numbers whose place in the sequence is the trial's, kept in no store."""
+
+    def _find_sample_id(self, study: optuna.Study, *space: Any, **options: Any) -> int:
+        return len(study.get_trials(deepcopy=False))
+
+
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "tpe": lambda seed: TPESampler(seed=seed, multivariate=True, group=True),
+    "random": lambda seed: RandomSampler(seed=seed),
+    "gp": lambda seed: GPSampler(seed=seed),
+}
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Options of `hydra/sweeper=optuna`."""
+
+    sampler: Literal["tpe", "random", "gp", "qmc", "grid", "cmaes"] = "tpe"
+    n_trials: int = 20
+    seeds: tuple[int, ...] = (0,)  # of the runs of each trial, which its value is the mean of
+    metric: str = "val/worst"
+    seed: int = 0  # of the sampler
+    search: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_trials < 1:
+            raise ValueError(f"n_trials={self.n_trials} must be at least 1")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(
+                f"seeds={list(self.seeds)} must be a list of different numbers of at least 0"
+            )
+        check_criterion("metric", self.metric)
+        if self.sampler == "cmaes":
+            raise ValueError(
+                "sampler=cmaes is not offered: Optuna keeps its state in the study as a pickle,"
+                " which could run anything when it is read; use gp or tpe"
+            )
+
+    @property
+    def direction(self) -> Direction:
+        """Whether a larger value of the metric is better."""
+        lower = self.metric.rpartition("/")[2] in LOWER_IS_BETTER
+        return "minimize" if lower else "maximize"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A draw of the searched keys; value and message are those of a trial that has ended."""
+
+    number: int
+    values: Values
+    state: Literal["running", "done", "failed"] = "running"
+    value: float | None = None
+    scores: tuple[float, ...] = ()  # one per seed
+    message: str = ""
+
+
+class Study:
+    """The trials of a search."""
+
+    def __init__(
+        self,
+        folder: Path,
+        space: Space,
+        options: SearchOptions,
+        fixed: list[str],
+        choices: Mapping[str, Any],
+    ) -> None:
+        """Open the study in `folder`, or begin it.
+
+        `fixed` are the overrides that all trials share, and `choices` the options of the groups.
+        Raises UserError if the study there searches another space, or cannot be read.
+        """
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.folder, self.space, self.options, self.choices = folder, space, options, choices
+        self.grid = list(space.grid(choices)) if options.sampler == GRID else None
+        self.size = min(options.n_trials, len(self.grid)) if self.grid else options.n_trials
+        self._attempts: dict[int, int] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / JOURNAL
+        about = {
+            "space": space.described(),
+            "metric": options.metric,
+            "seeds": list(options.seeds),
+            "fixed": fixed,
+        }
+        with self._alone(), decoding(path, "choose another name with sweep=<name>"):
+            _tidy(path)
+            backend = JournalFileBackend(str(path), JournalFileOpenLock(str(path)))
+            self._study = _opened(JournalStorage(backend), folder.name, options.direction)
+            known = self._study.user_attrs.get("search")
+            if known is None:
+                self._study.set_user_attr("search", about)
+        if known is not None:
+            _refuse_other(folder, known, about)
+
+    def take(self, stack: ExitStack) -> Trial | None:
+        """Return a trial to carry out, held until `stack` closes; None if there is none left.
+
+        A trial that its process did not end comes first, with the same values.
+        """
+        with self._alone():
+            trials = self._study.get_trials(deepcopy=False)
+            for trial in trials:
+                if trial.state == TrialState.RUNNING and holder(self._lock(trial.number)) is None:
+                    return self._hold(trial, stack)
+            if len(trials) >= self.size:
+                return None
+            self._study.add_trial(self._draw(trials))
+            return self._hold(self._study.get_trials(deepcopy=False)[-1], stack)
+
+    def tell(self, trial: Trial, scores: list[float]) -> None:
+        """End a trial with the metric of each of its runs, whose mean is its value."""
+        with self._alone():
+            self._study.set_user_attr(_about(trial.number), {"scores": scores})
+            self._study.tell(trial.number, sum(scores) / len(scores))
+
+    def give_up(self, trial: Trial, message: str) -> None:
+        """End a trial as failed."""
+        with self._alone():
+            self._study.set_user_attr(_about(trial.number), {"message": message})
+            self._study.tell(trial.number, state=TrialState.FAIL)
+
+    def exhausted(self, trial: Trial) -> bool:
+        """Return whether this process has tried often enough to carry out a trial."""
+        return self._attempts[trial.number] >= ATTEMPTS
+
+    def trials(self) -> list[Trial]:
+        """Return all trials, in the order in which they were drawn."""
+        with self._alone():
+            trials, about = self._study.get_trials(deepcopy=False), self._study.user_attrs
+        return [_read(trial, about.get(_about(trial.number), {})) for trial in trials]
+
+    def ranked(self) -> list[Trial]:
+        """Return all trials, the best first, those without a value last."""
+        sign = -1 if self.options.direction == "maximize" else 1
+        known = [trial for trial in self.trials() if trial.value is not None]
+        others = [trial for trial in self.trials() if trial.value is None]
+        return sorted(known, key=lambda trial: sign * float(trial.value or 0)) + others
+
+    def _alone(self) -> FileLock:
+        """Return the lock under which the study is read and written."""
+        return FileLock(self.folder / ".study.lock")
+
+    def _lock(self, number: int) -> Path:
+        return self.folder / "trials" / f"{number}.lock"
+
+    def _hold(self, trial: FrozenTrial, stack: ExitStack) -> Trial:
+        path = self._lock(trial.number)
+        stack.enter_context(locked(path, self.folder / ".guard"))
+        self._attempts[trial.number] = self._attempts.get(trial.number, 0) + 1
+        return _read(trial, {})
+
+    def _draw(self, known: list[FrozenTrial]) -> FrozenTrial:
+        """Return the next trial. Its number and the seed fix the sampler's randomness.
+
+        It is drawn in memory, so that it can be stored in a single line.
+        """
+        number = len(known)
+        memory = optuna.create_study(
+            sampler=self._sampler(number), direction=self.options.direction
+        )
+        memory.add_trials(known)
+        if self.grid is not None:
+            memory.enqueue_trial(self.grid[number])
+        drawn = memory.ask(dict(self.space.common))
+        for section in self.space.sections(drawn.params, self.choices):
+            for key, one in section.items():
+                _suggest(drawn, key, one)
+        return create_trial(
+            state=TrialState.RUNNING, params=drawn.params, distributions=drawn.distributions
+        )
+
+    def _sampler(self, number: int) -> BaseSampler:
+        name = self.options.sampler
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            if name == "qmc":  # one sequence, whose seed is that of all trials
+                return _Qmc(seed=self.options.seed, scramble=True)
+            seed = derive_seed("sampler", self.options.seed, number) % 2**32
+            return SAMPLERS["random" if name == GRID else name](seed)
+
+
+def _opened(storage: JournalStorage, name: str, direction: Direction) -> optuna.Study:
+    """Return the study of a journal, or begin one; only this writes."""
+    if name in optuna.get_all_study_names(storage):
+        return optuna.load_study(study_name=name, storage=storage)
+    return optuna.create_study(study_name=name, storage=storage, direction=direction)
+
+
+def _tidy(path: Path) -> None:
+    """Remove what a kill or a full disk has left: Optuna's lock, a last line without its end."""
+    path.with_name(path.name + ".lock").unlink(missing_ok=True)
+    if path.exists() and not (text := path.read_bytes()).endswith(b"\n") and text:
+        with path.open("r+b") as file:
+            file.truncate(text.rfind(b"\n") + 1)
+
+
+def _refuse_other(folder: Path, known: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Refuse to go on with a study of other runs."""
+    names = {"space": "hydra.sweeper.search", "fixed": "the other settings"}
+    for key, value in json.loads(json.dumps(about)).items():
+        if known.get(key) != value:
+            what = names.get(key, f"hydra.sweeper.{key}")
+            said = "" if key == "space" else f" (were {known.get(key)}, are now {value})"
+            raise UserError(
+                f"sweep={folder.name}: its study was begun with others in {what}{said}; repeat the"
+                " command that began it, or choose another name with sweep=<name>"
+            )
+
+
+def _about(number: int) -> str:
+    """Return the user attribute of the study with what is known of a trial beyond its value."""
+    return f"trial {number}"
+
+
+def _suggest(trial: optuna.Trial, key: str, one: BaseDistribution) -> None:
+    if isinstance(one, CategoricalDistribution):
+        trial.suggest_categorical(key, one.choices)
+    elif isinstance(one, IntDistribution):
+        trial.suggest_int(key, one.low, one.high, step=one.step, log=one.log)
+    elif isinstance(one, FloatDistribution):
+        trial.suggest_float(key, one.low, one.high, step=one.step, log=one.log)
+
+
+def _read(trial: FrozenTrial, about: Mapping[str, Any]) -> Trial:
+    states: dict[TrialState, Literal["done", "failed"]] = {
+        TrialState.COMPLETE: "done",
+        TrialState.FAIL: "failed",
+    }
+    return Trial(
+        trial.number,
+        dict(trial.params),
+        states.get(trial.state, "running"),
+        trial.value if trial.state == TrialState.COMPLETE else None,
+        tuple(about.get("scores", ())),
+        about.get("message", ""),
+    )
+
+
+def best_value(rows: list[dict[str, Any]], metric: str) -> float | None:
+    """Return the best value of a metric of VAL among the epochs of a run's last phase."""
+    last = [row for row in rows if row["phase"] == rows[-1]["phase"]]
+    found = [score(row, default_criterion(row, metric)) for row in last]
+    known = [value for value in found if value is not None]
+    if not known:
+        return None
+    return -max(known) if metric.rpartition("/")[2] in LOWER_IS_BETTER else max(known)

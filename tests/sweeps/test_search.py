@@ -1,0 +1,398 @@
+"""Searches: what is drawn, what is told, that kills lose and double nothing, and bad input."""
+
+import random
+import sys
+import time
+from contextlib import ExitStack, suppress
+from multiprocessing import get_context
+from pathlib import Path
+
+import psutil
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from test_sweep import kill_a_point
+
+from spurcor.errors import UserError
+from spurcor.launchers.search import Optuna
+from spurcor.sweeps.manifest import manifest
+from spurcor.sweeps.space import Space, parse_space
+from spurcor.sweeps.study import SearchOptions, Study, best_value
+from spurcor.system.files import read_lines
+
+LR = "tag(log,interval(1e-4,1e-1))"
+QUICK = (
+    "-m", "hydra/sweeper=optuna", "method.epochs=1", "backbone=mlp", "backbone.width=8",
+    "dfr=none", "tracker=none", "dataset.subset_size=40", "train.batch_size=20", "optimizer=sgd",
+)  # fmt: skip
+
+
+def space_of(common, typed=(), **conditional) -> Space:
+    parser = OverridesParser.create()
+    search = {"common": common, **{k.replace("_", "=", 1): v for k, v in conditional.items()}}
+    return parse_space(search, parser.parse_overrides(list(typed)), parser)
+
+
+# --- spaces ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("interval(0,1)", FloatDistribution(0.0, 1.0)),
+        (LR, FloatDistribution(1e-4, 1e-1, log=True)),
+        ("int(interval(1,8))", IntDistribution(1, 8)),
+        ("tag(log,int(interval(1,64)))", IntDistribution(1, 64, log=True)),
+        ("range(1,10,3)", IntDistribution(1, 7, step=3)),
+        ("range(8,0,-4)", IntDistribution(4, 8, step=4)),
+        ("choice(linear,step)", CategoricalDistribution(("linear", "step"))),
+        ("null,0.5", CategoricalDistribution(("null", "0.5"))),
+        ("[1,2],[3]", CategoricalDistribution(("[1,2]", "[3]"))),
+        ("range(0.0,1.0,0.5)", CategoricalDistribution(("0.0", "0.5"))),
+    ],
+)
+def test_a_space_is_written_as_sweeps_are(text, expected):
+    assert space_of({"a.b": text}).common == {"a.b": expected}
+    assert space_of({}, [f"a.b={text}"]).common == {"a.b": expected}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("interval(1,0)", "swap its ends"),
+        ("interval(1,1)", "swap its ends"),
+        ("tag(log,interval(0,1))", "must begin above 0"),
+        ("tag(log,int(interval(0,8)))", "must begin above 0"),
+        ("interval(0,inf)", "two finite ends"),
+        ("tag(log,choice(1,2))", "only an interval"),
+        ("range(0)", "no values"),
+        ("5", "a single value"),
+    ],
+)
+def test_a_space_that_is_none_is_told(text, said):
+    for search, typed in (({"a.b": text}, ()), ({}, (f"a.b={text}",) if text != "5" else None)):
+        if typed is not None:
+            with pytest.raises(UserError, match=said) as told:
+                space_of(search, typed)
+            assert f"a.b={text}" in str(told.value)
+
+
+def test_a_typed_key_takes_the_place_of_a_listed_one():
+    found = space_of({"a": "1,2", "b": "1,2"}, ["a=3", "b=5,6,7"])
+    assert found.common == {"b": CategoricalDistribution(("5", "6", "7"))}
+
+
+def test_a_choice_brings_its_own_keys():
+    space = space_of({"method": "erm,scale"}, method_scale={"gate": "linear,step"})
+    assert [dict(one) for one in space.grid({})] == [
+        {"method": "erm"},
+        {"method": "scale", "gate": "linear"},
+        {"method": "scale", "gate": "step"},
+    ]
+    fixed = space_of({"lr": "1,2"}, method_scale={"gate": "linear,step"})
+    assert len(list(fixed.grid({"method": "scale"}))) == 4
+    assert len(list(fixed.grid({"method": "erm"}))) == 2
+
+
+# --- studies --------------------------------------------------------------------------------------
+
+
+def study_in(folder: Path, sampler: str = "tpe", n_trials: int = 14, **options) -> Study:
+    space = space_of(
+        {"lr": LR, "method": "erm,scale"}, method_scale={"gate": "linear,step", "k": "range(1,9)"}
+    )
+    chosen = SearchOptions(sampler=sampler, n_trials=n_trials, **options)
+    return Study(folder, space, chosen, ["x=1"], {})
+
+
+def trained(values) -> list[float]:
+    """Scores of two seeds that depend on the values alone."""
+    return [1 - abs(values["lr"] - 0.01), 0.5 + 0.1 * (values["method"] == "scale")]
+
+
+def finish(study: Study, die=lambda: False) -> list:
+    """Carry out all trials, some of which die."""
+    while True:
+        with ExitStack() as stack:
+            trial = study.take(stack)
+            if trial is None:
+                return [(t.number, t.values, t.value, t.scores) for t in study.trials()]
+            if not die():
+                study.tell(trial, trained(trial.values))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "qmc"])
+def test_an_interrupted_search_draws_what_a_whole_one_does(sampler, tmp_path):
+    whole = finish(study_in(tmp_path / "whole", sampler))
+    assert [number for number, *_ in whole] == list(range(14))
+    assert len({values["lr"] for _, values, *_ in whole}) == 14
+    draws = random.Random(1)
+    folder = tmp_path / "parts"
+    for n_trials in (3, 3, 11, 14):  # each time another process's view of the study
+        parts = finish(study_in(folder, sampler, n_trials), lambda: draws.random() < 0.3)
+    assert parts == whole
+    other = finish(study_in(tmp_path / "other", sampler, seed=1))
+    assert [values for _, values, *_ in other] != [values for _, values, *_ in whole]
+
+
+def test_the_value_of_a_trial_is_the_mean_over_its_seeds(tmp_path):
+    (number, values, value, scores) = finish(study_in(tmp_path / "a", n_trials=1))[0]
+    assert (number, list(scores)) == (0, trained(values))
+    assert value == pytest.approx(sum(scores) / 2)
+
+
+def test_a_grid_is_drawn_once_each(tmp_path):
+    space = space_of({"a": "1,2", "b": "range(3)"})
+    study = Study(tmp_path / "g", space, SearchOptions("grid", n_trials=50), [], {})
+    drawn = []
+    while True:
+        with ExitStack() as stack:
+            if (trial := study.take(stack)) is None:
+                break
+            drawn.append((trial.values["a"], trial.values["b"]))
+            study.give_up(trial, "diverged")
+    assert drawn == [(a, b) for a in ("1", "2") for b in (0, 1, 2)]
+    assert {trial.state for trial in study.trials()} == {"failed"}
+    assert {trial.message for trial in study.trials()} == {"diverged"}
+
+
+def test_losses_are_minimised(tmp_path):
+    study = study_in(tmp_path / "a", "random", 3, metric="val/loss")
+    for value in (0.5, 0.2, 0.9):
+        with ExitStack() as stack:
+            study.tell(study.take(stack), [value])
+    assert [trial.value for trial in study.ranked()] == [0.2, 0.5, 0.9]
+
+
+def test_a_torn_line_and_a_lock_left_behind_are_removed(tmp_path):
+    folder = tmp_path / "a"
+    finish(study_in(folder, n_trials=2))
+    with (folder / "study.log").open("ab") as file:
+        file.write(b'{"op_code": 4, "wor')
+    (folder / "study.log.lock").touch()
+    before = time.monotonic()
+    assert len(finish(study_in(folder, n_trials=4))) == 4
+    assert time.monotonic() - before < 20  # Optuna itself would wait for the lock
+
+
+def test_another_search_under_the_same_name_is_refused(tmp_path):
+    folder = tmp_path / "tune"
+    finish(study_in(folder, n_trials=1))
+    before = (folder / "study.log").read_bytes()
+    with pytest.raises(UserError, match=r"sweep=tune: .* hydra.sweeper.metric .*val/average"):
+        study_in(folder, metric="val/average")
+    with pytest.raises(UserError, match=r"hydra.sweeper.seeds"):
+        study_in(folder, seeds=(0, 1))
+    other = space_of({"lr": "interval(0,1)"})
+    with pytest.raises(UserError, match=r"hydra.sweeper.search.*choose another name"):
+        Study(folder, other, SearchOptions(), ["x=1"], {})
+    assert (folder / "study.log").read_bytes() == before
+
+
+def take_many(folder: str) -> list[int]:
+    study = study_in(Path(folder), "random", 48)
+    mine = []
+    while True:
+        with ExitStack() as stack:
+            if (trial := study.take(stack)) is None:
+                return mine
+            mine.append(trial.number)
+            study.tell(trial, trained(trial.values))
+
+
+@pytest.mark.cold
+def test_sixteen_processes_share_a_study(tmp_path):
+    with get_context("spawn").Pool(16) as pool:
+        taken = pool.map(take_many, [str(tmp_path / "a")] * 16, chunksize=1)
+    assert sorted(number for one in taken for number in one) == list(range(48))
+    trials = study_in(tmp_path / "a", "random", 48).trials()
+    assert [trial.number for trial in trials] == list(range(48))
+    assert {trial.state for trial in trials} == {"done"}
+    alone = finish(study_in(tmp_path / "b", "random", 48))
+    assert [trial.values for trial in trials] == [values for _, values, *_ in alone]
+
+
+def test_no_value_of_test_decides():
+    rows = [
+        {"phase": "a", "epoch": 1, "val/worst": 1.0, "val/loss": 0.1, "test/worst": 0.0},
+        {"phase": "b", "epoch": 1, "val/worst": 0.2, "val/loss": 0.7, "test/worst": 0.9},
+        {"phase": "b", "epoch": 2, "val/worst": 0.4, "val/loss": 0.9, "test/worst": 0.1},
+        {"phase": "b", "epoch": 3, "val/worst": None, "val/loss": 0.8, "test/worst": 1.0},
+    ]
+    assert best_value(rows, "val/worst") == 0.4  # of the last phase only
+    assert best_value(rows, "val/loss") == 0.7
+    assert best_value(rows[-1:], "val/worst") is None
+    for row in rows:
+        row.update({"test/worst": 5.0, "test/loss": -1.0})
+    assert (best_value(rows, "val/worst"), best_value(rows, "val/loss")) == (0.4, 0.7)
+    with pytest.raises(ValueError, match="may not select"):
+        best_value(rows, "test/worst")
+    with pytest.raises(ValueError, match="not a validation metric"):
+        SearchOptions(metric="test/worst")
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def trials_of(outputs: Path, name: str = "tune") -> list[tuple]:
+    lines = read_lines(outputs / "sweeps" / name / "study.log")
+    fixed = next(line["user_attr"]["search"] for line in lines if "search" in str(line))
+    assert fixed["seeds"]
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    storage = JournalStorage(JournalFileBackend(str(outputs / "sweeps" / name / "study.log")))
+    study = optuna.load_study(study_name=name, storage=storage)
+    return [(t.number, t.state.name, t.params, t.value) for t in study.trials]
+
+
+def test_a_search_runs_its_trials_and_goes_on(command_line, tmp_path):
+    words = (*QUICK, f"paths.outputs={tmp_path}", "sweep=tune", f"optimizer.lr={LR}")
+    first = command_line.run(
+        "train", *words, "hydra.sweeper.n_trials=2", "hydra.sweeper.seeds=[0,3]", COLUMNS="200"
+    )
+    assert first.code == 0, first.err
+    found = trials_of(tmp_path)
+    assert [state for _, state, *_ in found] == ["COMPLETE", "COMPLETE"]
+    entries = manifest(tmp_path, "tune")
+    assert sorted(entry["seed"] for entry in entries) == [0, 0, 3, 3]
+    for (_, _, params, value), pair in zip(found, (entries[:2], entries[2:]), strict=True):
+        rows = [read_lines(Path(entry["directory"]) / "metrics.jsonl") for entry in pair]
+        assert value == pytest.approx(sum(row[-1]["val/worst"] for row in rows) / 2)
+        assert all(f"optimizer.lr={params['optimizer.lr']}" in e["overrides"] for e in pair)
+    assert "trial 1 (2 of 2): val/worst" in first.out
+    assert (tmp_path / "reports" / "tune" / "report.md").exists()
+
+    stamps = {e["directory"]: (Path(e["directory"]) / "done").stat().st_mtime_ns for e in entries}
+    again = command_line.run(
+        "train", *words, "hydra.sweeper.n_trials=3", "hydra.sweeper.seeds=[0,3]"
+    )
+    assert again.code == 0, again.err
+    assert trials_of(tmp_path)[:2] == found
+    assert len(trials_of(tmp_path)) == 3
+    assert stamps == {d: (Path(d) / "done").stat().st_mtime_ns for d in stamps}
+
+
+def test_parameters_drawn_twice_are_one_run(command_line, tmp_path):
+    ended = command_line.run(
+        "train", *QUICK, f"paths.outputs={tmp_path}", "sweep=tune", "optimizer.lr=0.1,0.2",
+        "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler=random",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    found = trials_of(tmp_path)
+    values = {
+        params["optimizer.lr"]: {v for *_, p, v in found if p == params} for *_, params, _ in found
+    }
+    assert all(len(seen) == 1 for seen in values.values())
+    assert len(list(tmp_path.glob("runs/*/*/*/seed0/done"))) == len(values) == 2
+
+
+def test_a_trial_that_diverges_fails_alone(command_line, tmp_path):
+    ended = command_line.run(
+        "train", *QUICK, f"paths.outputs={tmp_path}", "sweep=tune", "optimizer.lr=0.1,1e30",
+        "hydra.sweeper.n_trials=2", "hydra.sweeper.sampler=grid", COLUMNS="200",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert [state for _, state, *_ in trials_of(tmp_path)] == ["COMPLETE", "FAIL"]
+    assert "loss is" in ended.out
+
+
+@pytest.mark.cold
+def test_a_pool_carries_out_several_trials_at_a_time(command_line, tmp_path):
+    ended = command_line.run(
+        "train", *QUICK, f"paths.outputs={tmp_path}", "sweep=tune", f"optimizer.lr={LR}",
+        "hydra/launcher=local_pool", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_trials=4",
+        "hydra.sweeper.sampler=random",
+    )  # fmt: skip
+    assert ended.code == 0, ended.out + ended.err
+    assert [state for _, state, *_ in trials_of(tmp_path)] == ["COMPLETE"] * 4
+    alone = command_line.run(
+        "train", *QUICK, f"paths.outputs={tmp_path}", "sweep=alone", f"optimizer.lr={LR}",
+        "hydra.sweeper.n_trials=4", "hydra.sweeper.sampler=random",
+    )  # fmt: skip
+    assert alone.code == 0, alone.err
+    assert trials_of(tmp_path, "alone") == trials_of(tmp_path)
+    assert len(list(tmp_path.glob("runs/*/*/*/seed0/done"))) == 4  # shared by both searches
+
+
+def test_kills_of_the_controller_lose_and_double_nothing(command_line, tmp_path):
+    words = (
+        *QUICK, "sweep=tune", f"optimizer.lr={LR}", "hydra.sweeper.n_trials=8",
+        "hydra.sweeper.seeds=[0,1]",
+    )  # fmt: skip
+    whole = command_line.run("train", *words, f"paths.outputs={tmp_path / 'whole'}")
+    assert whole.code == 0, whole.err
+    draws = random.Random(0)
+    for _ in range(10):
+        started = command_line.start("train", *words, f"paths.outputs={tmp_path / 'parts'}")
+        end = time.monotonic() + draws.uniform(0.3, 2.0)
+        while started.running() and time.monotonic() < end:
+            time.sleep(0.01)
+        if started.running():
+            started.kill()
+            with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+                psutil.Process(started.pid).wait(10)
+    ended = command_line.run("train", *words, f"paths.outputs={tmp_path / 'parts'}")
+    assert ended.code == 0, ended.out + ended.err
+    assert trials_of(tmp_path / "parts") == trials_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("optimizer.lr=interval(1,0)",), "optimizer.lr=interval(1,0): the interval must end"),
+        (("optimizer.lr=tag(log,interval(0,1))",), "must begin above 0"),
+        (("optimizer.rate=interval(0,1)",), "optimizer.rate"),
+        (("train.device=cpu,auto",), "train.device has no effect on training"),
+        (("dataset.workers=0,1",), "dataset.workers has no effect on training"),
+        (("optimizer.lr=interval(-1,1)",), "optimizer.lr=-1"),
+        (("optimizer.lr=1,2", "seed=3"), "seed=3: the seeds of a search"),
+        (("seed=0,1",), "seed"),
+        ((), "hydra.sweeper.search is empty"),
+        (
+            ("optimizer.lr=1,2", "hydra.sweeper.metric=test/worst"),
+            "hydra.sweeper.metric=test/worst",
+        ),
+        (("optimizer.lr=1,2", "hydra.sweeper.sampler=cmaes"), "pickle"),
+        (("optimizer.lr=1,2", "hydra.sweeper.sampler=tpee"), "hydra.sweeper.sampler=tpee"),
+        (("optimizer.lr=1,2", "hydra.sweeper.n_trials=0"), "hydra.sweeper.n_trials=0"),
+        (("optimizer.lr=1,2", "hydra.sweeper.seeds=[]"), "hydra.sweeper.seeds=[]"),
+        (("optimizer.lr=1,2", "hydra.sweeper.seeds=[1,1]"), "hydra.sweeper.seeds=[1, 1]"),
+        (("optimizer.lr=1,2", "hydra.sweeper.trials=3"), "hydra.sweeper.trials"),
+        (
+            (f"optimizer.lr={LR}", "hydra.sweeper.sampler=grid"),
+            "hydra.sweeper.sampler=grid needs a list of values for optimizer.lr",
+        ),
+        (("hydra.sweeper.search={lr: '1,2'}",), "hydra.sweeper.search.lr is not a section"),
+        (("optimizer.lr=1,2", "hydra/launcher=basic"), "hydra/launcher=in_process or local_pool"),
+    ],
+)
+def test_a_search_that_cannot_be_is_told(typed, said, command_line, tmp_path):
+    outputs = tmp_path / "outputs"
+    ended = command_line.run("train", *QUICK, f"paths.outputs={outputs}", "sweep=tune", *typed)
+    assert ended.code == 2, ended.out + ended.err
+    assert len(ended.err.strip().splitlines()) == 1, ended.err
+    assert said in ended.err
+    assert not outputs.exists()
+
+
+def test_a_search_without_optuna_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"pip install 'spurcor\[tune\]'"):
+        Optuna()
+
+
+@pytest.mark.cold
+def test_a_point_that_is_killed_is_run_again_before_the_next_is_drawn(command_line, tmp_path):
+    words = (*QUICK, "sweep=tune", f"optimizer.lr={LR}", "hydra.sweeper.n_trials=3")
+    whole = command_line.run("train", *words, f"paths.outputs={tmp_path / 'whole'}")
+    assert whole.code == 0, whole.err
+    started = command_line.start(
+        "train", *words, f"paths.outputs={tmp_path / 'parts'}", "hydra/launcher=local_pool",
+        "hydra.launcher.n_jobs=1",
+    )  # fmt: skip
+    kill_a_point(started, tmp_path / "parts")
+    ended = started.wait(300)
+    assert ended.code == 0, ended.out + ended.err
+    assert trials_of(tmp_path / "parts") == trials_of(tmp_path / "whole")
