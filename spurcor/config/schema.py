@@ -177,6 +177,7 @@ class TrainConfig:
     seed: int = 0
     sweep: str = "default"
     rerun: bool = False
+    dry: bool = False
     point: tuple[str, ...] = ()
     plugins: dict[str, str] = field(default_factory=dict)  # versions of the plug-ins used
 

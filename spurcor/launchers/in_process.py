@@ -26,7 +26,7 @@ from spurcor.system.terminal import log_to_terminal
 class InProcess(Launcher):
     """Launcher that runs one point after another in this process, which imports only once.
 
-    `width` is the number of trials of a search that may be under way; 0: it cannot search.
+    `width` is the number of trials of a search that may be under way.
     """
 
     width = 1
@@ -42,6 +42,11 @@ class InProcess(Launcher):
     ) -> Sequence[JobReturn]:
         """Check all points, write the manifest, run unfinished points, and show the table."""
         points = self.compose(job_overrides)
+        done = JobReturn(status=JobStatus.COMPLETED)
+        done.return_value = None
+        if points[0].config.dry:
+            show_plan(points)
+            return [done] * len(points)
         self.refuse_impossible()
         log_to_terminal()
         warn_of_other_code(points)
@@ -50,12 +55,13 @@ class InProcess(Launcher):
         failures = self.run(points)
         if failures is not None:
             self._conclude(points, failures)
-        done = JobReturn(status=JobStatus.COMPLETED)
-        done.return_value = None
         return [done] * len(points)
 
     def stop(self) -> None:
         """End the processes that `run` has started in other threads."""
+
+    def refuse_search(self) -> None:
+        """Raise UserError if the launcher's options do not allow a search."""
 
     def refuse_impossible(self) -> None:
         """Raise UserError if submission would fail; called before anything is written."""
@@ -117,6 +123,16 @@ def _with_points(error: str, points: Sequence[str]) -> str:
     """Return a problem with the first point that has it and the number of other points."""
     others = f" (and {len(points) - 1} more)" if len(points) > 1 else ""
     return f"{points[0]}: {error}{others}"
+
+
+def show_plan(points: Sequence[Point]) -> None:
+    """Print what the points of a sweep would run."""
+    from spurcor.sweeps.plan import plan_summary, plan_table
+    from spurcor.system.terminal import Terminal
+
+    terminal = Terminal()
+    terminal.console.print(plan_table(points))
+    terminal.say(plan_summary(points))
 
 
 def _command() -> str:

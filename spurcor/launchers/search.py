@@ -27,10 +27,21 @@ from spurcor.system.terminal import Terminal, log_to_terminal
 
 if TYPE_CHECKING:
     from spurcor.sweeps.space import Space, Values
-    from spurcor.sweeps.study import Study, Trial
+    from spurcor.sweeps.study import SearchOptions, Study, Trial
 
 PATIENCE = 2.0  # seconds until a run that another trial trains is looked at again
-PLACES = ("paths.", "tracker", "site", "hydra")  # settings of no consequence for a study
+PLACES = (
+    "paths.",
+    "tracker",
+    "site",
+    "hydra",
+    "sweep=",
+    "dry=",
+    "+sweeps=",
+)  # settings of no consequence for a study
+
+# How messages of points begin that ended through no fault of their own.
+DIED = (KILLED, *(f"SLURM: {how}" for how in ("CANCELLED", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED")))
 
 
 class Optuna(Sweeper):
@@ -66,10 +77,12 @@ class Optuna(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Carry out the trials that the study lacks; called by Hydra."""
         launcher = self.launcher
-        if not isinstance(launcher, InProcess) or not launcher.width:
+        if not isinstance(launcher, InProcess):
             raise UserError(
-                "hydra/sweeper=optuna runs with hydra/launcher=in_process or local_pool; choose one"
+                "hydra/sweeper=optuna runs with hydra/launcher=in_process, local_pool or slurm;"
+                " choose one"
             )
+        launcher.refuse_search()
         parser = OverridesParser.create(config_loader=self._loader)
         typed = parser.parse_overrides(arguments)
         from spurcor.sweeps.space import parse_space
@@ -82,13 +95,16 @@ class Optuna(Sweeper):
                 f"{seeded[0]}: the seeds of a search are those of hydra.sweeper.seeds; set that"
             )
         example = self._probed(launcher, space, fixed)
-        launcher.refuse_impossible()
-        log_to_terminal()
-        shared = sorted(word for word in fixed if not word.startswith(PLACES))
-        folder = sweep_folder(example.config)
-        study = Study(folder, space, self.options, shared, example.config.choices)
-        self._carry_out(launcher, study, fixed)
-        _conclude(study, example)
+        if example.config.dry:
+            _show(space, self.options)
+        else:
+            launcher.refuse_impossible()
+            log_to_terminal()
+            shared = sorted(word for word in fixed if not word.startswith(PLACES))
+            folder = sweep_folder(example.config)
+            study = Study(folder, space, self.options, shared, example.config.choices)
+            self._carry_out(launcher, study, fixed)
+            _conclude(study, example)
 
     # --- before anything is written -------------------------------------------------------------
 
@@ -187,11 +203,22 @@ class Optuna(Sweeper):
             return
         else:
             said = [failures.get(point.config.directory, "") for point in unfinished]
-            failed = [text for text in said if text and not text.startswith(KILLED)]
+            failed = [text for text in said if text and not text.startswith(DIED)]
             if not failed and not study.exhausted(trial):
                 return
             study.give_up(trial, next(iter(failed or said)) or "its process ended early")
         Terminal().say(_line(study, trial.number))
+
+
+def _show(space: "Space", options: "SearchOptions") -> None:
+    """Print what would be searched."""
+    from spurcor.sweeps.space import described
+
+    for name, section in {"": space.common, **space.conditional}.items():
+        for key, one in section.items():
+            print(f"{key}: {described(one)}" + f" (with {name})" * bool(name))
+    runs = len(options.seeds) * options.n_trials
+    print(f"{options.n_trials} trials, {runs} runs, judged by {options.metric}", flush=True)
 
 
 def _plain(value: Any) -> Any:

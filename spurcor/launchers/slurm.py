@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+import math
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,10 +30,9 @@ POLL_SECONDS = (2.0, 15.0)  # between polls of the queue: at first, and at most
 class Slurm(InProcess):
     """Launcher that submits job arrays that run a frozen copy of code and configuration.
 
-    After submission this process is no longer needed.
+    After submission this process is no longer needed, unless it searches: it asks for the next
+    trial when one has ended, and may be stopped and started again.
     """
-
-    width = 0
 
     def __init__(self, **options: Any) -> None:
         """See `SlurmOptions`."""
@@ -41,6 +42,10 @@ class Slurm(InProcess):
         except UserError as error:
             lines = str(error).splitlines()
             raise UserError("\n".join(f"hydra.launcher.{line}" for line in lines)) from error
+        self.width = self.options.array_parallelism
+        self._submitting, self._polling = threading.Lock(), threading.Lock()
+        self._polled: tuple[float, list[PointState]] = (-math.inf, [])
+        self._stopped = False
 
     def refuse_impossible(self) -> None:
         """See `InProcess.refuse_impossible`."""
@@ -50,12 +55,13 @@ class Slurm(InProcess):
         """See `InProcess.run`."""
         config = points[0].config
         wanted = {point.key for point in points}
-        under_way = {one.key for one in _states(config) if one.status in UNDER_WAY} & wanted
-        if under_way:
-            print(f"{len(under_way)} points are queued or running already")
-        others = [point for point in points if point.key not in under_way]
-        jobs = batch(set_aside_reruns(others), self.options.points_per_job)
-        self._submit(jobs, sweep_folder(config))
+        with self._submitting:  # a search runs several trials at a time
+            under_way = {one.key for one in _states(config) if one.status in UNDER_WAY} & wanted
+            if under_way:
+                print(f"{len(under_way)} points are queued or running already")
+            others = [point for point in points if point.key not in under_way]
+            jobs = batch(set_aside_reruns(others), self.options.points_per_job)
+            self._submit(jobs, sweep_folder(config))
         under_way |= {point.key for job in jobs for point in job}
         status = f"python -m spurcor.status sweep={config.sweep} watch=true"
         if under_way and not self.options.wait:
@@ -69,6 +75,19 @@ class Slurm(InProcess):
                 file=sys.stderr,
             )
             raise SystemExit(interrupted.exit_code) from None
+
+    def stop(self) -> None:
+        """See `InProcess.stop`; the jobs go on."""
+        self._stopped = True
+
+    def refuse_search(self) -> None:
+        """See `InProcess.refuse_search`."""
+        if not self.options.wait:
+            raise UserError(
+                "hydra.launcher.wait=false: a search draws the next trial when one has ended, so"
+                " its command must stay; leave wait=true, and run the command in tmux or in a job"
+                " of its own"
+            )
 
     def _submit(self, jobs: Sequence[Sequence[Point]], folder: Path) -> None:
         """Submit arrays as long as the cluster allows, each to start after the previous one."""
@@ -102,17 +121,24 @@ class Slurm(InProcess):
         shown: set[tuple[str, ...]] = set()
         pause = POLL_SECONDS[0]
         while True:
-            found = [one for one in _states(config) if one.key in keys]
+            found = [one for one in self._recent(config, pause) if one.key in keys]
             now = {one.key for one in found if one.status not in UNDER_WAY}
             for one in found:
                 if one.key in (now & ended) - shown:
                     shown.add(one.key)
                     print(f"{one.status}: {' '.join(one.entry['overrides'])}", flush=True)
-            if shown >= keys:
+            if shown >= keys or self._stopped:
                 return {Path(one.entry["directory"]): one.message for one in found if one.message}
             ended = now
             time.sleep(pause)
             pause = min(1.2 * pause, POLL_SECONDS[1])
+
+    def _recent(self, config: TrainConfig, seconds: float) -> list[PointState]:
+        """Return states at most `seconds` old, so that many trials poll SLURM as one does."""
+        with self._polling:
+            if time.monotonic() - self._polled[0] >= seconds:
+                self._polled = time.monotonic(), _states(config)
+            return self._polled[1]
 
 
 def _states(config: TrainConfig) -> list[PointState]:

@@ -30,6 +30,11 @@ def run_single(cfg: DictConfig) -> int:
     """Run a single point, adding it to the manifest of its sweep; return the exit code."""
     config = read(cfg, HydraConfig.get().runtime.choices)
     point = Point(tuple(HydraConfig.get().overrides.task), config)
+    if config.dry:
+        from spurcor.sweeps.plan import plan_summary
+
+        print(f"{config.directory}: {plan_summary([point])}", flush=True)
+        return 0
     log_to_terminal()
     warn_of_other_code([point])
     return _execute(config, on_start=lambda: write_manifest([point])).exit_code

@@ -115,6 +115,17 @@ def ends(one: BaseDistribution) -> tuple[Any, Any]:
     return one.low, one.high
 
 
+def described(one: BaseDistribution) -> str:
+    """Return a distribution in words."""
+    if isinstance(one, CategoricalDistribution):
+        return ", ".join(map(str, one.choices))
+    low, high = ends(one)
+    step = getattr(one, "step", None) or 1
+    how = ", logarithmic" if getattr(one, "log", False) else ""
+    whole = ", whole numbers" if isinstance(one, IntDistribution) else ""
+    return f"{low} to {high}{how}{whole}" + (f", steps of {step}" if step != 1 else "")
+
+
 def _distribution(override: Override) -> BaseDistribution:
     line, value = override.input_line, override.value()
     if isinstance(value, IntervalSweep):

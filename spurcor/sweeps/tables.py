@@ -37,7 +37,8 @@ def sweep_table(points: Sequence["PointState"]) -> Table:
 def search_table(metric: str, trials: Sequence["Trial"]) -> Table:
     """Return a table of the trials of a search: their values, and those of the searched keys."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.values))
-    table = Table("trial", *short_names(keys).values())
+    names = short_names(keys)
+    table = Table("trial", *(names[key] for key in keys))
     table.add_column(metric, justify="right")
     table.add_column("seeds", justify="right")
     for trial in trials:

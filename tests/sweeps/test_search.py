@@ -365,7 +365,10 @@ def test_kills_of_the_controller_lose_and_double_nothing(command_line, tmp_path)
             "hydra.sweeper.sampler=grid needs a list of values for optimizer.lr",
         ),
         (("hydra.sweeper.search={lr: '1,2'}",), "hydra.sweeper.search.lr is not a section"),
-        (("optimizer.lr=1,2", "hydra/launcher=basic"), "hydra/launcher=in_process or local_pool"),
+        (
+            ("optimizer.lr=1,2", "hydra/launcher=basic"),
+            "hydra/launcher=in_process, local_pool or slurm",
+        ),
     ],
 )
 def test_a_search_that_cannot_be_is_told(typed, said, command_line, tmp_path):
@@ -396,3 +399,18 @@ def test_a_point_that_is_killed_is_run_again_before_the_next_is_drawn(command_li
     ended = started.wait(300)
     assert ended.code == 0, ended.out + ended.err
     assert trials_of(tmp_path / "parts") == trials_of(tmp_path / "whole")
+
+
+def test_a_dry_search_says_what_it_would_draw_and_writes_nothing(command_line, tmp_path):
+    outputs = tmp_path / "outputs"
+    ended = command_line.run(
+        "train", *QUICK, f"paths.outputs={outputs}", "dry=true", f"optimizer.lr={LR}",
+        "train.batch_size=10,20", "hydra.sweeper.seeds=[0,1]", "hydra.sweeper.n_trials=7",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines() == [
+        "optimizer.lr: 0.0001 to 0.1, logarithmic",
+        "train.batch_size: 10, 20",
+        "7 trials, 14 runs, judged by val/worst",
+    ]
+    assert not outputs.exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from ordeal import Size, withstand
+from test_search import trials_of
 
 from spurcor.sweeps import states
 
@@ -92,3 +93,25 @@ def test_the_stock_launcher_stays_usable(command_line, tmp_path):
     assert {point.status for point in points_of(tmp_path)} == {"done"}
     ended = command_line.run(*command, "optimizer.lr=1e30")
     assert ended.code == 1, "a failed job must not look completed"
+
+
+def test_a_search_on_a_cluster_survives_the_kill_of_its_controller(command_line, tmp_path):
+    words = (
+        "train", "-m", "hydra/sweeper=optuna", *QUICK, "method.epochs=30", "sweep=tune",
+        "optimizer.lr=tag(log,interval(1e-4,1e-2))", "hydra.sweeper.n_trials=4",
+        "hydra.sweeper.sampler=random",
+    )  # fmt: skip
+    cluster = (*words, "hydra/launcher=slurm", "site.mem_gb=2", "site.array_parallelism=2")
+    started = command_line.start(*cluster, f"paths.outputs={tmp_path / 'cluster'}")
+    while not (tmp_path / "cluster").exists() or not list(tmp_path.glob("cluster/runs/*/*/*/*/*")):
+        assert started.running(), started.text("err")
+        time.sleep(0.2)
+    started.kill()
+    ended = command_line.start(*cluster, f"paths.outputs={tmp_path / 'cluster'}").wait(300)
+    assert ended.code == 0, ended.out + ended.err
+    alone = command_line.run(*words, f"paths.outputs={tmp_path / 'alone'}")
+    assert alone.code == 0, alone.err
+    assert trials_of(tmp_path / "cluster") == trials_of(tmp_path / "alone")
+    entries = points_of(tmp_path / "cluster", "tune")
+    assert len(entries) == 4
+    assert all(point.entry["job"] for point in entries)

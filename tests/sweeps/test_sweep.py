@@ -127,6 +127,10 @@ def test_all_options_of_a_group_are_swept(command_line, tmp_path):
         ("hydra.sweeper.points=[seed]", "seed has no value"),
         ("hydra.sweeper.params={seed: 'range(0)'}", "seed=range(0) "),
         ("hydra.sweeper.points=[hydra.run.dir=x]", "hydra.run.dir=x"),
+        ("hydra.sweeper.points=['seed=range(0)']", "seed=range(0) "),
+        ("hydra.sweeper.zip=text", "hydra.sweeper.zip=text"),
+        ("hydra.sweeper.zip=[5]", "hydra.sweeper.zip: 5 "),
+        ("hydra.sweeper.zip=['seed=1,2 optimizer.lr=1,2,3']", "(seed has 2, optimizer.lr has 3)"),
     ],
 )
 def test_a_sweep_that_is_none_is_told(typed, word, command_line, tmp_path):
@@ -136,6 +140,61 @@ def test_a_sweep_that_is_none_is_told(typed, word, command_line, tmp_path):
     assert len(ended.err.strip().splitlines()) == 1
     assert word in ended.err
     assert not outputs.exists()
+
+
+def points_of(command_line, outputs, *words) -> list[list[str]]:
+    """The overrides of the points of a sweep, from its dry run, which writes nothing."""
+    ended = command_line.run(
+        "train", "-m", *QUICK, f"paths.outputs={outputs}", "dry=true", *words, COLUMNS="300"
+    )
+    assert ended.code == 0, ended.err
+    assert not (outputs / "sweeps").exists()
+    return [row.split("│")[1].split() for row in ended.out.splitlines() if row.startswith("│")]
+
+
+def test_a_point_may_list_values_of_its_own(command_line, tmp_path):
+    listed = ("method=erm optimizer.lr=0.1,0.2", "method=scale method.gate=linear,step")
+    points = f"hydra.sweeper.points={json.dumps(listed)}"
+    found = points_of(command_line, tmp_path, points, "seed=0,1")
+    assert found == [
+        [method, setting, f"seed={seed}"]
+        for method, settings in (
+            ("method=erm", ("optimizer.lr=0.1", "optimizer.lr=0.2")),
+            ("method=scale", ("method.gate=linear", "method.gate=step")),
+        )
+        for setting in settings
+        for seed in (0, 1)
+    ]
+    assert len(points_of(command_line, tmp_path, points, "optimizer.lr=0.3", "seed=0,1")) == 6
+
+
+def test_keys_are_paired(command_line, tmp_path):
+    zipped = 'hydra.sweeper.zip=["optimizer.lr=0.1,0.2 train.batch_size=16,32"]'
+    found = points_of(command_line, tmp_path, zipped, "method=erm,iw")
+    pairs = [
+        ["optimizer.lr=0.1", "train.batch_size=16"],
+        ["optimizer.lr=0.2", "train.batch_size=32"],
+    ]
+    assert found == [[*pair, f"method={method}"] for pair in pairs for method in ("erm", "iw")]
+    two = 'hydra.sweeper.zip=["optimizer.lr=0.1,0.2 train.batch_size=16,32","seed=1,2,3"]'
+    assert len(points_of(command_line, tmp_path, two)) == 6
+
+
+def test_a_dry_run_says_what_is_done_and_starts_nothing(command_line, tmp_path):
+    words = ("-m", f"paths.outputs={tmp_path}", *QUICK, "tracker=none", "seed=0,1", "method=erm,iw")
+    assert command_line.run("train", *words[:-2], "seed=0", "method=erm").code == 0
+    before = sorted(tmp_path.rglob("*"))
+    ended = command_line.run("train", *words, "dry=true", COLUMNS="200")
+    assert ended.code == 0, ended.err
+    states = [row.split("│")[3].strip() for row in ended.out.splitlines() if row.startswith("│")]
+    assert states == ["done", "missing", "missing", "missing"]
+    last = ended.out.strip().splitlines()[-1]
+    assert last.startswith("4 points, 4 runs, 3 of them not done; about 0 s on one process;")
+    assert "no finished run of their data set and method tells how long 2 take" in last
+    one = command_line.run("train", *words[1:-2], "seed=1", "method=erm", "dry=true")
+    assert one.code == 0
+    assert "1 point, 1 run, 1 of them not done" in one.out
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.cold
