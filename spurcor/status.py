@@ -71,7 +71,17 @@ def _watch(config: StatusConfig, found: Sequence["PointState"]) -> Sequence["Poi
     from spurcor.system.terminal import Terminal
 
     def sorted_page() -> "Group":
-        order = ("running", "queued", "held", "failed", "damaged", "interrupted", "missing", "done")
+        order = (
+            "running",
+            "queued",
+            "held",
+            "failed",
+            "damaged",
+            "interrupted",
+            "missing",
+            "pruned",
+            "done",
+        )
         return _page(sorted(found, key=lambda one: order.index(one.status)))
 
     with Live(sorted_page(), console=Terminal().console, auto_refresh=False) as live:

@@ -178,6 +178,7 @@ class TrainConfig:
     sweep: str = "default"
     rerun: bool = False
     dry: bool = False
+    trial: int | None = None
     point: tuple[str, ...] = ()
     plugins: dict[str, str] = field(default_factory=dict)  # versions of the plug-ins used
 

@@ -1,5 +1,6 @@
 """A search: points that an Optuna study draws one after another, judged on VAL."""
 
+import dataclasses
 import threading
 import time
 from collections.abc import Sequence
@@ -167,7 +168,7 @@ class Optuna(Sweeper):
             if trial is None:
                 return False
             try:
-                points = self._points(launcher, fixed, trial.values, self.options.seeds)
+                points = self._points_of(launcher, fixed, trial)
             except UserError as error:
                 study.give_up(trial, str(error))
                 return True
@@ -177,27 +178,32 @@ class Optuna(Sweeper):
                 if not self._opened:
                     open_sweep(points)
                     self._opened = True
-            failures = launcher.run(points) or {}
+            # The first seed decides alone whether a trial is pruned.
+            first = 1 if self.options.pruner != "none" else len(points)
+            failures = launcher.run(points[:first]) or {}
+            if first < len(points) and points[0].done and not self._stopped:
+                failures |= launcher.run(points[first:]) or {}
             if not self._stopped:
                 self._judge(study, trial, points, failures)
         return True
+
+    def _points_of(self, launcher: InProcess, fixed: list[str], trial: "Trial") -> list[Point]:
+        points = self._points(launcher, fixed, trial.values, self.options.seeds)
+        if self.options.pruner == "none":
+            return points
+        first = dataclasses.replace(points[0].config, trial=trial.number)
+        return [dataclasses.replace(points[0], config=first), *points[1:]]
 
     def _judge(
         self, study: "Study", trial: "Trial", points: Sequence[Point], failures: dict[Path, str]
     ) -> None:
         """Tell the study how a trial ended; one that was killed or held up stays under way."""
-        from spurcor.sweeps.study import best_value
-
         unfinished = [point for point in points if not point.done]
         if not unfinished:
-            metric = self.options.metric
-            rows = [read_lines(point.config.directory / "metrics.jsonl") for point in points]
-            found = [best_value(of, metric) if of else None for of in rows]
-            scores = [value for value in found if value is not None]
-            if len(scores) == len(points):
-                study.tell(trial, scores)
-            else:
-                study.give_up(trial, f"no epoch has {metric}")
+            files = [point.config.directory / "metrics.jsonl" for point in points]
+            study.tell(trial, [read_lines(path) for path in files])
+        elif (points[0].config.directory / "pruned").exists():
+            study.prune(trial)
         elif any(holder(lock_of(point.config.directory)) for point in unfinished):
             time.sleep(PATIENCE)
             return
@@ -230,7 +236,7 @@ def _line(study: "Study", number: int) -> str:
     ranked = study.ranked()
     ended = next(trial for trial in ranked if trial.number == number)
     settings = " ".join(f"{key}={_short(value)}" for key, value in ended.values.items())
-    value = "failed" if ended.value is None else f"{ended.value:.4g}"
+    value = ended.state if ended.value is None else f"{ended.value:.4g}"
     best = ranked[0]
     so_far = "" if best.value is None else f", best {best.value:.4g} (trial {best.number})"
     metric = study.options.metric
@@ -255,5 +261,5 @@ def _conclude(study: "Study", example: Point) -> None:
     missing = study.size - sum(trial.state != "running" for trial in ranked)
     if missing > 0:
         raise RunError(f"{missing} of {study.size} trials are not done")
-    if all(trial.state == "failed" for trial in ranked):
-        raise RunError(f"all {len(ranked)} trials failed")
+    if not any(trial.state == "done" for trial in ranked):
+        raise RunError(f"none of {len(ranked)} trials was trained to its end")

@@ -60,7 +60,7 @@ class _Asked:
         self.folders.setdefault(directory, set()).update(folders)
         if point.status == "done":
             self.done.add(directory)
-        else:
+        elif point.status != "pruned":
             text = " ".join(entry["overrides"])
             self.missing.append(Missing(sweep, text, point.status, point.message))
 

@@ -29,6 +29,7 @@ from spurcor.system.files import cannot_write, remove_leftovers, write_text
 from spurcor.system.lock import Held, holder, lock_of, locked, remove_dead
 from spurcor.system.terminal import Terminal, logged
 from spurcor.tracking import Record, Trackers
+from spurcor.training.moments import Enough, Pruned, never
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 class Outcome:
     """How a command on a run ended."""
 
-    status: Literal["done", "failed", "held", "interrupted"]
+    status: Literal["done", "failed", "held", "interrupted", "pruned"]
     directory: Path
     message: str = ""
     result: Mapping[str, Any] = field(default_factory=dict)
@@ -45,12 +46,15 @@ class Outcome:
 
 
 def execute(
-    config: TrainConfig, terminal: Terminal, on_start: Callable[[], None] = lambda: None
+    config: TrainConfig,
+    terminal: Terminal,
+    on_start: Callable[[], None] = lambda: None,
+    enough: Enough = never,
 ) -> Outcome:
     """Train, repair and analyse what is missing of a run, then show its results.
 
-    User errors are raised before `on_start`, which writes the manifest, and before the run's first
-    file is written.
+    Training ends as `pruned` when `enough` says so. User errors are raised before `on_start`, which
+    writes the manifest, and before the run's first file is written.
     """
     trackers = Trackers.build(config.tracker, config.paths.outputs)
     if _finished_before(config):
@@ -61,7 +65,7 @@ def execute(
     if (owner := holder(lock)) is not None:
         return _held(config.directory, Held(lock, owner), terminal)
     began = time.time()
-    run = prepare(config, trackers)
+    run = dataclasses.replace(prepare(config, trackers), enough=enough)
     prepared = time.time()
     on_start()
     return _carry_out(run, terminal, (began, prepared))
@@ -174,6 +178,8 @@ def _carry_out(run: Prepared, terminal: Terminal, prepared: tuple[float, float])
                     _work(run, terminal)
                 except (UserError, Held):
                     raise
+                except Pruned as pruned:
+                    return _pruned(directory, pruned, terminal)
                 except Exception as error:
                     return _failed(directory, error, terminal)
     except Held as held:
@@ -202,7 +208,8 @@ def _make_room(run: Prepared) -> None:
 
 def _work(run: Prepared, terminal: Terminal) -> None:
     directory = run.directory
-    (directory / "failed").unlink(missing_ok=True)
+    for mark in ("failed", "pruned"):
+        (directory / mark).unlink(missing_ok=True)
     if not (directory / "done").exists():
         train(run, terminal)
     if run.repair is not None:
@@ -259,6 +266,13 @@ def _held(directory: Path, held: Held, terminal: Terminal) -> Outcome:
     message = f"{directory} is being worked on by {held}"
     terminal.say(message)
     return Outcome("held", directory, message)
+
+
+def _pruned(directory: Path, pruned: Pruned, terminal: Terminal) -> Outcome:
+    write_text(directory / "pruned", f"{pruned}\n")
+    log.info("pruned %s", pruned)
+    terminal.say(f"pruned {pruned}: {directory}")
+    return Outcome("pruned", directory)
 
 
 def _failed(directory: Path, error: Exception, terminal: Terminal) -> Outcome:

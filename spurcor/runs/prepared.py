@@ -21,6 +21,7 @@ from spurcor.runs.refusals import (
 )
 from spurcor.tracking import Trackers
 from spurcor.training.method import Method, Phase, RunContext
+from spurcor.training.moments import Enough, never
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Prepared:
     analyses: Analyses
     repair: Repair | None
     trackers: Trackers
+    enough: Enough = never
     origin: Method | None = None  # network of the run named by method.init
 
     @property

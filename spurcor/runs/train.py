@@ -20,6 +20,7 @@ from spurcor.system.terminal import Terminal
 from spurcor.tracking import Record
 from spurcor.training import predictions
 from spurcor.training.method import untouched
+from spurcor.training.moments import Pruned
 from spurcor.training.progress import Progress
 from spurcor.training.trainer import Trainer
 
@@ -37,11 +38,13 @@ def train(run: Prepared, terminal: Terminal) -> None:
     record = Record.of_run(run.directory, config)
     trackers.start(record)
     with watch(terminal, lambda rows: trackers.rows(record, rows)) as observer:
-        trainer = Trainer(run.directory, config.train, run.context, observer, run.analyses)
+        trainer = Trainer(
+            run.directory, config.train, run.context, observer, run.analyses, run.enough
+        )
         try:
             trainer.fit(run.method, run.phases)
             _finish(run, trainer.progress)
-        except Interrupted:
+        except (Interrupted, Pruned):
             trackers.finish(record, "KILLED")
             raise
         except Exception:
@@ -54,7 +57,7 @@ def _write_down(run: Prepared) -> None:
     """Write configuration and code fingerprints; warn if a resumed run's code has changed."""
     directory, config = run.directory, run.config
     if not (directory / "config.yaml").exists():
-        tree = {**plain(config), "rerun": False}
+        tree = {**plain(config), "rerun": False, "trial": None}
         write_json(directory / "code.json", provenance.code_of(config))
         write_text(directory / "config.yaml", masked(yaml.safe_dump(tree, sort_keys=False)))
     elif other := provenance.changed(provenance.begun_by(directory), config):

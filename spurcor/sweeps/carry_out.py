@@ -13,13 +13,14 @@ from omegaconf import DictConfig
 from spurcor.config.schema import TrainConfig
 from spurcor.errors import Damaged, RunError, UserError, of_system
 from spurcor.sweeps.freeze import read_point
-from spurcor.sweeps.manifest import Point, write_manifest
+from spurcor.sweeps.manifest import Point, sweep_folder, write_manifest
 from spurcor.sweeps.read import read
 from spurcor.system.signals import Interrupted
 from spurcor.system.terminal import log_to_terminal
 
 if TYPE_CHECKING:
     from spurcor.runs.execute import Outcome
+    from spurcor.training.moments import Enough
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +32,7 @@ def run_single(cfg: DictConfig) -> int:
     config = read(cfg, HydraConfig.get().runtime.choices)
     point = Point(tuple(HydraConfig.get().overrides.task), config)
     if config.dry:
-        from spurcor.sweeps.plan import plan_summary
-
-        print(f"{config.directory}: {plan_summary([point])}", flush=True)
+        print(f"{'done' if point.done else 'not done'}: {config.directory}", flush=True)
         return 0
     log_to_terminal()
     warn_of_other_code([point])
@@ -109,7 +108,18 @@ def _execute(config: TrainConfig, on_start: Callable[[], None] = lambda: None) -
     from spurcor.system.terminal import Terminal
 
     log_to_terminal()
-    outcome = spurcor.runs.execute.execute(config, Terminal(), on_start)
+    outcome = spurcor.runs.execute.execute(config, Terminal(), on_start, _judge_of(config))
     if outcome.status == "failed":
         print(f"spurcor: {outcome.directory}: {outcome.message}", file=sys.stderr, flush=True)
     return outcome
+
+
+def _judge_of(config: TrainConfig) -> "Enough":
+    """Return what decides whether a trial of a search goes on; other runs always do."""
+    from spurcor.training.moments import never
+
+    if config.trial is None:
+        return never
+    from spurcor.sweeps.pruning import Pruner
+
+    return Pruner(sweep_folder(config), config.trial)

@@ -16,7 +16,7 @@ from spurcor.system.lock import holder, lock_of
 from spurcor.system.shapes import Plan
 
 PointStatus = Literal[
-    "done", "running", "queued", "held", "failed", "interrupted", "missing", "damaged"
+    "done", "running", "queued", "held", "failed", "pruned", "interrupted", "missing", "damaged"
 ]
 UNDER_WAY = ("queued", "running")
 
@@ -65,6 +65,8 @@ def state(entry: Mapping[str, Any], job: slurm.Job | None = None) -> PointState:
     if (directory / "failed").exists():
         lines = tail(directory / "failed").strip().splitlines()
         return PointState(entry, "failed", lines[-1] if lines else "")
+    if (directory / "pruned").exists():
+        return PointState(entry, "pruned", tail(directory / "pruned").strip())
     log = Path(entry["log"]) if entry["log"] else None
     ended = "" if job is None else job.ending
     if ended or (log is not None and log.exists() and log.stat().st_size):

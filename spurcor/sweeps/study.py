@@ -7,7 +7,7 @@ works on a trial holds its lock; a trial under way that nobody holds is taken up
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,23 +23,21 @@ from optuna.distributions import (
 )
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from spurcor.config.schema import check_criterion
 from spurcor.errors import UserError
 from spurcor.seeding import derive_seed
+from spurcor.sweeps.journal import JOURNAL, LOCK, Direction, open_study
+from spurcor.sweeps.pruning import RULE, SEARCH, Pruner, Rows, best_so_far
 from spurcor.sweeps.space import Space, Values
 from spurcor.system.files import decoding
 from spurcor.system.lock import holder, locked
-from spurcor.training.selection import LOWER_IS_BETTER, default_criterion, score
+from spurcor.training.selection import LOWER_IS_BETTER
 
 log = logging.getLogger(__name__)
-JOURNAL = "study.log"
 ATTEMPTS = 3  # of one process to carry out a trial whose points are killed
 GRID = "grid"
-Direction = Literal["maximize", "minimize"]
 
 
 class _Qmc(QMCSampler):
@@ -65,11 +63,14 @@ class SearchOptions:
     seeds: tuple[int, ...] = (0,)  # of the runs of each trial, which its value is the mean of
     metric: str = "val/worst"
     seed: int = 0  # of the sampler
+    pruner: Literal["none", "median", "asha"] = "none"
+    warmup: int = 1  # epochs of a run before which it is not pruned
     search: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.n_trials < 1:
-            raise ValueError(f"n_trials={self.n_trials} must be at least 1")
+        for name in ("n_trials", "warmup"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(
                 f"seeds={list(self.seeds)} must be a list of different numbers of at least 0"
@@ -94,7 +95,7 @@ class Trial:
 
     number: int
     values: Values
-    state: Literal["running", "done", "failed"] = "running"
+    state: Literal["running", "done", "failed", "pruned"] = "running"
     value: float | None = None
     scores: tuple[float, ...] = ()  # one per seed
     message: str = ""
@@ -116,7 +117,6 @@ class Study:
         `fixed` are the overrides that all trials share, and `choices` the options of the groups.
         Raises UserError if the study there searches another space, or cannot be read.
         """
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.folder, self.space, self.options, self.choices = folder, space, options, choices
         self.grid = list(space.grid(choices)) if options.sampler == GRID else None
         self.size = min(options.n_trials, len(self.grid)) if self.grid else options.n_trials
@@ -130,12 +130,13 @@ class Study:
             "fixed": fixed,
         }
         with self._alone(), decoding(path, "choose another name with sweep=<name>"):
-            _tidy(path)
-            backend = JournalFileBackend(str(path), JournalFileOpenLock(str(path)))
-            self._study = _opened(JournalStorage(backend), folder.name, options.direction)
-            known = self._study.user_attrs.get("search")
+            self._study = open_study(folder, options.direction)
+            known = self._study.user_attrs.get(SEARCH)
             if known is None:
-                self._study.set_user_attr("search", about)
+                self._study.set_user_attr(SEARCH, about)
+            rule = [options.pruner, options.warmup]
+            if self._study.user_attrs.get(RULE) != rule:
+                self._study.set_user_attr(RULE, rule)
         if known is not None:
             _refuse_other(folder, known, about)
 
@@ -154,8 +155,15 @@ class Study:
             self._study.add_trial(self._draw(trials))
             return self._hold(self._study.get_trials(deepcopy=False)[-1], stack)
 
-    def tell(self, trial: Trial, scores: list[float]) -> None:
-        """End a trial with the metric of each of its runs, whose mean is its value."""
+    def tell(self, trial: Trial, runs: Sequence[Rows]) -> None:
+        """End a trial whose runs have these rows; the mean of their metric is its value."""
+        found = [best_value(rows, self.options.metric) if rows else None for rows in runs]
+        scores = [value for value in found if value is not None]
+        if len(scores) < len(runs):
+            self.give_up(trial, f"no epoch has {self.options.metric}")
+            return
+        if self.options.pruner != "none":  # others are compared with all of its epochs
+            Pruner(self.folder, trial.number)(runs[0])
         with self._alone():
             self._study.set_user_attr(_about(trial.number), {"scores": scores})
             self._study.tell(trial.number, sum(scores) / len(scores))
@@ -165,6 +173,11 @@ class Study:
         with self._alone():
             self._study.set_user_attr(_about(trial.number), {"message": message})
             self._study.tell(trial.number, state=TrialState.FAIL)
+
+    def prune(self, trial: Trial) -> None:
+        """End a trial whose first run was stopped."""
+        with self._alone():
+            self._study.tell(trial.number, state=TrialState.PRUNED)
 
     def exhausted(self, trial: Trial) -> bool:
         """Return whether this process has tried often enough to carry out a trial."""
@@ -185,7 +198,7 @@ class Study:
 
     def _alone(self) -> FileLock:
         """Return the lock under which the study is read and written."""
-        return FileLock(self.folder / ".study.lock")
+        return FileLock(self.folder / LOCK)
 
     def _lock(self, number: int) -> Path:
         return self.folder / "trials" / f"{number}.lock"
@@ -225,21 +238,6 @@ class Study:
             return SAMPLERS["random" if name == GRID else name](seed)
 
 
-def _opened(storage: JournalStorage, name: str, direction: Direction) -> optuna.Study:
-    """Return the study of a journal, or begin one; only this writes."""
-    if name in optuna.get_all_study_names(storage):
-        return optuna.load_study(study_name=name, storage=storage)
-    return optuna.create_study(study_name=name, storage=storage, direction=direction)
-
-
-def _tidy(path: Path) -> None:
-    """Remove what a kill or a full disk has left: Optuna's lock, a last line without its end."""
-    path.with_name(path.name + ".lock").unlink(missing_ok=True)
-    if path.exists() and not (text := path.read_bytes()).endswith(b"\n") and text:
-        with path.open("r+b") as file:
-            file.truncate(text.rfind(b"\n") + 1)
-
-
 def _refuse_other(folder: Path, known: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Refuse to go on with a study of other runs."""
     names = {"space": "hydra.sweeper.search", "fixed": "the other settings"}
@@ -268,9 +266,10 @@ def _suggest(trial: optuna.Trial, key: str, one: BaseDistribution) -> None:
 
 
 def _read(trial: FrozenTrial, about: Mapping[str, Any]) -> Trial:
-    states: dict[TrialState, Literal["done", "failed"]] = {
+    states: dict[TrialState, Literal["done", "failed", "pruned"]] = {
         TrialState.COMPLETE: "done",
         TrialState.FAIL: "failed",
+        TrialState.PRUNED: "pruned",
     }
     return Trial(
         trial.number,
@@ -282,11 +281,7 @@ def _read(trial: FrozenTrial, about: Mapping[str, Any]) -> Trial:
     )
 
 
-def best_value(rows: list[dict[str, Any]], metric: str) -> float | None:
+def best_value(rows: Rows, metric: str) -> float | None:
     """Return the best value of a metric of VAL among the epochs of a run's last phase."""
     last = [row for row in rows if row["phase"] == rows[-1]["phase"]]
-    found = [score(row, default_criterion(row, metric)) for row in last]
-    known = [value for value in found if value is not None]
-    if not known:
-        return None
-    return -max(known) if metric.rpartition("/")[2] in LOWER_IS_BETTER else max(known)
+    return next((value for _, value in reversed(list(best_so_far(last, metric)))), None)

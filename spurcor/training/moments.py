@@ -1,11 +1,15 @@
 """Measurement points during training, and the interface of whatever measures at them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from spurcor.data.splits import Splits
 from spurcor.training.method import Method
+
+
+class Pruned(Exception):  # noqa: N818 - a decision, not an error
+    """A search has no more use for a run; its checkpoint is kept."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,14 @@ class Moment:
     phase: str
     epoch: int
     step: int
+
+
+Enough = Callable[[Sequence[Mapping[str, Any]]], bool]
+
+
+def never(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Return False: a run outside a search is trained to its end."""
+    return False
 
 
 class Measures(Protocol):

@@ -19,7 +19,7 @@ from spurcor.system.signals import Interrupted
 from spurcor.training import checkpoint, predictions, selection
 from spurcor.training.method import Method, Phase, RunContext, untouched
 from spurcor.training.metrics import evaluate, none_if_undefined
-from spurcor.training.moments import Measures, Moment
+from spurcor.training.moments import Enough, Measures, Moment, Pruned, never
 from spurcor.training.progress import Clock, Progress, Selected
 from spurcor.training.run_state import RunState
 from spurcor.training.step_log import StepLog
@@ -48,9 +48,10 @@ class Trainer:
         context: RunContext,
         observer: Observer,
         analyses: Measures,
+        enough: Enough = never,
     ) -> None:
         self.directory, self.options, self.context = directory, options, context
-        self.observer, self.analyses = observer, analyses
+        self.observer, self.analyses, self._enough = observer, analyses, enough
         self._state = RunState(directory, options, context, analyses)
         self.progress, self._best = self._state.progress, self._state.best
         self._steps = StepLog(self.progress)
@@ -60,7 +61,8 @@ class Trainer:
     def fit(self, method: Method, phases: Sequence[Phase] | None = None) -> Progress:
         """Run all phases; on return everything is on disk and the method holds the last weights.
 
-        Raises Interrupted after saving a checkpoint if the process was asked to stop.
+        Raises Interrupted after saving a checkpoint if the process was asked to stop, and Pruned if
+        `enough`, which sees all rows after each evaluation, says so.
         """
         splits, progress = self.context.splits, self.progress
         phases = method.phases() if phases is None else phases
@@ -160,6 +162,10 @@ class Trainer:
             if (stopping := options.early_stopping) is not None and stopping.metric in row:
                 progress.watched.add(selection.score(row, stopping.metric))
             self.observer.row(row, phase)
+            ended = last_phase and progress.epoch == phase.epochs
+            if not ended and self._enough(self._state.rows):
+                self._save(method, phase)
+                raise Pruned(f"after epoch {progress.epoch} of {phase.name}")
         if self._clock.unsaved() >= options.checkpoint_seconds:
             self._save(method, phase)
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import psutil
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from killing import contents
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from test_sweep import kill_a_point
 
 from spurcor.errors import UserError
 from spurcor.launchers.search import Optuna
 from spurcor.sweeps.manifest import manifest
+from spurcor.sweeps.pruning import Pruner, best_so_far
 from spurcor.sweeps.space import Space, parse_space
 from spurcor.sweeps.study import SearchOptions, Study, best_value
 from spurcor.system.files import read_lines
@@ -105,9 +107,10 @@ def study_in(folder: Path, sampler: str = "tpe", n_trials: int = 14, **options) 
     return Study(folder, space, chosen, ["x=1"], {})
 
 
-def trained(values) -> list[float]:
-    """Scores of two seeds that depend on the values alone."""
-    return [1 - abs(values["lr"] - 0.01), 0.5 + 0.1 * (values["method"] == "scale")]
+def trained(values) -> list[list[dict]]:
+    """The rows of two seeds, which depend on the values alone."""
+    scores = (1 - abs(values["lr"] - 0.01), 0.5 + 0.1 * (values["method"] == "scale"))
+    return [[{"phase": "a", "epoch": 1, "val/worst": score}] for score in scores]
 
 
 def finish(study: Study, die=lambda: False) -> list:
@@ -137,7 +140,7 @@ def test_an_interrupted_search_draws_what_a_whole_one_does(sampler, tmp_path):
 
 def test_the_value_of_a_trial_is_the_mean_over_its_seeds(tmp_path):
     (number, values, value, scores) = finish(study_in(tmp_path / "a", n_trials=1))[0]
-    assert (number, list(scores)) == (0, trained(values))
+    assert (number, list(scores)) == (0, [rows[0]["val/worst"] for rows in trained(values)])
     assert value == pytest.approx(sum(scores) / 2)
 
 
@@ -160,7 +163,7 @@ def test_losses_are_minimised(tmp_path):
     study = study_in(tmp_path / "a", "random", 3, metric="val/loss")
     for value in (0.5, 0.2, 0.9):
         with ExitStack() as stack:
-            study.tell(study.take(stack), [value])
+            study.tell(study.take(stack), [[{"phase": "a", "epoch": 1, "val/loss": value}]])
     assert [trial.value for trial in study.ranked()] == [0.2, 0.5, 0.9]
 
 
@@ -414,3 +417,142 @@ def test_a_dry_search_says_what_it_would_draw_and_writes_nothing(command_line, t
         "7 trials, 14 runs, judged by val/worst",
     ]
     assert not outputs.exists()
+
+
+# --- pruning --------------------------------------------------------------------------------------
+
+
+def rows_of(*values, phase="train"):
+    return [
+        {"phase": phase, "epoch": epoch, "val/worst": value, "test/worst": 1 - value}
+        for epoch, value in enumerate(values, 1)
+    ]
+
+
+def test_the_best_so_far_is_counted_over_phases():
+    rows = [*rows_of(0.3, 0.2, phase="a"), *rows_of(0.1, 0.4, 0.2, phase="b")]
+    assert list(best_so_far(rows, "val/worst")) == [
+        (1, 0.3), (2, 0.3), (3, 0.1), (4, 0.4), (5, 0.4),
+    ]  # fmt: skip
+    losses = [{"phase": "a", "epoch": e, "val/loss": v} for e, v in ((1, 2.0), (2, 1.0), (3, 3.0))]
+    assert list(best_so_far(losses, "val/loss")) == [(1, 2.0), (2, 1.0), (3, 1.0)]
+
+
+def test_median_and_asha_stop_the_trials_that_are_behind(tmp_path):
+    """By hand: after five whole trials the median at epoch 1 is 0.5; ASHA keeps the best third."""
+    study = study_in(tmp_path / "m", "random", 7, pruner="median")
+    for best in (0.3, 0.4, 0.5, 0.6, 0.7):
+        with ExitStack() as stack:
+            trial = study.take(stack)
+            assert not Pruner(tmp_path / "m", trial.number)(rows_of(best))
+            study.tell(trial, [rows_of(best, best)])
+    for value, expected in ((0.49, True), (0.51, False)):
+        with ExitStack() as stack:
+            trial = study.take(stack)
+            ask = Pruner(tmp_path / "m", trial.number)
+            assert ask(rows_of(value)) is expected
+            if expected:
+                study.prune(trial)
+                assert ask(rows_of(value)) is False  # of a trial that has ended
+            else:
+                study.tell(trial, [rows_of(value)])
+    assert [trial.state for trial in study.trials()] == ["done"] * 5 + ["pruned", "done"]
+    assert study.trials()[5].value is None
+
+    study = study_in(tmp_path / "a", "random", 4, pruner="asha")
+    for value, expected in ((0.5, False), (0.4, True), (0.6, False), (0.55, True)):
+        with ExitStack() as stack:
+            trial = study.take(stack)
+            assert Pruner(tmp_path / "a", trial.number)(rows_of(value)) is expected, value
+            if expected:
+                study.prune(trial)
+            else:
+                study.tell(trial, [rows_of(value, value)])
+
+
+def test_values_of_test_change_no_decision(tmp_path):
+    answers = []
+    for worst in (0.0, 1.0):
+        folder = tmp_path / str(worst)
+        study = study_in(folder, "random", 8, pruner="median")
+        for value in (0.3, 0.4, 0.5, 0.6, 0.7, 0.1, 0.45, 0.9):
+            rows = [
+                {**row, "test/worst": worst, "test/average": worst} for row in rows_of(value, value)
+            ]
+            with ExitStack() as stack:
+                trial = study.take(stack)
+                stopped = Pruner(folder, trial.number)(rows[:1])
+                answers.append((worst, stopped))
+                study.prune(trial) if stopped else study.tell(trial, [rows])
+        answers.append((worst, [(t.values, t.value) for t in study.ranked()]))
+    first, second = ([what for of, what in answers if of == worst] for worst in (0.0, 1.0))
+    assert first == second
+    assert True in first
+
+
+def test_pruned_runs_keep_their_checkpoint_and_go_on_exactly(command_line, tmp_path):
+    words = (
+        *QUICK[2:], "optimizer.lr=0.1,1e-6,2e-6,0.05", "method.epochs=6", "-m", "sweep=tune",
+        "hydra/sweeper=optuna", "hydra.sweeper.sampler=grid", "hydra.sweeper.pruner=asha",
+        "hydra.sweeper.seeds=[0,1]", "hydra.sweeper.n_trials=4", "train.checkpoint_seconds=1000",
+        "hydra.sweeper.metric=val/average", "dataset.subset_size=400",
+    )  # fmt: skip
+    ended = command_line.run("train", *words, f"paths.outputs={tmp_path / 'a'}", COLUMNS="200")
+    assert ended.code == 0, ended.out + ended.err
+    states = [state for _, state, *_ in trials_of(tmp_path / "a")]
+    assert states[0] == "COMPLETE"
+    assert "PRUNED" in states
+    pruned = list(tmp_path.glob("a/runs/*/*/*/*/pruned"))
+    assert {path.parent.name for path in pruned} == {"seed0"}  # the others were not started
+    assert len(pruned) == states.count("PRUNED")
+    rate = next(p["optimizer.lr"] for _, s, p, _ in trials_of(tmp_path / "a") if s == "PRUNED")
+    (folder,) = (
+        Path(entry["directory"])
+        for entry in manifest(tmp_path / "a", "tune")
+        if f"optimizer.lr={rate}" in entry["overrides"] and entry["seed"] == 0
+    )
+    assert not (folder / "done").exists()
+    seen = [row["epoch"] for row in read_lines(folder / "metrics.jsonl")]
+    assert 1 <= len(seen) < 6
+    report = (tmp_path / "a" / "reports" / "tune" / "report.md").read_text()
+    assert folder.parent.name not in report
+
+    status = command_line.run(
+        "status", "sweep=tune", f"paths.outputs={tmp_path / 'a'}", COLUMNS="200"
+    )
+    assert status.code == 0
+    assert f"{len(pruned)} pruned" in status.out
+
+    single = [word for word in words if not word.startswith(("hydra", "optimizer.lr", "-m"))]
+    for outputs in ("a", "whole"):
+        ended = command_line.run(
+            "train", *single, f"optimizer.lr={rate}", f"paths.outputs={tmp_path / outputs}"
+        )
+        assert ended.code == 0, ended.err
+    whole = tmp_path / "whole" / folder.relative_to(tmp_path / "a")
+    assert contents(folder) == contents(whole)
+    assert "resumed after" in (folder / "train.log").read_text()
+
+
+def test_a_killed_search_prunes_what_a_whole_one_does(command_line, tmp_path):
+    words = (
+        *QUICK, f"optimizer.lr={LR}", "method.epochs=4", "sweep=tune", "hydra.sweeper.seeds=[0,1]",
+        "hydra.sweeper.pruner=median", "hydra.sweeper.n_trials=9", "train.checkpoint_seconds=0",
+        "hydra.sweeper.metric=val/average", "dataset.subset_size=400",
+    )  # fmt: skip
+    whole = command_line.run("train", *words, f"paths.outputs={tmp_path / 'whole'}")
+    assert whole.code == 0, whole.err
+    assert "PRUNED" in [state for _, state, *_ in trials_of(tmp_path / "whole")]
+    draws = random.Random(3)
+    for _ in range(6):
+        started = command_line.start("train", *words, f"paths.outputs={tmp_path / 'parts'}")
+        end = time.monotonic() + draws.uniform(0.5, 2.5)
+        while started.running() and time.monotonic() < end:
+            time.sleep(0.01)
+        if started.running():
+            started.kill()
+            with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+                psutil.Process(started.pid).wait(10)
+    ended = command_line.run("train", *words, f"paths.outputs={tmp_path / 'parts'}")
+    assert ended.code == 0, ended.out + ended.err
+    assert trials_of(tmp_path / "parts") == trials_of(tmp_path / "whole")
