@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from spurcor.presentation.statistics import EXACT_UP_TO, RANDOM_PATTERNS, Summary, holm, sign_flip_p
-from spurcor.presentation.tables import Interval, Record, Table
+from spurcor.presentation.tables import Record, Table
 from spurcor.reports.selection import Candidate
-from spurcor.reports.tables import Metric
+from spurcor.reports.tables import Metric, interval_of
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _records(pairs: Sequence[_Pair], metric: Metric) -> Iterator[Record]:
             "against": pair.other.name,
             "shared seeds": len(pair.differences),
             f"difference in {metric.name}": summary,
-            "95 % interval": None if summary is None else Interval(summary),
+            "95 % interval": interval_of(summary),
             "p": p_values.get(name),
             "p (Holm)": corrected.get(name),
         }

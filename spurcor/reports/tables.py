@@ -9,6 +9,7 @@ from spurcor.presentation.tables import LAST, ORACLE, Cell, Interval, Record, Se
 from spurcor.reports.selection import Candidate, Pick, judge
 from spurcor.reports.trials import Trial
 
+FEWEST = 3  # seeds of an interval
 Judged = Mapping[tuple[str, str], Sequence[Candidate]]  # by (data set, method)
 
 
@@ -51,7 +52,8 @@ def methods(judged: Judged, metrics: Sequence[Metric]) -> Table:
         {**_head(one), **_figures(one, metrics), **_budget(one.picks)} for one in chosen(judged)
     ]
     lower_is_better = [metric.name for metric in metrics if metric.lower_is_better]
-    return Table("methods", "Methods", records, _notes(chosen(judged)), lower_is_better)
+    notes = [*_notes(chosen(judged)), *_at_edges(judged), *_unequal(judged)]
+    return Table("methods", "Methods", records, notes, lower_is_better)
 
 
 def criteria(by_criterion: Mapping[str, Judged], metrics: Sequence[Metric]) -> Table:
@@ -104,10 +106,10 @@ def _choice(one: Candidate, criterion: str, metrics: Sequence[Metric]) -> Record
 
 
 def settings(judged: Judged, metrics: Sequence[Metric]) -> Table:
-    """Return a row per setting, at the epochs that the criterion selected."""
+    """Return a row per setting at the epochs that the criterion selected, the best first."""
     records = []
     for found in judged.values():
-        for one in found:
+        for one in sorted(found, key=Candidate.rank, reverse=True):
             sign = -1 if one.column and one.column.endswith("/loss") else 1
             scores = [sign * 100 * pick.score for pick in one.picks if pick.score is not None]
             score = {"selection score": Summary.of(scores)}
@@ -129,7 +131,12 @@ def _figures(one: Candidate, metrics: Sequence[Metric]) -> dict[str, Cell]:
     figures: dict[str, Cell] = {metric.name: metric.of(one) for metric in metrics}
     first = metrics[0].of(one)
     interval = f"95 % interval of {metrics[0].name}"
-    return figures | {interval: None if first is None else Interval(first)}
+    return figures | {interval: interval_of(first)}
+
+
+def interval_of(summary: Summary | None) -> Interval | None:
+    """Return the interval of a mean, or None for two seeds, whose interval excludes nothing."""
+    return None if summary is None or summary.count < FEWEST else Interval(summary)
 
 
 def _budget(picks: Sequence[Pick]) -> dict[str, Cell]:
@@ -140,6 +147,41 @@ def _budget(picks: Sequence[Pick]) -> dict[str, Cell]:
     }
 
 
+def _at_edges(judged: Judged) -> list[str]:
+    """Return notes on chosen settings at an end of the values tried: better may lie beyond."""
+    notes = []
+    for (dataset, method), found in judged.items():
+        for one in (one for one in found if one.chosen and one.column):
+            said = list(filter(None, (_edge(key, one, found) for key in one.trial.config)))
+            if said:
+                notes.append(f"{dataset}, {method}: the best setting has {' and '.join(said)}.")
+    return notes
+
+
+def _edge(key: str, chosen: Candidate, found: Sequence[Candidate]) -> str:
+    values = {one.trial.config.get(key) for one in found}
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    value = chosen.trial.config[key]
+    if len(numbers) < FEWEST or value not in (min(numbers), max(numbers)):
+        return ""
+    end = "largest" if value == max(numbers) else "smallest"
+    return f"the {end} of {len(numbers)} values of {key}, {value}"
+
+
+def _unequal(judged: Judged) -> list[str]:
+    """Return notes on methods that were chosen among different numbers of settings."""
+    counts: dict[str, dict[str, int]] = {}
+    for (dataset, method), found in judged.items():
+        counts.setdefault(dataset, {})[method] = len(found)
+    return [
+        f"{dataset}: the methods were tuned over unequal numbers of settings ("
+        + ", ".join(f"{method} {number}" for method, number in of.items())
+        + "); more settings are more chances."
+        for dataset, of in counts.items()
+        if len(set(of.values())) > 1
+    ]
+
+
 def _notes(shown: Sequence[Candidate]) -> list[str]:
     """Return notes that readers need about the candidates shown."""
     notes = []
@@ -148,6 +190,8 @@ def _notes(shown: Sequence[Candidate]) -> list[str]:
             "(unselected): the validation figure that would choose among these settings is not"
             " defined, so each is listed and none is preferred."
         )
+    if any(len(one.picks) == FEWEST - 1 for one in shown):
+        notes.append("No interval from two seeds: it would span everything.")
     if any(len(one.picks) < one.expected for one in shown):
         notes.append("Seeds `3 of 5`: the other two are not finished.")
     if any(one.column == "val/average" and one.criterion == "val/worst" for one in shown):

@@ -23,8 +23,9 @@ PLACES = ("paths.", "sweep=", "site.", "site=", "tracker", "hydra")
 
 
 def sweep_table(points: Sequence["PointState"]) -> Table:
-    """Return a table of status and worst-group test accuracy of each point of a sweep."""
+    """Return a table of status and worst-group accuracies of each point of a sweep."""
     table = Table("point", "status", "run")
+    table.add_column("val worst", justify="right")
     table.add_column("test worst", justify="right")
     table.add_column("+ DFR", justify="right")
     for point, overrides in zip(points, distinct(points), strict=True):
@@ -71,8 +72,8 @@ def distinct(points: Sequence["PointState"]) -> list[str]:
     ]
 
 
-def figures(state: PointState) -> tuple[float | None, float | None]:
-    """Return worst-group test accuracy before and after the first requested repair.
+def figures(state: PointState) -> tuple[float | None, float | None, float | None]:
+    """Return worst-group accuracy on VAL, on TEST, and there after the first requested repair.
 
     None for a value that is missing or cannot be read.
     """
@@ -81,8 +82,8 @@ def figures(state: PointState) -> tuple[float | None, float | None]:
     try:
         result = read_result(Path(state.entry["directory"]))
     except (UserError, OSError):  # not finished, or damaged as `inspected` reports
-        return None, None
+        return None, None, None
     repairs = [need.split("/")[1] for need in state.entry["needs"] if need.startswith("dfr/")]
     repaired = [(result["dfr"].get(name, {}).get("test") or {}).get("worst") for name in repairs]
-    worst = None if result["test"] is None else result["test"]["worst"]
-    return worst, repaired[0] if repaired else None
+    worst = [None if result[split] is None else result[split]["worst"] for split in ("val", "test")]
+    return worst[0], worst[1], repaired[0] if repaired else None

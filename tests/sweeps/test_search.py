@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import REPO
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from killing import contents
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
@@ -556,3 +557,19 @@ def test_a_killed_search_prunes_what_a_whole_one_does(command_line, tmp_path):
     ended = command_line.run("train", *words, f"paths.outputs={tmp_path / 'parts'}")
     assert ended.code == 0, ended.out + ended.err
     assert trials_of(tmp_path / "parts") == trials_of(tmp_path / "whole")
+
+
+METHODS = sorted({path.stem for path in (REPO / "conf" / "method").glob("*.yaml")} - {"frozen"})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_that_trains_has_a_space(method, command_line, tmp_path):
+    """Both ends of each key are composed, and make other runs."""
+    outputs = tmp_path / "outputs"
+    ended = command_line.run(
+        "train", "-m", f"+sweeps=spaces/{method}", "backbone=small_cnn", "dfr=none", "dry=true",
+        f"paths.outputs={outputs}",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert "optimizer.lr: 0.0001 to 0.01, logarithmic" in ended.out
+    assert not outputs.exists()
