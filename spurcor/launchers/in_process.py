@@ -142,8 +142,8 @@ def _command() -> str:
     return f"python -m spurcor.train {shlex.join(typed)}"
 
 
-def report_sweep(config: TrainConfig) -> None:
-    """Write the sweep's report and send it to the trackers."""
+def report_sweep(config: TrainConfig, more: Sequence[Path] = ()) -> None:
+    """Write the sweep's report and send it, and `more` files, to the trackers."""
     from spurcor.reports import write_report
     from spurcor.reports.options import Options
     from spurcor.tracking import Record, Trackers
@@ -151,7 +151,7 @@ def report_sweep(config: TrainConfig) -> None:
     report = write_report(config.paths.outputs, [config.sweep], Options())
     log_to_terminal()
     trackers = Trackers.build(config.tracker, config.paths.outputs)
-    trackers.attach(Record.of_sweep(sweep_folder(config)), report.files, "report")
+    trackers.attach(Record.of_sweep(sweep_folder(config)), [*report.files, *more], "report")
     trackers.close()
     print(f"report  {report.folder / 'report.md'}", flush=True)
 

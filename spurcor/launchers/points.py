@@ -34,7 +34,12 @@ class Points(Sweeper):
         points: Sequence[str] = (),
         params: dict[str, str] | None = None,
         zip: Sequence[str] = (),  # the word that users type
+        search: Any = None,
     ) -> None:
+        if search is not None:
+            raise UserError(
+                "hydra.sweeper.search is set; to search, also pass hydra/sweeper=optuna"
+            )
         for key, value in (("points", points), ("zip", zip)):
             if isinstance(value, str) or not isinstance(value or [], Sequence):
                 raise UserError(f"hydra.sweeper.{key}={value} is not a list of strings")

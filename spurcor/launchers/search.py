@@ -250,14 +250,20 @@ def _short(value: Any) -> str:
 
 def _conclude(study: "Study", example: Point) -> None:
     """Show the trials, the best first, and write the report; raise RunError if it is not done."""
+    from spurcor.sweeps.search_files import write_search
     from spurcor.sweeps.tables import search_table
 
     ranked = study.ranked()
     terminal = Terminal()
     terminal.say("")
     terminal.console.print(search_table(study.options.metric, ranked))
+    if importances := study.importances():
+        shares = ", ".join(f"{key} {share:.2f}" for key, share in importances.items())
+        terminal.say(f"importance: {shares}")
+    files = write_search(study)
+    terminal.say(f"search  {files[-1]}")
     if any(trial.state == "done" for trial in ranked):
-        report_sweep(example.config)
+        report_sweep(example.config, files)
     missing = study.size - sum(trial.state != "running" for trial in ranked)
     if missing > 0:
         raise RunError(f"{missing} of {study.size} trials are not done")

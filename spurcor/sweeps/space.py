@@ -42,6 +42,11 @@ class Space:
                 found.append(section)
         return found
 
+    def is_log(self, key: str) -> bool:
+        """Return whether a key is searched on a logarithmic scale."""
+        sections = (self.common, *self.conditional.values())
+        return any(getattr(section.get(key), "log", False) for section in sections)
+
     def described(self) -> dict[str, Any]:
         """Return the space as plain data, to compare it with another."""
         parts = {COMMON: self.common, **self.conditional}

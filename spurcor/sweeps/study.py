@@ -38,6 +38,7 @@ from spurcor.training.selection import LOWER_IS_BETTER
 log = logging.getLogger(__name__)
 ATTEMPTS = 3  # of one process to carry out a trial whose points are killed
 GRID = "grid"
+FEW = 10  # with fewer trials, importances are noise
 
 
 class _Qmc(QMCSampler):
@@ -195,6 +196,26 @@ class Study:
         known = [trial for trial in self.trials() if trial.value is not None]
         others = [trial for trial in self.trials() if trial.value is None]
         return sorted(known, key=lambda trial: sign * float(trial.value or 0)) + others
+
+    def importances(self) -> dict[str, float]:
+        """Return the share of the variance over trials that each key explains (fANOVA).
+
+        Of the keys that all trials have; empty with fewer than FEW of them.
+        """
+        from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
+        done = [trial for trial in self.trials() if trial.value is not None]
+        keys = [
+            key
+            for key in (done[0].values if done else ())
+            if all(key in trial.values for trial in done)
+            and len({trial.values[key] for trial in done}) > 1
+        ]
+        if len(done) < FEW or len({trial.value for trial in done}) == 1 or not keys:
+            return {}
+        with self._alone():
+            evaluator = FanovaImportanceEvaluator(seed=0)
+            return get_param_importances(self._study, evaluator=evaluator, params=keys)
 
     def _alone(self) -> FileLock:
         """Return the lock under which the study is read and written."""

@@ -1,5 +1,6 @@
 """Searches: what is drawn, what is told, that kills lose and double nothing, and bad input."""
 
+import csv
 import random
 import sys
 import time
@@ -19,6 +20,7 @@ from spurcor.errors import UserError
 from spurcor.launchers.search import Optuna
 from spurcor.sweeps.manifest import manifest
 from spurcor.sweeps.pruning import Pruner, best_so_far
+from spurcor.sweeps.search_files import search_drawing
 from spurcor.sweeps.space import Space, parse_space
 from spurcor.sweeps.study import SearchOptions, Study, best_value
 from spurcor.system.files import read_lines
@@ -267,6 +269,13 @@ def test_a_search_runs_its_trials_and_goes_on(command_line, tmp_path):
         assert all(f"optimizer.lr={params['optimizer.lr']}" in e["overrides"] for e in pair)
     assert "trial 1 (2 of 2): val/worst" in first.out
     assert (tmp_path / "reports" / "tune" / "report.md").exists()
+    with (tmp_path / "sweeps" / "tune" / "trials.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["val/worst"]) for row in table] == [value for *_, value in found]
+    assert [float(row["optimizer.lr"]) for row in table] == [
+        p["optimizer.lr"] for *_, p, _ in found
+    ]
+    assert (tmp_path / "sweeps" / "tune" / "search.png").stat().st_size > 10_000
 
     stamps = {e["directory"]: (Path(e["directory"]) / "done").stat().st_mtime_ns for e in entries}
     again = command_line.run(
@@ -567,9 +576,30 @@ def test_each_method_that_trains_has_a_space(method, command_line, tmp_path):
     """Both ends of each key are composed, and make other runs."""
     outputs = tmp_path / "outputs"
     ended = command_line.run(
-        "train", "-m", f"+sweeps=spaces/{method}", "backbone=small_cnn", "dfr=none", "dry=true",
+        "train", "-m", "hydra/sweeper=optuna", f"+sweeps=spaces/{method}", "backbone=small_cnn", "dfr=none", "dry=true",
         f"paths.outputs={outputs}",
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert "optimizer.lr: 0.0001 to 0.01, logarithmic" in ended.out
     assert not outputs.exists()
+
+
+def test_the_key_that_matters_has_the_importance(tmp_path):
+    space = space_of({"matters": "interval(0,1)", "idle": "interval(0,1)"})
+    study = Study(tmp_path / "a", space, SearchOptions("random", n_trials=30), [], {})
+    assert study.importances() == {}
+    while True:
+        with ExitStack() as stack:
+            if (trial := study.take(stack)) is None:
+                break
+            study.tell(trial, [rows_of(trial.values["matters"])])
+    found = study.importances()
+    assert found["matters"] > 0.9
+    assert sum(found.values()) == pytest.approx(1)
+    drawing = search_drawing(study, study.trials(), found)
+    assert [panel.title.partition(",")[0] for panel in drawing.panels] == [
+        "best so far", "matters", "idle",
+    ]  # fmt: skip
+    best = drawing.panels[0].series[1].y
+    assert list(best) == sorted(best)
+    assert best[-1] == max(trial.value for trial in study.trials())

@@ -128,6 +128,7 @@ def test_all_options_of_a_group_are_swept(command_line, tmp_path):
         ("hydra.sweeper.params={seed: 'range(0)'}", "seed=range(0) "),
         ("hydra.sweeper.points=[hydra.run.dir=x]", "hydra.run.dir=x"),
         ("hydra.sweeper.points=['seed=range(0)']", "seed=range(0) "),
+        ("+sweeps=spaces/scale", "also pass hydra/sweeper=optuna"),
         ("hydra.sweeper.zip=text", "hydra.sweeper.zip=text"),
         ("hydra.sweeper.zip=[5]", "hydra.sweeper.zip: 5 "),
         ("hydra.sweeper.zip=['seed=1,2 optimizer.lr=1,2,3']", "(seed has 2, optimizer.lr has 3)"),
