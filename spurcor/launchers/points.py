@@ -37,9 +37,7 @@ class Points(Sweeper):
         search: Any = None,
     ) -> None:
         if search is not None:
-            raise UserError(
-                "hydra.sweeper.search is set; to search, also pass hydra/sweeper=optuna"
-            )
+            raise UserError("hydra.sweeper.search needs a search; also pass hydra/sweeper=optuna")
         for key, value in (("points", points), ("zip", zip)):
             if isinstance(value, str) or not isinstance(value or [], Sequence):
                 raise UserError(f"hydra.sweeper.{key}={value} is not a list of strings")

@@ -166,7 +166,7 @@ def _layout(drawing: dict[str, Any], titles: Sequence[str]) -> _Layout:
 
 
 def _draw_panel(axes: "Axes", panel: dict[str, Any]) -> None:
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, NullFormatter
 
     for series in panel["series"]:
         _draw_series(axes, series)
@@ -177,6 +177,7 @@ def _draw_panel(axes: "Axes", panel: dict[str, Any]) -> None:
     if panel["log_x"]:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     if panel["mark"] is not None:
         axes.axvline(panel["mark"], color="#444444", linewidth=0.8)
 
@@ -195,8 +196,9 @@ def _draw_series(axes: "Axes", series: dict[str, Any]) -> None:
     else:
         label = series["label"]
         axes.plot(
-            series["x"], series["y"], color=colour, linestyle=dashes, linewidth=1.4, label=label
-        )
+            series["x"], series["y"], color=colour, linestyle=dashes, linewidth=1.4, label=label,
+            marker=None if series["line"] else MARKERS[style], markersize=4,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -53,11 +53,19 @@ def _slice(key: str, title: str, study: Study, known: Sequence[Trial]) -> Panel:
     having = [trial for trial in known if key in trial.values]
     y = [float(trial.value or 0) for trial in having]
     if any(isinstance(trial.values[key], str) for trial in having):
-        ticks = sorted({str(trial.values[key]) for trial in having})
+        ticks = sorted({str(trial.values[key]) for trial in having}, key=_place)
         x = [ticks.index(str(trial.values[key])) for trial in having]
         return Panel(title, [Series("a trial", 0, x, y, line=False)], ticks=ticks)
     x = [trial.values[key] for trial in having]
     return Panel(title, [Series("a trial", 0, x, y, line=False)], log_x=study.space.is_log(key))
+
+
+def _place(text: str) -> tuple[float, str]:
+    """Return the sort key of a choice: numbers by size, before words."""
+    try:
+        return float(text), text
+    except ValueError:
+        return float("inf"), text
 
 
 def _csv(trials: Sequence[Trial], metric: str) -> str:

@@ -576,8 +576,8 @@ def test_each_method_that_trains_has_a_space(method, command_line, tmp_path):
     """Both ends of each key are composed, and make other runs."""
     outputs = tmp_path / "outputs"
     ended = command_line.run(
-        "train", "-m", "hydra/sweeper=optuna", f"+sweeps=spaces/{method}", "backbone=small_cnn", "dfr=none", "dry=true",
-        f"paths.outputs={outputs}",
+        "train", "-m", "hydra/sweeper=optuna", f"+sweeps=spaces/{method}", "backbone=small_cnn",
+        "dfr=none", "dry=true", f"paths.outputs={outputs}",
     )  # fmt: skip
     assert ended.code == 0, ended.err
     assert "optimizer.lr: 0.0001 to 0.01, logarithmic" in ended.out
