@@ -3,8 +3,9 @@
 import dataclasses
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
@@ -142,8 +143,10 @@ def _command() -> str:
     return f"python -m spurcor.train {shlex.join(typed)}"
 
 
-def report_sweep(config: TrainConfig, more: Sequence[Path] = ()) -> None:
-    """Write the sweep's report and send it, and `more` files, to the trackers."""
+def report_sweep(
+    config: TrainConfig, more: Sequence[Path] = (), rows: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Write the sweep's report; send it, `more` files and the sweep's own rows to the trackers."""
     from spurcor.reports import write_report
     from spurcor.reports.options import Options
     from spurcor.tracking import Record, Trackers
@@ -151,7 +154,10 @@ def report_sweep(config: TrainConfig, more: Sequence[Path] = ()) -> None:
     report = write_report(config.paths.outputs, [config.sweep], Options())
     log_to_terminal()
     trackers = Trackers.build(config.tracker, config.paths.outputs)
-    trackers.attach(Record.of_sweep(sweep_folder(config)), [*report.files, *more], "report")
+    record = Record.of_sweep(sweep_folder(config))
+    trackers.start(record)
+    trackers.rows(record, rows)
+    trackers.attach(record, [*report.files, *more], "report")
     trackers.close()
     print(f"report  {report.folder / 'report.md'}", flush=True)
 

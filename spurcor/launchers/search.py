@@ -250,7 +250,7 @@ def _short(value: Any) -> str:
 
 def _conclude(study: "Study", example: Point) -> None:
     """Show the trials, the best first, and write the report; raise RunError if it is not done."""
-    from spurcor.sweeps.search_files import write_search
+    from spurcor.sweeps.search_files import search_rows, write_search
     from spurcor.sweeps.tables import search_table
 
     ranked = study.ranked()
@@ -263,7 +263,7 @@ def _conclude(study: "Study", example: Point) -> None:
     files = write_search(study)
     terminal.say(f"search  {files[-1]}")
     if any(trial.state == "done" for trial in ranked):
-        report_sweep(example.config, files)
+        report_sweep(example.config, files, search_rows(study))
     missing = study.size - sum(trial.state != "running" for trial in ranked)
     if missing > 0:
         raise RunError(f"{missing} of {study.size} trials are not done")

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,26 @@ def write_search(study: Study) -> list[Path]:
     return [table, picture]
 
 
+def search_rows(study: Study) -> list[dict[str, float]]:
+    """Return the value of each trial, and the best so far, as rows for the trackers."""
+    known = [trial for trial in study.trials() if trial.value is not None]
+    metric, so_far = study.options.metric, _best_so_far(study, known)
+    return [
+        {
+            "step": trial.number,
+            "time": float(trial.ended or 0),
+            f"search/{metric}": float(trial.value or 0),
+            f"search/best/{metric}": best,
+        }
+        for trial, best in zip(known, so_far, strict=True)
+    ]
+
+
+def _best_so_far(study: Study, known: Sequence[Trial]) -> list[float]:
+    better = max if study.options.direction == "maximize" else min
+    return list(itertools.accumulate((float(trial.value or 0) for trial in known), better))
+
+
 def search_drawing(
     study: Study, trials: Sequence[Trial], importances: Mapping[str, float]
 ) -> Drawing:
@@ -34,8 +55,7 @@ def search_drawing(
     """
     known = [trial for trial in trials if trial.value is not None]
     values = [float(trial.value or 0) for trial in known]
-    best = max if study.options.direction == "maximize" else min
-    so_far = [best(values[: i + 1]) for i in range(len(values))]
+    so_far = _best_so_far(study, known)
     numbers = [trial.number for trial in known]
     each = Series("a trial", 0, numbers, values, line=False)
     panels = [Panel("best so far", [each, Series("best so far", 1, numbers, so_far)])]

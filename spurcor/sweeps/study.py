@@ -92,7 +92,7 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class Trial:
-    """A draw of the searched keys; value and message are those of a trial that has ended."""
+    """A draw of the searched keys; `ended` is the time in epoch ms at which its value was told."""
 
     number: int
     values: Values
@@ -100,6 +100,7 @@ class Trial:
     value: float | None = None
     scores: tuple[float, ...] = ()  # one per seed
     message: str = ""
+    ended: int | None = None
 
 
 class Study:
@@ -299,6 +300,9 @@ def _read(trial: FrozenTrial, about: Mapping[str, Any]) -> Trial:
         trial.value if trial.state == TrialState.COMPLETE else None,
         tuple(about.get("scores", ())),
         about.get("message", ""),
+        None
+        if trial.datetime_complete is None
+        else int(1000 * trial.datetime_complete.timestamp()),
     )
 
 

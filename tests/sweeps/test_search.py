@@ -603,3 +603,24 @@ def test_the_key_that_matters_has_the_importance(tmp_path):
     best = drawing.panels[0].series[1].y
     assert list(best) == sorted(best)
     assert best[-1] == max(trial.value for trial in study.trials())
+
+
+def test_mlflow_shows_the_best_so_far_of_a_search(command_line, tmp_path):
+    from mlflow import MlflowClient
+
+    words = [word for word in QUICK if word != "tracker=none"]
+    ended = command_line.run(
+        "train", *words, f"paths.outputs={tmp_path}", "sweep=tune", "hydra.sweeper.sampler=grid",
+        "optimizer.lr=0.1,0.001,0.2", "hydra.sweeper.n_trials=3",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("tune").experiment_id])
+    (sweep,) = (run for run in runs if run.data.tags["spurcor.kind"] == "sweep")
+    values = [value for *_, value in trials_of(tmp_path)]
+    told = client.get_metric_history(sweep.info.run_id, "search/best/val/worst")
+    assert [one.step for one in told] == [0, 1, 2]
+    assert [one.value for one in told] == [max(values[: i + 1]) for i in range(3)]
+    names = [file.path for file in client.list_artifacts(sweep.info.run_id, "report")]
+    assert {"report/search.png", "report/trials.csv"} <= set(names)
+    assert sum(run.data.tags["spurcor.kind"] == "run" for run in runs) == 3
