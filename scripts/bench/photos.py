@@ -68,8 +68,9 @@ class Files(Dataset[tuple[Tensor, int]]):
 
 def extraction(data: Path) -> dict[str, Callable[[], object]]:
     """Features of all splits, from files to arrays."""
-    cfg = read(*DATA, *NETWORK, "features=frozen", "features/backbone=efficientnet_lite0",
-               "features.backbone.pretrained=none", "dataset.sources=[]", f"paths.data={data}")  # fmt: skip
+    fixed = ("features=frozen", "features/backbone=efficientnet_lite0")
+    weights = "features.backbone.pretrained=none"
+    cfg = read(*DATA, *NETWORK, *fixed, weights, "dataset.sources=[]", f"paths.data={data}")
     source = cfg.dataset.build()
     photographs = source.load(data)
     rows = torch.cat(list(photographs.members.values()))

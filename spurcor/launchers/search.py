@@ -4,7 +4,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,9 +101,10 @@ class Optuna(Sweeper):
         else:
             launcher.refuse_impossible()
             log_to_terminal()
-            shared = sorted(word for word in fixed if not word.startswith(PLACES))
             folder = sweep_folder(example.config)
-            study = Study(folder, space, self.options, shared, example.config.choices)
+            typed_words = sorted(word for word in fixed if not word.startswith(PLACES))
+            base = (example.config.identity, typed_words)
+            study = Study(folder, space, self.options, base, example.config.choices)
             self._carry_out(launcher, study, fixed)
             _conclude(study, example)
 
@@ -118,11 +119,12 @@ class Optuna(Sweeper):
         (example,) = self._points(launcher, fixed, low, seeds)
         if self.options.sampler == "grid":
             next(space.grid(example.config.choices))
-        for values, others, key in space.probes(example.config.choices):
-            one, other = (
-                self._points(launcher, fixed, drawn, seeds)[0] for drawn in (values, others)
-            )
-            if one.config.identity == other.config.identity:
+        for key, values, others in space.probes(example.config.choices):
+            identities = {
+                self._points(launcher, fixed, drawn, seeds)[0].config.identity
+                for drawn in (values, *others)
+            }
+            if others and len(identities) == 1:
                 raise UserError(
                     f"hydra.sweeper.search: {key} has no effect on training, so nothing can be"
                     " learnt from searching it; set it to one value"
@@ -153,8 +155,9 @@ class Optuna(Sweeper):
             work()
             return
         with ThreadPoolExecutor(launcher.width) as pool:
+            futures = [pool.submit(work) for _ in range(launcher.width)]
             try:
-                for future in [pool.submit(work) for _ in range(launcher.width)]:
+                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                     future.result()
             except BaseException:
                 self._stopped = True
@@ -210,7 +213,7 @@ class Optuna(Sweeper):
         else:
             said = [failures.get(point.config.directory, "") for point in unfinished]
             failed = [text for text in said if text and not text.startswith(DIED)]
-            if not failed and not study.exhausted(trial):
+            if not failed and study.may_try_again(trial):
                 return
             study.give_up(trial, next(iter(failed or said)) or "its process ended early")
         Terminal().say(_line(study, trial.number))

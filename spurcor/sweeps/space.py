@@ -61,19 +61,19 @@ class Space:
             for rest in _product(_merged(self.sections(drawn, choices))):
                 yield {**drawn, **rest}
 
-    def probes(self, choices: Mapping[str, Any]) -> Iterator[tuple[Values, Values, str]]:
-        """Yield pairs of points that differ in a single key, and the key, until each had its turn.
+    def probes(self, choices: Mapping[str, Any]) -> Iterator[tuple[str, Values, list[Values]]]:
+        """Yield each key with a point, and the points that differ from it in this key alone.
 
-        Its two values are the ends of an interval, or the first and the last choice.
+        These have the other end of an interval, or each of the other choices.
         """
+        chosen = {condition.partition("=")[0] for condition in self.conditional}
         for drawn in _options(self.common, self.conditional):
             section = _merged([self.common, *self.sections(drawn, choices)])
             base = {key: ends(one)[0] for key, one in section.items()} | drawn
-            chosen = {condition.partition("=")[0] for condition in self.conditional}
             for key, one in section.items():
-                if key in chosen or len(set(ends(one))) == 1:
-                    continue
-                yield base, {**base, key: next(v for v in ends(one)[::-1] if v != base[key])}, key
+                if key not in chosen:
+                    others = [value for value in _tried(one) if value != base[key]]
+                    yield key, base, [{**base, key: value} for value in others]
 
 
 def parse_space(
@@ -129,6 +129,10 @@ def described(one: BaseDistribution) -> str:
     how = ", logarithmic" if getattr(one, "log", False) else ""
     whole = ", whole numbers" if isinstance(one, IntDistribution) else ""
     return f"{low} to {high}{how}{whole}" + (f", steps of {step}" if step != 1 else "")
+
+
+def _tried(one: BaseDistribution) -> tuple[Any, ...]:
+    return one.choices if isinstance(one, CategoricalDistribution) else ends(one)
 
 
 def _distribution(override: Override) -> BaseDistribution:

@@ -111,25 +111,27 @@ class Study:
         folder: Path,
         space: Space,
         options: SearchOptions,
-        fixed: list[str],
+        base: tuple[str, list[str]],
         choices: Mapping[str, Any],
     ) -> None:
         """Open the study in `folder`, or begin it.
 
-        `fixed` are the overrides that all trials share, and `choices` the options of the groups.
+        `base` is the identity of one point, which tells apart settings that are not searched, with
+        the overrides typed for them; `choices` are the options of the groups.
         Raises UserError if the study there searches another space, or cannot be read.
         """
         self.folder, self.space, self.options, self.choices = folder, space, options, choices
         self.grid = list(space.grid(choices)) if options.sampler == GRID else None
         self.size = min(options.n_trials, len(self.grid)) if self.grid else options.n_trials
-        self._attempts: dict[int, int] = {}
+        self._killed: dict[int, int] = {}  # times that this process saw it, by trial
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / JOURNAL
         about = {
             "space": space.described(),
             "metric": options.metric,
             "seeds": list(options.seeds),
-            "fixed": fixed,
+            "base": base[0],
+            "typed": base[1],
         }
         with self._alone(), decoding(path, "choose another name with sweep=<name>"):
             self._study = open_study(folder, options.direction)
@@ -181,9 +183,10 @@ class Study:
         with self._alone():
             self._study.tell(trial.number, state=TrialState.PRUNED)
 
-    def exhausted(self, trial: Trial) -> bool:
-        """Return whether this process has tried often enough to carry out a trial."""
-        return self._attempts[trial.number] >= ATTEMPTS
+    def may_try_again(self, trial: Trial) -> bool:
+        """Count that a trial was killed; return whether this process may try it again."""
+        self._killed[trial.number] = self._killed.get(trial.number, 0) + 1
+        return self._killed[trial.number] < ATTEMPTS
 
     def trials(self) -> list[Trial]:
         """Return all trials, in the order in which they were drawn."""
@@ -228,7 +231,6 @@ class Study:
     def _hold(self, trial: FrozenTrial, stack: ExitStack) -> Trial:
         path = self._lock(trial.number)
         stack.enter_context(locked(path, self.folder / ".guard"))
-        self._attempts[trial.number] = self._attempts.get(trial.number, 0) + 1
         return _read(trial, {})
 
     def _draw(self, known: list[FrozenTrial]) -> FrozenTrial:
@@ -262,15 +264,22 @@ class Study:
 
 def _refuse_other(folder: Path, known: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Refuse to go on with a study of other runs."""
-    names = {"space": "hydra.sweeper.search", "fixed": "the other settings"}
-    for key, value in json.loads(json.dumps(about)).items():
-        if known.get(key) != value:
+    now = json.loads(json.dumps(about))
+    names = {"space": "hydra.sweeper.search", "base": "the other settings"}
+    for key in ("space", "metric", "seeds", "base"):
+        if known.get(key) != now[key]:
             what = names.get(key, f"hydra.sweeper.{key}")
-            said = "" if key == "space" else f" (were {known.get(key)}, are now {value})"
+            of = "typed" if key == "base" else key
+            said = f" (were {_text(known.get(of))}, are now {_text(now[of])})"
             raise UserError(
-                f"sweep={folder.name}: its study was begun with others in {what}{said}; repeat the"
-                " command that began it, or choose another name with sweep=<name>"
+                f"sweep={folder.name}: its study was begun with others in {what}"
+                f"{said if key != 'space' else ''}; repeat the command that began it, or choose"
+                " another name with sweep=<name>"
             )
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) or "none typed" if isinstance(value, list) else str(value)
 
 
 def _about(number: int) -> str:

@@ -107,7 +107,7 @@ def study_in(folder: Path, sampler: str = "tpe", n_trials: int = 14, **options) 
         {"lr": LR, "method": "erm,scale"}, method_scale={"gate": "linear,step", "k": "range(1,9)"}
     )
     chosen = SearchOptions(sampler=sampler, n_trials=n_trials, **options)
-    return Study(folder, space, chosen, ["x=1"], {})
+    return Study(folder, space, chosen, ("r1", ["x=1"]), {})
 
 
 def trained(values) -> list[list[dict]]:
@@ -149,7 +149,7 @@ def test_the_value_of_a_trial_is_the_mean_over_its_seeds(tmp_path):
 
 def test_a_grid_is_drawn_once_each(tmp_path):
     space = space_of({"a": "1,2", "b": "range(3)"})
-    study = Study(tmp_path / "g", space, SearchOptions("grid", n_trials=50), [], {})
+    study = Study(tmp_path / "g", space, SearchOptions("grid", n_trials=50), ("r1", []), {})
     drawn = []
     while True:
         with ExitStack() as stack:
@@ -189,9 +189,12 @@ def test_another_search_under_the_same_name_is_refused(tmp_path):
         study_in(folder, metric="val/average")
     with pytest.raises(UserError, match=r"hydra.sweeper.seeds"):
         study_in(folder, seeds=(0, 1))
+    space = study_in(folder, n_trials=1).space
+    with pytest.raises(UserError, match=r"the other settings \(were x=1, are now x=2 y=3\)"):
+        Study(folder, space, SearchOptions(), ("r2", ["x=2", "y=3"]), {})
     other = space_of({"lr": "interval(0,1)"})
     with pytest.raises(UserError, match=r"hydra.sweeper.search.*choose another name"):
-        Study(folder, other, SearchOptions(), ["x=1"], {})
+        Study(folder, other, SearchOptions(), ("r1", ["x=1"]), {})
     assert (folder / "study.log").read_bytes() == before
 
 
@@ -359,6 +362,9 @@ def test_kills_of_the_controller_lose_and_double_nothing(command_line, tmp_path)
         (("optimizer.rate=interval(0,1)",), "optimizer.rate"),
         (("train.device=cpu,auto",), "train.device has no effect on training"),
         (("dataset.workers=0,1",), "dataset.workers has no effect on training"),
+        (("dataset.workers=0,1,2",), "dataset.workers has no effect on training"),
+        (("method=erm,scal,iw", "optimizer.lr=1,2"), "scal"),
+        (("optimizer.lr=0.1,-1,0.2",), "optimizer.lr=-1"),
         (("optimizer.lr=interval(-1,1)",), "optimizer.lr=-1"),
         (("optimizer.lr=1,2", "seed=3"), "seed=3: the seeds of a search"),
         (("seed=0,1",), "seed"),
@@ -586,7 +592,7 @@ def test_each_method_that_trains_has_a_space(method, command_line, tmp_path):
 
 def test_the_key_that_matters_has_the_importance(tmp_path):
     space = space_of({"matters": "interval(0,1)", "idle": "interval(0,1)"})
-    study = Study(tmp_path / "a", space, SearchOptions("random", n_trials=30), [], {})
+    study = Study(tmp_path / "a", space, SearchOptions("random", n_trials=30), ("r1", []), {})
     assert study.importances() == {}
     while True:
         with ExitStack() as stack:
