@@ -4,13 +4,18 @@ import json
 
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from spurcor.analysis.contract import Analyses
 from spurcor.config import resolvers
+from spurcor.config.check import check
 from spurcor.config.schema import TrainConfig
 from spurcor.launchers.points import Points
 from spurcor.runs import build
 from spurcor.sweeps import read as sweeps
+from spurcor.sweeps.space import override_of, parse_space
+from spurcor.sweeps.study import SearchOptions
 from spurcor.system.places import CONF
 from spurcor.training.method import RunContext
 from spurcor.training.trainer import Trainer
@@ -31,7 +36,23 @@ def expanded(*typed: str):
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", scalar, return_hydra_config=True)
     sweeper = cfg.hydra.sweeper
-    return cfg, Points(sweeper.points, sweeper.params).expand(list(typed))
+    if "search" in sweeper:
+        return cfg, searched(cfg, typed)
+    return cfg, Points(sweeper.points, sweeper.params, sweeper.zip).expand(list(typed))
+
+
+def searched(cfg, typed):
+    """Points at the ends of every key that a search has, for a space and options that are good."""
+    parser = OverridesParser.create()
+    overrides = parser.parse_overrides(list(typed))
+    options = OmegaConf.to_container(cfg.hydra.sweeper)
+    del options["_target_"]
+    search = check(options, SearchOptions).search or {}
+    fixed = [str(one.input_line) for one in overrides if not one.is_sweep_override()]
+    space = parse_space(search, overrides, parser)
+    probes = space.probes(cfg.hydra.runtime.choices)
+    drawn = [values for _, low, others in probes for values in (low, *others)]
+    return [[*fixed, *(override_of(*item) for item in values.items())] for values in drawn]
 
 
 SMALL = ("backbone=mlp", "backbone.width=16")
