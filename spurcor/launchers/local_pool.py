@@ -18,6 +18,7 @@ from spurcor.sweeps.slurm import search_path
 from spurcor.sweeps.states import last_line
 
 KILLED = "killed by signal"
+SIGNALLED = 128  # plus the signal: the exit code of a point that saved and stopped
 
 
 class LocalPool(InProcess):
@@ -81,6 +82,7 @@ class LocalPool(InProcess):
             print(
                 f"{'done' if point.done else 'not done'}: {' '.join(point.overrides)}", flush=True
             )
-        if exit_code < 0:
-            return f"{KILLED} {-exit_code}, see {log}"
+        if exit_code < 0 or exit_code > SIGNALLED:
+            number = -exit_code if exit_code < 0 else exit_code - SIGNALLED
+            return f"{KILLED} {number}, see {log}"
         return "" if exit_code == 0 else last_line(log)

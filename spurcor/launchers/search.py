@@ -15,14 +15,14 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from spurcor.config.check import check
-from spurcor.errors import RunError, UserError
+from spurcor.errors import PointError, RunError, UserError
 from spurcor.launchers.in_process import InProcess, report_sweep
 from spurcor.launchers.local_pool import KILLED
 from spurcor.launchers.points import instantiate_launcher
 from spurcor.sweeps.carry_out import warn_of_other_code
 from spurcor.sweeps.manifest import Point, open_sweep, sweep_folder, write_manifest
 from spurcor.system.files import read_lines
-from spurcor.system.lock import holder, lock_of
+from spurcor.system.lock import HELD_BY, holder, lock_of
 from spurcor.system.passwords import hidden
 from spurcor.system.terminal import Terminal, log_to_terminal
 
@@ -59,6 +59,11 @@ class Optuna(Sweeper):
         from spurcor.sweeps.study import SearchOptions
 
         given = {key: _plain(value) for key, value in options.items()}
+        if of_points := [key for key in ("points", "params", "zip") if given.get(key)]:
+            raise UserError(
+                f"hydra.sweeper.{of_points[0]} lists points, and a search draws its own; leave out"
+                " hydra/sweeper=optuna, or the sweep file"
+            )
         try:
             self.options = check(given, SearchOptions)
         except UserError as error:
@@ -91,13 +96,18 @@ class Optuna(Sweeper):
 
         space = parse_space(self.options.search or {}, typed, parser)
         fixed = [str(one.input_line) for one in typed if not one.is_sweep_override()]
-        if seeded := [word for word in fixed if word.partition("=")[0] == "seed"]:
+        if seeded := [word for word in fixed if word.partition("=")[0].lstrip("+~") == "seed"]:
             raise UserError(
                 f"{seeded[0]}: the seeds of a search are those of hydra.sweeper.seeds; set that"
             )
         example = self._probed(launcher, space, fixed)
+        if example.config.rerun:
+            raise UserError(
+                "rerun=true would train a run again whenever its values are drawn; choose another"
+                " paths.outputs to search anew"
+            )
         if example.config.dry:
-            _show(space, self.options)
+            _show(space, self.options, example)
         else:
             launcher.refuse_impossible()
             log_to_terminal()
@@ -172,7 +182,7 @@ class Optuna(Sweeper):
                 return False
             try:
                 points = self._points_of(launcher, fixed, trial)
-            except UserError as error:
+            except (UserError, PointError) as error:
                 study.give_up(trial, str(error))
                 return True
             with self._one_at_a_time:
@@ -205,13 +215,16 @@ class Optuna(Sweeper):
         if not unfinished:
             files = [point.config.directory / "metrics.jsonl" for point in points]
             study.tell(trial, [read_lines(path) for path in files])
-        elif (points[0].config.directory / "pruned").exists():
-            study.prune(trial)
-        elif any(holder(lock_of(point.config.directory)) for point in unfinished):
+            Terminal().say(_line(study, trial.number))
+            return
+        said = [failures.get(point.config.directory, "") for point in unfinished]
+        held = [holder(lock_of(point.config.directory)) for point in unfinished]
+        if any(held) or any(HELD_BY in text for text in said):
             time.sleep(PATIENCE)
             return
+        if self.options.pruner != "none" and (points[0].config.directory / "pruned").exists():
+            study.prune(trial)
         else:
-            said = [failures.get(point.config.directory, "") for point in unfinished]
             failed = [text for text in said if text and not text.startswith(DIED)]
             if not failed and study.may_try_again(trial):
                 return
@@ -219,15 +232,18 @@ class Optuna(Sweeper):
         Terminal().say(_line(study, trial.number))
 
 
-def _show(space: "Space", options: "SearchOptions") -> None:
+def _show(space: "Space", options: "SearchOptions", example: Point) -> None:
     """Print what would be searched."""
     from spurcor.sweeps.space import described
 
     for name, section in {"": space.common, **space.conditional}.items():
         for key, one in section.items():
             print(f"{key}: {described(one)}" + f" (with {name})" * bool(name))
-    runs = len(options.seeds) * options.n_trials
-    print(f"{options.n_trials} trials, {runs} runs, judged by {options.metric}", flush=True)
+    number = options.n_trials
+    if options.sampler == "grid":
+        number = min(number, sum(1 for _ in space.grid(example.config.choices)))
+    runs = len(options.seeds) * number
+    print(f"{number} trials, {runs} runs, judged by {options.metric}", flush=True)
 
 
 def _plain(value: Any) -> Any:

@@ -26,7 +26,7 @@ from spurcor.runs.tables import show_result
 from spurcor.runs.train import train
 from spurcor.system import versions
 from spurcor.system.files import cannot_write, remove_leftovers, write_text
-from spurcor.system.lock import Held, holder, lock_of, locked, remove_dead
+from spurcor.system.lock import HELD_BY, Held, holder, lock_of, locked, remove_dead
 from spurcor.system.terminal import Terminal, logged
 from spurcor.tracking import Record, Trackers
 from spurcor.training.moments import Enough, Pruned, never
@@ -263,7 +263,7 @@ def _tidy(directory: Path, outputs: Path) -> None:
 
 
 def _held(directory: Path, held: Held, terminal: Terminal) -> Outcome:
-    message = f"{directory} is being worked on by {held}"
+    message = f"{directory} {HELD_BY} {held}"
     terminal.say(message)
     return Outcome("held", directory, message)
 

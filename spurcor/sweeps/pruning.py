@@ -13,8 +13,7 @@ from spurcor.sweeps.journal import LOCK, open_study
 from spurcor.training.selection import LOWER_IS_BETTER, default_criterion, score
 
 Rows = Sequence[Mapping[str, Any]]
-SEARCH = "search"  # the user attribute of a study that says what it searches
-RULE = "pruner"  # and that of how it prunes
+SEARCH = "search"  # the user attribute of a study that says what it searches, and how
 
 PRUNERS: dict[str, Callable[[int], BasePruner]] = {
     "none": lambda warmup: NopPruner(),
@@ -31,10 +30,9 @@ class Pruner:
         self._lock, self._number = FileLock(folder / LOCK), number
         with self._lock:
             self._study = open_study(folder)
-            attributes = self._study.user_attrs
-        self._metric = attributes[SEARCH]["metric"]
-        name, warmup = attributes[RULE]
-        self._study.pruner = PRUNERS[name](warmup)
+            about = self._study.user_attrs[SEARCH]
+        self._metric = about["metric"]
+        self._study.pruner = PRUNERS[about["pruner"]](about["warmup"])
 
     def __call__(self, rows: Rows) -> bool:
         """Report the best value so far at each epoch of the rows; return whether to stop."""

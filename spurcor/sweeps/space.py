@@ -38,7 +38,7 @@ class Space:
         found = []
         for condition, section in self.conditional.items():
             group, _, option = condition.partition("=")
-            if str(values.get(group, choices.get(group))) == option:
+            if str(values.get(group, choices.get(group))).strip("'\"") == option:
                 found.append(section)
         return found
 
@@ -64,16 +64,36 @@ class Space:
     def probes(self, choices: Mapping[str, Any]) -> Iterator[tuple[str, Values, list[Values]]]:
         """Yield each key with a point, and the points that differ from it in this key alone.
 
-        These have the other end of an interval, or each of the other choices.
+        These have the other end of an interval, or each of the other choices. There is also a point
+        without a key for each choice that a condition is on.
         """
         chosen = {condition.partition("=")[0] for condition in self.conditional}
+        for condition in self.conditional:
+            self._refuse_never(condition, choices)
         for drawn in _options(self.common, self.conditional):
             section = _merged([self.common, *self.sections(drawn, choices)])
             base = {key: ends(one)[0] for key, one in section.items()} | drawn
+            yield "", base, []  # an option without keys of its own, too, must exist
             for key, one in section.items():
                 if key not in chosen:
                     others = [value for value in _tried(one) if value != base[key]]
                     yield key, base, [{**base, key: value} for value in others]
+
+    def _refuse_never(self, condition: str, choices: Mapping[str, Any]) -> None:
+        """Refuse a section whose condition no point can meet."""
+        group, _, option = condition.partition("=")
+        if group in self.common:
+            known = [str(value).strip("'\"") for value in _tried(self.common[group])]
+            if option not in known:
+                raise UserError(
+                    f"{KEY}.{condition}: {option} is not among the values of {group}, which are"
+                    f" {', '.join(known)}; correct one of them"
+                )
+        elif group not in choices:
+            raise UserError(
+                f"{KEY}.{condition}: {group} is neither searched nor a config group such as method;"
+                " choose one"
+            )
 
 
 def parse_space(
@@ -83,9 +103,9 @@ def parse_space(
 
     A typed key takes precedence over its entries in `search`. Raises UserError.
     """
-    keys = {override.get_key_element() for override in typed}
+    keys = {_bare(override.get_key_element()) for override in typed}
     parts: dict[str, dict[str, BaseDistribution]] = {COMMON: {}}
-    for name, entries in search.items():
+    for name, entries in ((str(name), entries) for name, entries in search.items()):
         if name != COMMON and "=" not in name:
             raise UserError(
                 f"{KEY}.{name} is not a section; put keys under {COMMON}, or under a choice such as"
@@ -93,18 +113,34 @@ def parse_space(
             )
         if not isinstance(entries, Mapping):
             raise UserError(f"{KEY}.{name}={entries} is not a mapping of keys to values")
-        lines = [f"{key}={value}" for key, value in entries.items() if key not in keys]
+        if nested := [key for key, value in entries.items() if isinstance(value, Mapping)]:
+            raise UserError(
+                f"{KEY}.{name}.{nested[0]} is a mapping; write its keys with dots, as in"
+                " optimizer.lr"
+            )
+        lines = [f"{key}={value}" for key, value in entries.items() if _bare(str(key)) not in keys]
         parts.setdefault(name, {}).update(
             {one.get_key_element(): _distribution(one) for one in parser.parse_overrides(lines)}
         )
     swept = [override for override in typed if override.is_sweep_override()]
     parts[COMMON] |= {one.get_key_element(): _distribution(one) for one in swept}
+    for name, section in parts.items():
+        both = {_bare(key) for key in section} & {_bare(key) for key in parts[COMMON]}
+        if name != COMMON and both:
+            raise UserError(
+                f"{KEY}: {sorted(both)[0]} stands under both {COMMON} and {name}; keep one"
+            )
     if not any(parts.values()):
         raise UserError(
             f"{KEY} is empty: sweep over a key, as in 'optimizer.lr=tag(log,interval(1e-4,1e-1))',"
             " or name a file of sweeps/spaces, as in +sweeps=spaces/scale"
         )
     return Space(parts.pop(COMMON), parts)
+
+
+def _bare(key: str) -> str:
+    """Return a key without the signs that add or remove it."""
+    return key.lstrip("+~")
 
 
 def override_of(key: str, value: Any) -> str:
@@ -137,6 +173,8 @@ def _tried(one: BaseDistribution) -> tuple[Any, ...]:
 
 def _distribution(override: Override) -> BaseDistribution:
     line, value = override.input_line, override.value()
+    if unknown := sorted(set(getattr(value, "tags", None) or ()) - {"log"}):
+        raise UserError(f"{line}: there is no tag {unknown[0]}; the only one is log")
     if isinstance(value, IntervalSweep):
         return _interval(str(line), value)
     if not override.is_discrete_sweep():
@@ -187,11 +225,9 @@ def _merged(sections: Sequence[Section]) -> dict[str, BaseDistribution]:
 
 
 def _options(common: Section, conditional: Mapping[str, Section]) -> list[Values]:
-    """Return choices of values that together fulfil each condition on a searched group."""
+    """Return values of the searched keys that conditions are on, each of their choices once."""
     found: list[Values] = [{}]
-    for condition in conditional:
-        group, _, option = condition.partition("=")
-        one = common.get(group)
-        if isinstance(one, CategoricalDistribution) and option in one.choices:
-            found.append({group: option})
+    for group in dict.fromkeys(condition.partition("=")[0] for condition in conditional):
+        if group in common:
+            found += [{group: value} for value in _tried(common[group])]
     return found

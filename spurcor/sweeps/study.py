@@ -29,7 +29,7 @@ from spurcor.config.schema import check_criterion
 from spurcor.errors import UserError
 from spurcor.seeding import derive_seed
 from spurcor.sweeps.journal import JOURNAL, LOCK, Direction, open_study
-from spurcor.sweeps.pruning import RULE, SEARCH, Pruner, Rows, best_so_far
+from spurcor.sweeps.pruning import SEARCH, Pruner, Rows, best_so_far
 from spurcor.sweeps.space import Space, Values
 from spurcor.system.files import decoding
 from spurcor.system.lock import holder, locked
@@ -38,6 +38,7 @@ from spurcor.training.selection import LOWER_IS_BETTER
 log = logging.getLogger(__name__)
 ATTEMPTS = 3  # of one process to carry out a trial whose points are killed
 GRID = "grid"
+OPTIONS = ("metric", "seeds", "sampler", "seed", "pruner", "warmup")  # a study keeps them
 FEW = 10  # with fewer trials, importances are noise
 
 
@@ -130,6 +131,10 @@ class Study:
             "space": space.described(),
             "metric": options.metric,
             "seeds": list(options.seeds),
+            "sampler": options.sampler,
+            "seed": options.seed,
+            "pruner": options.pruner,
+            "warmup": options.warmup,
             "base": base[0],
             "typed": base[1],
         }
@@ -138,9 +143,6 @@ class Study:
             known = self._study.user_attrs.get(SEARCH)
             if known is None:
                 self._study.set_user_attr(SEARCH, about)
-            rule = [options.pruner, options.warmup]
-            if self._study.user_attrs.get(RULE) != rule:
-                self._study.set_user_attr(RULE, rule)
         if known is not None:
             _refuse_other(folder, known, about)
 
@@ -266,7 +268,7 @@ def _refuse_other(folder: Path, known: Mapping[str, Any], about: Mapping[str, An
     """Refuse to go on with a study of other runs."""
     now = json.loads(json.dumps(about))
     names = {"space": "hydra.sweeper.search", "base": "the other settings"}
-    for key in ("space", "metric", "seeds", "base"):
+    for key in (*OPTIONS, "space", "base"):
         if known.get(key) != now[key]:
             what = names.get(key, f"hydra.sweeper.{key}")
             of = "typed" if key == "base" else key

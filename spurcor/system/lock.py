@@ -22,6 +22,7 @@ from spurcor.system.files import read_json, write_json
 log = logging.getLogger(__name__)
 OWNED = {"host", "boot", "pid", "started", "nonce"}  # keys of every lock file
 HEARTBEAT_SECONDS = 15.0
+HELD_BY = "is being worked on by"  # in messages on a run that another process has
 STALE_SECONDS = 300.0
 
 

@@ -162,8 +162,8 @@ class Trainer:
             if (stopping := options.early_stopping) is not None and stopping.metric in row:
                 progress.watched.add(selection.score(row, stopping.metric))
             self.observer.row(row, phase)
-            ended = last_phase and progress.epoch == phase.epochs
-            if not ended and self._enough(self._state.rows):
+            ended = last_phase and (progress.epoch == phase.epochs or self._exhausted())
+            if not ended and self._stop is None and self._enough(self._state.rows):
                 self._save(method, phase)
                 raise Pruned(f"after epoch {progress.epoch} of {phase.name}")
         if self._clock.unsaved() >= options.checkpoint_seconds:

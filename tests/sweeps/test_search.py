@@ -2,11 +2,13 @@
 
 import csv
 import random
+import re
 import sys
 import time
 from contextlib import ExitStack, suppress
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,6 +19,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from test_sweep import kill_a_point
 
 from spurcor.errors import UserError
+from spurcor.launchers import search
 from spurcor.launchers.search import Optuna
 from spurcor.sweeps.manifest import manifest
 from spurcor.sweeps.pruning import Pruner, best_so_far
@@ -24,6 +27,7 @@ from spurcor.sweeps.search_files import search_drawing
 from spurcor.sweeps.space import Space, parse_space
 from spurcor.sweeps.study import SearchOptions, Study, best_value
 from spurcor.system.files import read_lines
+from spurcor.system.lock import HELD_BY
 
 LR = "tag(log,interval(1e-4,1e-1))"
 QUICK = (
@@ -75,16 +79,18 @@ def test_a_space_is_written_as_sweeps_are(text, expected):
     ],
 )
 def test_a_space_that_is_none_is_told(text, said):
-    for search, typed in (({"a.b": text}, ()), ({}, (f"a.b={text}",) if text != "5" else None)):
+    for common, typed in (({"a.b": text}, ()), ({}, (f"a.b={text}",) if text != "5" else None)):
         if typed is not None:
             with pytest.raises(UserError, match=said) as told:
-                space_of(search, typed)
+                space_of(common, typed)
             assert f"a.b={text}" in str(told.value)
 
 
 def test_a_typed_key_takes_the_place_of_a_listed_one():
     found = space_of({"a": "1,2", "b": "1,2"}, ["a=3", "b=5,6,7"])
     assert found.common == {"b": CategoricalDistribution(("5", "6", "7"))}
+    found = space_of({"a": "1,2", "b": "1,2"}, ["++a=3", "++b=5,6,7"])
+    assert found.common == {"++b": CategoricalDistribution(("5", "6", "7"))}
 
 
 def test_a_choice_brings_its_own_keys():
@@ -94,9 +100,31 @@ def test_a_choice_brings_its_own_keys():
         {"method": "scale", "gate": "linear"},
         {"method": "scale", "gate": "step"},
     ]
+    quoted = space_of({"method": "'erm','scale'"}, method_scale={"gate": "linear,step"})
+    assert len(list(quoted.grid({}))) == 3
     fixed = space_of({"lr": "1,2"}, method_scale={"gate": "linear,step"})
     assert len(list(fixed.grid({"method": "scale"}))) == 4
     assert len(list(fixed.grid({"method": "erm"}))) == 2
+
+
+@pytest.mark.parametrize(
+    ("common", "conditional", "said"),
+    [
+        ({"method": "erm,iw"}, {"method=irm": {"a": "1,2"}}, "irm is not among the values"),
+        ({"a": "1,2"}, {"method=erm": {"a": "1,2"}}, "a stands under both common and method=erm"),
+        ({"a": "1,2"}, {"method=erm": {"+a": "1,2"}}, "a stands under both common and method=erm"),
+        ({}, {"width=8": {"a": "1,2"}}, "width is neither searched nor a config group"),
+        ({}, {"method=erm": {"a": {"b": "1,2"}}}, "write its keys with dots"),
+        ({}, {5: {"a": "1,2"}}, "5 is not a section"),
+    ],
+)
+def test_a_section_that_cannot_be_is_told(common, conditional, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        list(
+            parse_space({"common": common, **conditional}, [], OverridesParser.create()).probes(
+                {"method": "erm"}
+            )
+        )
 
 
 # --- studies --------------------------------------------------------------------------------------
@@ -187,8 +215,9 @@ def test_another_search_under_the_same_name_is_refused(tmp_path):
     before = (folder / "study.log").read_bytes()
     with pytest.raises(UserError, match=r"sweep=tune: .* hydra.sweeper.metric .*val/average"):
         study_in(folder, metric="val/average")
-    with pytest.raises(UserError, match=r"hydra.sweeper.seeds"):
-        study_in(folder, seeds=(0, 1))
+    for key, value in {"seeds": (0, 1), "sampler": "random", "seed": 1, "pruner": "asha"}.items():
+        with pytest.raises(UserError, match=f"hydra.sweeper.{key} "):
+            study_in(folder, **{key: value})
     space = study_in(folder, n_trials=1).space
     with pytest.raises(UserError, match=r"the other settings \(were x=1, are now x=2 y=3\)"):
         Study(folder, space, SearchOptions(), ("r2", ["x=2", "y=3"]), {})
@@ -367,6 +396,11 @@ def test_kills_of_the_controller_lose_and_double_nothing(command_line, tmp_path)
         (("optimizer.lr=0.1,-1,0.2",), "optimizer.lr=-1"),
         (("optimizer.lr=interval(-1,1)",), "optimizer.lr=-1"),
         (("optimizer.lr=1,2", "seed=3"), "seed=3: the seeds of a search"),
+        (("optimizer.lr=1,2", "++seed=3"), "seed=3: the seeds of a search"),
+        (("optimizer.lr=1,2", "rerun=true"), "rerun=true would train a run again"),
+        (("optimizer.lr=tag(lgo,interval(1,2))",), "there is no tag lgo"),
+        (("+sweeps=digits/main",), "lists points, and a search draws its own"),
+        (("hydra.sweeper.search={common: {optimizer: {lr: '1,2'}}}",), "write its keys with dots"),
         (("seed=0,1",), "seed"),
         ((), "hydra.sweeper.search is empty"),
         (
@@ -630,3 +664,42 @@ def test_mlflow_shows_the_best_so_far_of_a_search(command_line, tmp_path):
     names = [file.path for file in client.list_artifacts(sweep.info.run_id, "report")]
     assert {"report/search.png", "report/trials.csv"} <= set(names)
     assert sum(run.data.tags["spurcor.kind"] == "run" for run in runs) == 3
+
+
+def test_a_run_that_another_command_has_is_waited_for(tmp_path, monkeypatch):
+    """Neither what it says nor a mark that the other search leaves ends this trial."""
+    monkeypatch.setattr(search, "PATIENCE", 0.0)
+    study = study_in(tmp_path / "a", "random", 1)
+    sweeper = Optuna(sampler="random", n_trials=1)
+    directory = tmp_path / "run"
+    directory.mkdir()
+    point = SimpleNamespace(done=False, config=SimpleNamespace(directory=directory))
+    with ExitStack() as stack:
+        trial = study.take(stack)
+        for _ in range(5):
+            sweeper._judge(study, trial, [point], {directory: f"{directory} {HELD_BY} process 1"})
+        (directory / "pruned").touch()
+        sweeper._judge(study, trial, [point], {directory: f"{directory} {HELD_BY} process 1"})
+        assert study.trials()[0].state == "running"
+        for expected in ("running", "running", "failed"):
+            sweeper._judge(study, trial, [point], {directory: "killed by signal 15, see log"})
+            assert study.trials()[0].state == expected
+
+
+def test_each_choice_is_composed_before_the_first_trial(command_line, tmp_path):
+    """An option that does not exist is not found halfway, when the study is begun."""
+    folder = tmp_path / "conf" / "sweeps"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(
+        "# @package _global_\nhydra: {sweeper: {search: {common: {method: 'erm,iww'},"
+        " 'method=erm': {train.batch_size: '16,20'}}}}\n"
+    )
+    words = [word for word in QUICK if not word.startswith("train.batch_size")]
+    ended = command_line.run(
+        "train", *words, "--config-dir", str(tmp_path / "conf"), "+sweeps=mine",
+        f"paths.outputs={tmp_path / 'outputs'}",
+    )  # fmt: skip
+    assert ended.code == 2
+    assert "method=iww does not exist" in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()
