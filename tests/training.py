@@ -14,8 +14,8 @@ from spurcor.config.schema import TrainConfig
 from spurcor.launchers.points import Points
 from spurcor.runs import build
 from spurcor.sweeps import read as sweeps
-from spurcor.sweeps.space import override_of, parse_space
-from spurcor.sweeps.study import SearchOptions
+from spurcor.sweeps.search_options import SearchOptions
+from spurcor.sweeps.space import parse_space
 from spurcor.system.places import CONF
 from spurcor.training.method import RunContext
 from spurcor.training.trainer import Trainer
@@ -52,7 +52,7 @@ def searched(cfg, typed):
     space = parse_space(search, overrides, parser)
     probes = space.probes(cfg.hydra.runtime.choices)
     drawn = [values for _, low, others in probes for values in (low, *others)]
-    return [[*fixed, *(override_of(*item) for item in values.items())] for values in drawn]
+    return [[*fixed, *(f"{key}={value}" for key, value in values.items())] for values in drawn]
 
 
 SMALL = ("backbone=mlp", "backbone.width=16")

@@ -27,20 +27,13 @@ from spurcor.system.passwords import hidden
 from spurcor.system.terminal import Terminal, log_to_terminal
 
 if TYPE_CHECKING:
+    from spurcor.sweeps.search_options import SearchOptions
     from spurcor.sweeps.space import Space, Values
-    from spurcor.sweeps.study import SearchOptions, Study, Trial
+    from spurcor.sweeps.study import Study, Trial
 
 PATIENCE = 2.0  # seconds until a run that another trial trains is looked at again
-PLACES = (
-    "paths.",
-    "tracker",
-    "site",
-    "hydra",
-    "sweep=",
-    "dry=",
-    "+sweeps=",
-)  # settings of no consequence for a study
-
+# Typed words that a study does not name when it refuses other settings.
+PLACES = ("paths.", "tracker", "site", "hydra", "sweep=", "dry=", "+sweeps=")
 # How messages of points begin that ended through no fault of their own.
 DIED = (KILLED, *(f"SLURM: {how}" for how in ("CANCELLED", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED")))
 
@@ -56,7 +49,7 @@ class Optuna(Sweeper):
             raise UserError(
                 "hydra/sweeper=optuna needs Optuna: pip install 'spurcor[tune]'"
             ) from error
-        from spurcor.sweeps.study import SearchOptions
+        from spurcor.sweeps.search_options import SearchOptions
 
         given = {key: _plain(value) for key, value in options.items()}
         if of_points := [key for key in ("points", "params", "zip") if given.get(key)]:
@@ -144,9 +137,7 @@ class Optuna(Sweeper):
     def _points(
         self, launcher: InProcess, fixed: list[str], values: "Values", seeds: Sequence[int]
     ) -> list[Point]:
-        from spurcor.sweeps.space import override_of
-
-        drawn = [override_of(key, value) for key, value in values.items()]
+        drawn = [f"{key}={value}" for key, value in values.items()]
         with self._one_at_a_time:
             return launcher.compose(
                 [[*map(hidden, fixed), *drawn, f"seed={seed}"] for seed in seeds]

@@ -119,9 +119,10 @@ class Slurm(InProcess):
         """
         ended: set[tuple[str, ...]] = set()
         shown: set[tuple[str, ...]] = set()
-        pause = POLL_SECONDS[0]
+        pause, looked = POLL_SECONDS[0], time.monotonic()
         while True:
-            found = [one for one in self._recent(config, pause) if one.key in keys]
+            looked, everything = self._look(config, looked)
+            found = [one for one in everything if one.key in keys]
             now = {one.key for one in found if one.status not in UNDER_WAY}
             for one in found:
                 if one.key in (now & ended) - shown:
@@ -133,12 +134,17 @@ class Slurm(InProcess):
             time.sleep(pause)
             pause = min(1.2 * pause, POLL_SECONDS[1])
 
-    def _recent(self, config: TrainConfig, seconds: float) -> list[PointState]:
-        """Return states at most `seconds` old, so that many trials poll SLURM as one does."""
+    def _look(self, config: TrainConfig, after: float) -> tuple[float, list[PointState]]:
+        """Return states looked at later than `after`, and when.
+
+        The trials of a search share a look, so that many of them ask SLURM as often as one does,
+        but none gets the same look twice.
+        """
         with self._polling:
-            if time.monotonic() - self._polled[0] >= seconds:
-                self._polled = time.monotonic(), _states(config)
-            return self._polled[1]
+            if self._polled[0] <= after:
+                now = time.monotonic()
+                self._polled = now, _states(config)
+            return self._polled
 
 
 def _states(config: TrainConfig) -> list[PointState]:

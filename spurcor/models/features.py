@@ -48,7 +48,7 @@ def freeze(
     """
     layer = backbone.layer(options.layer)
     backbone.to(splits.device).to(memory_format=torch.channels_last).eval()
-    backbone.channels_last = True  # convolutions without gradients are faster in it everywhere
+    backbone.channels_last = True  # on a CPU up to twice as fast, and hardly ever slower
     reduced = options.precision == "bf16" or (
         options.precision == "auto" and splits.device.type == "cuda"
     )

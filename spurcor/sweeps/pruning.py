@@ -9,7 +9,8 @@ from filelock import FileLock
 from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
-from spurcor.sweeps.journal import LOCK, open_study
+from spurcor.errors import UserError
+from spurcor.sweeps.journal import JOURNAL, LOCK, open_study
 from spurcor.training.selection import LOWER_IS_BETTER, default_criterion, score
 
 Rows = Sequence[Mapping[str, Any]]
@@ -26,10 +27,18 @@ class Pruner:
     """Tells a study the rows of a trial, and says whether the trial has had enough."""
 
     def __init__(self, folder: Path, number: int) -> None:
-        """Read from the study in `folder` how it prunes; `number` is the trial's."""
+        """Read from the study in `folder` how it prunes; UserError if it has no such trial."""
+        unknown = UserError(
+            f"trial={number}: {folder} has no search with that trial; leave trial to"
+            " hydra/sweeper=optuna"
+        )
+        if not (folder / JOURNAL).exists():
+            raise unknown
         self._lock, self._number = FileLock(folder / LOCK), number
         with self._lock:
             self._study = open_study(folder)
+            if not 0 <= number < len(self._study.get_trials(deepcopy=False)):
+                raise unknown
             about = self._study.user_attrs[SEARCH]
         self._metric = about["metric"]
         self._study.pruner = PRUNERS[about["pruner"]](about["warmup"])

@@ -143,11 +143,6 @@ def _bare(key: str) -> str:
     return key.lstrip("+~")
 
 
-def override_of(key: str, value: Any) -> str:
-    """Return a drawn value as an override; choices are kept as they were written."""
-    return f"{key}={value}"
-
-
 def ends(one: BaseDistribution) -> tuple[Any, Any]:
     """Return the first and the last value of a distribution."""
     if isinstance(one, CategoricalDistribution):

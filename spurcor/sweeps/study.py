@@ -5,7 +5,6 @@ works on a trial holds its lock; a trial under way that nobody holds is taken up
 """
 
 import json
-import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,20 +24,16 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from spurcor.config.schema import check_criterion
 from spurcor.errors import UserError
 from spurcor.seeding import derive_seed
-from spurcor.sweeps.journal import JOURNAL, LOCK, Direction, open_study
+from spurcor.sweeps.journal import JOURNAL, LOCK, open_study
 from spurcor.sweeps.pruning import SEARCH, Pruner, Rows, best_so_far
+from spurcor.sweeps.search_options import KEPT, SearchOptions
 from spurcor.sweeps.space import Space, Values
 from spurcor.system.files import decoding
 from spurcor.system.lock import holder, locked
-from spurcor.training.selection import LOWER_IS_BETTER
 
-log = logging.getLogger(__name__)
 ATTEMPTS = 3  # of one process to carry out a trial whose points are killed
-GRID = "grid"
-OPTIONS = ("metric", "seeds", "sampler", "seed", "pruner", "warmup")  # a study keeps them
 FEW = 10  # with fewer trials, importances are noise
 
 
@@ -54,41 +49,6 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "random": lambda seed: RandomSampler(seed=seed),
     "gp": lambda seed: GPSampler(seed=seed),
 }
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """Options of `hydra/sweeper=optuna`."""
-
-    sampler: Literal["tpe", "random", "gp", "qmc", "grid", "cmaes"] = "tpe"
-    n_trials: int = 20
-    seeds: tuple[int, ...] = (0,)  # of the runs of each trial, which its value is the mean of
-    metric: str = "val/worst"
-    seed: int = 0  # of the sampler
-    pruner: Literal["none", "median", "asha"] = "none"
-    warmup: int = 1  # epochs of a run before which it is not pruned
-    search: dict[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("n_trials", "warmup"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(
-                f"seeds={list(self.seeds)} must be a list of different numbers of at least 0"
-            )
-        check_criterion("metric", self.metric)
-        if self.sampler == "cmaes":
-            raise ValueError(
-                "sampler=cmaes is not offered: Optuna keeps its state in the study as a pickle,"
-                " which could run anything when it is read; use gp or tpe"
-            )
-
-    @property
-    def direction(self) -> Direction:
-        """Whether a larger value of the metric is better."""
-        lower = self.metric.rpartition("/")[2] in LOWER_IS_BETTER
-        return "minimize" if lower else "maximize"
 
 
 @dataclass(frozen=True)
@@ -122,19 +82,14 @@ class Study:
         Raises UserError if the study there searches another space, or cannot be read.
         """
         self.folder, self.space, self.options, self.choices = folder, space, options, choices
-        self.grid = list(space.grid(choices)) if options.sampler == GRID else None
+        self.grid = list(space.grid(choices)) if options.sampler == "grid" else None
         self.size = min(options.n_trials, len(self.grid)) if self.grid else options.n_trials
         self._killed: dict[int, int] = {}  # times that this process saw it, by trial
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / JOURNAL
         about = {
             "space": space.described(),
-            "metric": options.metric,
-            "seeds": list(options.seeds),
-            "sampler": options.sampler,
-            "seed": options.seed,
-            "pruner": options.pruner,
-            "warmup": options.warmup,
+            **{name: getattr(options, name) for name in KEPT},
             "base": base[0],
             "typed": base[1],
         }
@@ -261,14 +216,14 @@ class Study:
             if name == "qmc":  # one sequence, whose seed is that of all trials
                 return _Qmc(seed=self.options.seed, scramble=True)
             seed = derive_seed("sampler", self.options.seed, number) % 2**32
-            return SAMPLERS["random" if name == GRID else name](seed)
+            return SAMPLERS["random" if name == "grid" else name](seed)
 
 
 def _refuse_other(folder: Path, known: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """Refuse to go on with a study of other runs."""
     now = json.loads(json.dumps(about))
     names = {"space": "hydra.sweeper.search", "base": "the other settings"}
-    for key in (*OPTIONS, "space", "base"):
+    for key in (*KEPT, "space", "base"):
         if known.get(key) != now[key]:
             what = names.get(key, f"hydra.sweeper.{key}")
             of = "typed" if key == "base" else key

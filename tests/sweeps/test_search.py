@@ -1,9 +1,11 @@
 """Searches: what is drawn, what is told, that kills lose and double nothing, and bad input."""
 
 import csv
+import math
 import random
 import re
 import sys
+import threading
 import time
 from contextlib import ExitStack, suppress
 from multiprocessing import get_context
@@ -19,13 +21,14 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from test_sweep import kill_a_point
 
 from spurcor.errors import UserError
-from spurcor.launchers import search
+from spurcor.launchers import search, slurm
 from spurcor.launchers.search import Optuna
 from spurcor.sweeps.manifest import manifest
 from spurcor.sweeps.pruning import Pruner, best_so_far
 from spurcor.sweeps.search_files import search_drawing
+from spurcor.sweeps.search_options import SearchOptions
 from spurcor.sweeps.space import Space, parse_space
-from spurcor.sweeps.study import SearchOptions, Study, best_value
+from spurcor.sweeps.study import Study, best_value
 from spurcor.system.files import read_lines
 from spurcor.system.lock import HELD_BY
 
@@ -703,3 +706,29 @@ def test_each_choice_is_composed_before_the_first_trial(command_line, tmp_path):
     assert "method=iww does not exist" in ended.err
     assert len(ended.err.strip().splitlines()) == 1
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_trial_of_no_search_is_told(command_line, tmp_path):
+    words = [word for word in QUICK if word not in ("-m", "hydra/sweeper=optuna")]
+    outputs = tmp_path / "outputs"
+    ended = command_line.run("train", *words, f"paths.outputs={outputs}", "trial=3")
+    assert ended.code == 2
+    assert "trial=3: " in ended.err
+    assert "leave trial to hydra/sweeper=optuna" in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+    assert not outputs.exists()
+
+
+def test_the_trials_of_a_search_share_a_look_at_slurm_but_none_gets_one_twice(monkeypatch):
+    """A requeued job briefly leaves the queue, so that a point has ended only after two looks."""
+    looks = iter(range(10))
+    monkeypatch.setattr(slurm, "_states", lambda config: [next(looks)])
+    launcher = object.__new__(slurm.Slurm)
+    launcher._polling, launcher._polled = threading.Lock(), (-math.inf, [])
+    began = time.monotonic()
+    first, seen = launcher._look(None, began)
+    assert seen == [0]
+    assert launcher._look(None, began) == (first, [0])  # another trial, which began as early
+    second, seen = launcher._look(None, first)
+    assert (seen, second > first) == ([1], True)
+    assert launcher._look(None, time.monotonic())[1] == [2]  # submitted after the last look
