@@ -190,9 +190,6 @@ class TrainConfig:
     @functools.cached_property
     def identity(self) -> str:
         """Hash of everything that affects the weights, except the seed, which names a folder."""
-        dataset = self.dataset.hashed(self.paths.data)
-        for key in ("store", "workers"):
-            dataset.pop(key, None)
         nodes = {name: getattr(self, name).hashed() for name in ("backbone", "method")}
         nodes |= {name: getattr(self, name).hashed() for name in ("optimizer", "schedule")}
         if self.origin is not None:
@@ -203,11 +200,17 @@ class TrainConfig:
             for key, value in plain(self.train).items()
             if key not in MACHINE and value != defaults[key]
         }
-        payload = {"dataset": dataset, **nodes, "train": train}
+        payload = {"dataset": self.hashed_data, **nodes, "train": train}
         if self.features is not None:
             payload["features"] = self.features.hashed()
         text = json.dumps(payload, sort_keys=True, allow_nan=True)
         return "r" + hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    @property
+    def hashed_data(self) -> dict[str, Any]:
+        """The data set and its arguments as hashed, without how its images are stored and read."""
+        dataset = self.dataset.hashed(self.paths.data)
+        return {key: value for key, value in dataset.items() if key not in ("store", "workers")}
 
     @property
     def init(self) -> Path | None:

@@ -1,6 +1,7 @@
 """Run a sweep in this process: check all points, run them one by one, and show the results."""
 
 import dataclasses
+import itertools
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from spurcor.config.schema import TrainConfig
 from spurcor.errors import PointError, RunError, UserError
 from spurcor.sweeps.carry_out import carry_out, warn_of_other_code
 from spurcor.sweeps.manifest import Point, open_sweep, sweep_folder, write_manifest
+from spurcor.sweeps.order import in_order, with_origins
 from spurcor.sweeps.read import read
 from spurcor.sweeps.states import PointState, inspected, state
 from spurcor.system.terminal import log_to_terminal
@@ -70,7 +72,7 @@ class InProcess(Launcher):
     def run(self, points: Sequence[Point]) -> dict[Path, str] | None:
         """Run the points and return failures by run directory, or None if they have not ended."""
         failures = {}
-        for point in points:
+        for point in itertools.chain.from_iterable(in_order(points)):
             print(f"\n--- {' '.join(point.overrides)}", flush=True)
             (outcome,) = carry_out([point.config]).values()
             if outcome.status == "interrupted":
@@ -89,7 +91,7 @@ class InProcess(Launcher):
             loader = self.hydra_context.config_loader
             try:
                 cfg = loader.load_sweep_config(self.config, list(overrides))
-                config = read(cfg, cfg.hydra.runtime.choices)
+                config = read(cfg, cfg.hydra.runtime.choices, in_sweep=True)
                 build.validate(config)
                 points.append(Point(tuple(overrides), config))
             except UserError as error:
@@ -100,7 +102,7 @@ class InProcess(Launcher):
             raise UserError("\n".join(_with_points(error, of) for error, of in problems.items()))
         if len(names := {point.config.sweep for point in points}) > 1:
             raise UserError(f"sweep={','.join(sorted(names))}: a sweep has one name")
-        return points
+        return with_origins(points)
 
     def _conclude(self, points: Sequence[Point], failures: dict[Path, str]) -> None:
         """Show the table of all points and write the report; raise RunError if any is not done."""

@@ -14,6 +14,7 @@ from spurcor.launchers.in_process import InProcess
 from spurcor.launchers.jobs import batch, set_aside_reruns
 from spurcor.sweeps.freeze import copy_code, write_point
 from spurcor.sweeps.manifest import Point, sweep_folder, write_manifest
+from spurcor.sweeps.order import in_order
 from spurcor.sweeps.slurm import search_path
 from spurcor.sweeps.states import last_line
 
@@ -37,9 +38,22 @@ class LocalPool(InProcess):
         """See `InProcess.run`."""
         self._copy = self._copy or copy_code(sweep_folder(points[0].config))
         code = self._copy
-        jobs = batch(set_aside_reruns(points))
+        batches = in_order(set_aside_reruns(points))
+        jobs = [job for together in batches for job in batch(together)]
+        ended = {job[0].config.directory: threading.Event() for job in jobs}
+
+        def run_one(job: Sequence[Point]) -> str:
+            # Jobs come after those that they start from, so a job that waits here keeps no
+            # process from starting that it waits for.
+            if (before := ended.get(job[0].config.init or Path())) is not None:
+                before.wait()
+            try:
+                return self._run_one(job, code)
+            finally:
+                ended[job[0].config.directory].set()
+
         with ThreadPoolExecutor(self.n_jobs) as pool:
-            messages = pool.map(lambda job: self._run_one(job, code), jobs)
+            messages = pool.map(run_one, jobs)
             try:
                 found = zip((job[0].config.directory for job in jobs), messages, strict=True)
                 return {directory: message for directory, message in found if message}

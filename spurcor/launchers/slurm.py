@@ -6,7 +6,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from spurcor.launchers.slurm_options import SlurmOptions
 from spurcor.sweeps import slurm
 from spurcor.sweeps.freeze import copy_code, write_point
 from spurcor.sweeps.manifest import Point, sweep_folder, write_manifest
+from spurcor.sweeps.order import in_order
 from spurcor.sweeps.states import UNDER_WAY, PointState, states
 from spurcor.system.signals import Interrupted
 
@@ -56,13 +57,15 @@ class Slurm(InProcess):
         config = points[0].config
         wanted = {point.key for point in points}
         with self._submitting:  # a search runs several trials at a time
-            under_way = {one.key for one in _states(config) if one.status in UNDER_WAY} & wanted
+            states = [one for one in _states(config) if one.status in UNDER_WAY]
+            under_way = {one.key for one in states} & wanted
             if under_way:
                 print(f"{len(under_way)} points are queued or running already")
-            others = [point for point in points if point.key not in under_way]
-            jobs = batch(set_aside_reruns(others), self.options.points_per_job)
-            self._submit(jobs, sweep_folder(config))
-        under_way |= {point.key for job in jobs for point in job}
+            others = set_aside_reruns([point for point in points if point.key not in under_way])
+            job_of = {Path(one.entry["directory"]): one.entry["job"] for one in states}
+            batches = [batch(one, self.options.points_per_job) for one in in_order(others)]
+            self._submit(batches, sweep_folder(config), job_of)
+        under_way |= {point.key for jobs in batches for job in jobs for point in job}
         status = f"python -m spurcor.status sweep={config.sweep} watch=true"
         if under_way and not self.options.wait:
             print(f"to follow them: {status}")
@@ -89,13 +92,29 @@ class Slurm(InProcess):
                 " of its own"
             )
 
-    def _submit(self, jobs: Sequence[Sequence[Point]], folder: Path) -> None:
-        """Submit arrays as long as the cluster allows, each to start after the previous one."""
+    def _submit(
+        self,
+        batches: Sequence[Sequence[Sequence[Point]]],
+        folder: Path,
+        job_of: Mapping[Path, str],
+    ) -> None:
+        """Submit arrays as long as the cluster allows, each to start after the previous one.
+
+        A batch starts from runs of earlier ones, or from those that earlier jobs, `job_of`, train.
+        """
         code = copy_code(folder)
         longest = slurm.longest_array()
         options = {**self.options.submitit, "job_name": f"spurcor-{folder.name}"}
-        for first in range(0, len(jobs), longest):
-            array = jobs[first : first + longest]
+        before: set[str] = set()
+        for array in (
+            jobs[first : first + longest]
+            for jobs in batches
+            for first in range(0, len(jobs), longest)
+        ):
+            origins = {point.config.init for job in array for point in job} & job_of.keys()
+            before |= {job_of[origin] for origin in origins if origin is not None}
+            if before:
+                options["dependency"] = f"afterany:{':'.join(sorted(before))}"
             tasks = [slurm.Task(tuple(write_point(point) for point in job)) for job in array]
             taken = slurm.submit(
                 tasks, folder / "slurm", code, self.options.max_num_timeout, **options
@@ -107,9 +126,8 @@ class Slurm(InProcess):
                     for point in job
                 ]
             )
-            number = taken[0].name.partition("_")[0]
-            options["dependency"] = f"afterany:{number}"  # or two arrays would run in parallel
-            print(f"submitted {sum(map(len, array))} points as job {number}", flush=True)
+            before = {taken[0].name.partition("_")[0]}  # or two arrays would run in parallel
+            print(f"submitted {sum(map(len, array))} points as job {min(before)}", flush=True)
 
     def _wait(self, config: TrainConfig, keys: set[tuple[str, ...]]) -> dict[Path, str]:
         """Wait until no point is queued or running and return failures by run directory.

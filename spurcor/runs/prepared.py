@@ -17,6 +17,7 @@ from spurcor.runs.refusals import (
     refuse_blind_stopping,
     refuse_impossible_repair,
     refuse_split_batches,
+    refuse_unfinished_origin,
     refuse_unknown_criterion,
 )
 from spurcor.tracking import Trackers
@@ -61,6 +62,7 @@ class Prepared:
 
 def prepare(config: TrainConfig, trackers: Trackers) -> Prepared:
     """Build all objects for training, repair and analyses; UserError for impossible requests."""
+    refuse_unfinished_origin(config.init)
     run = _built(config, config.directory, trackers)
     origin = None if config.init is None else start_from(config.init, run.splits, run.method)
     for phase in run.phases:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from spurcor.config.check import nearest
@@ -147,6 +148,12 @@ def _flat(name: str, values: Any) -> dict[str, Any]:
     """Return options by dotted key, without machine options and others that may differ."""
     elsewhere = ("store", "workers", "init", *MACHINE)
     return flat(name, {key: v for key, v in plain(values).items() if key not in elsewhere})
+
+
+def refuse_unfinished_origin(origin: Path | None) -> None:
+    """Refuse to start from a run that is not finished."""
+    if origin is not None and not (origin / "done").exists():
+        raise UserError(f"method.init={origin} is not finished; run that first, then this again")
 
 
 def refuse_leak(trained: Mapping[str, str], splits: Splits) -> None:

@@ -13,13 +13,15 @@ from spurcor.config.packages import used
 from spurcor.config.schema import TrainConfig
 from spurcor.errors import UserError
 
+POINT = "@"  # how a method.init begins that means a point of the same sweep
 GROUPS = ("dataset", "backbone", "method", "optimizer", "schedule", "features", "dfr", "site")
 
 
-def read(cfg: DictConfig, choices: Mapping[str, Any]) -> TrainConfig:
+def read(cfg: DictConfig, choices: Mapping[str, Any], *, in_sweep: bool = False) -> TrainConfig:
     """Check a composed configuration and return it with the names chosen for its groups.
 
-    Raises UserError for unknown keys and bad values.
+    With `in_sweep`, a `method.init` that means a point of the same sweep is left as it is. Raises
+    UserError for unknown keys and bad values.
     """
     tree = composed(cfg)
     if "choices" in tree:
@@ -30,7 +32,17 @@ def read(cfg: DictConfig, choices: Mapping[str, Any]) -> TrainConfig:
     for group in ("dfr", "features", "analysis", "tracker"):
         tree[group] = tree.get(group) or {}
     config = check(tree, TrainConfig)
-    return config if config.init is None else _with_origin(config, str(config.init))
+    init = config.method.arguments.get("init")
+    if init is None:
+        return config
+    if str(init).startswith(POINT):
+        if in_sweep:
+            return config
+        raise UserError(
+            f"method.init={init} means a point of the same sweep, and this is a single run; give a"
+            " finished run: its folder or its identity"
+        )
+    return _with_origin(config, str(init))
 
 
 def _with_origin(config: TrainConfig, init: str) -> TrainConfig:
@@ -50,7 +62,12 @@ def _with_origin(config: TrainConfig, init: str) -> TrainConfig:
         raise UserError(
             f"method.init={init} was moved from {run['identity']}/seed{run['seed']}; move it back"
         )
-    arguments = {**config.method.arguments, "init": str(directory)}
+    return with_init(config, str(directory))
+
+
+def with_init(config: TrainConfig, init: str) -> TrainConfig:
+    """Return the configuration with another `method.init`."""
+    arguments = {**config.method.arguments, "init": init}
     return dataclasses.replace(
         config, method=dataclasses.replace(config.method, arguments=arguments)
     )

@@ -115,3 +115,23 @@ def test_a_search_on_a_cluster_survives_the_kill_of_its_controller(command_line,
     entries = points_of(tmp_path / "cluster", "tune")
     assert len(entries) == 4
     assert all(point.entry["job"] for point in entries)
+
+
+def test_a_point_starts_when_the_one_that_it_starts_from_has_ended(command_line, tmp_path):
+    """Within a command, and after one that is still under way."""
+    start = "method=prusc method.init=@erm method.prune_epochs=1 method.retrain_epochs=1"
+    command = (
+        "train", "-m", "hydra/launcher=slurm", f"paths.outputs={tmp_path}", *QUICK,
+        "site.mem_gb=2", "dataset.subset_size=64", "dataset.strength=0.7", "method.epochs=3",
+    )  # fmt: skip
+    points = f'hydra.sweeper.points=["{start}", "method=erm"]'
+    ended = command_line.run(*command, points, "hydra.launcher.wait=false")
+    assert ended.code == 0, ended.err
+    more = f'hydra.sweeper.points=["{start} method.num_clusters=3", "method=erm"]'
+    ended = command_line.run(*command, more, COLUMNS="300")
+    assert ended.code == 0, ended.out + ended.err
+    while any(point.status in states.UNDER_WAY for point in points_of(tmp_path)):
+        time.sleep(0.5)
+    assert [point.status for point in points_of(tmp_path)] == ["done"] * 3
+    ran = [len(list(tmp_path.glob(f"runs/*/{method}/*/*/done"))) for method in ("erm", "prusc")]
+    assert ran == [1, 2]
