@@ -84,7 +84,7 @@ def show(report: Report) -> None:
         counts = f"{len(report.missing)} points not done, {len(report.skipped)} unusable"
         more = [f"and {len(lines) - MOST_LINES} more, in report.md"][: len(lines) > MOST_LINES]
         terminal.say("\n".join([f"{counts}:", *lines[:MOST_LINES], *more, ""]))
-    for path in sorted(report.files):
+    for path in [*sorted(report.files), *report.tuned]:
         terminal.say(str(path))
 
 

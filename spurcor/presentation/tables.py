@@ -58,3 +58,8 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
     keys = sorted(set(keys))
     last = [key.rpartition(".")[2] for key in keys]
     return {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
+
+
+def counted(count: int, what: str) -> str:
+    """Return a number with its noun, such as 1 run or 2 runs."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

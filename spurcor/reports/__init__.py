@@ -22,6 +22,7 @@ from spurcor.reports.published import entries, published
 from spurcor.reports.selection import STANDARD, Candidate
 from spurcor.reports.tables import Judged, Metric
 from spurcor.reports.trials import Trial
+from spurcor.reports.tuned import tuned_entries
 from spurcor.system.files import write_text
 
 AS_LATEX = ("methods", "criteria", "table", "selective")
@@ -42,6 +43,7 @@ class Report:
     tables: Mapping[str, Table]
     missing: tuple[Missing, ...]
     skipped: Mapping[str, str]
+    tuned: tuple[Path, ...] = ()
 
 
 def write_report(outputs: Path, sweeps: Sequence[str], options: Options) -> Report:
@@ -53,12 +55,16 @@ def write_report(outputs: Path, sweeps: Sequence[str], options: Options) -> Repo
     figures: list[Drawing] = []
     shown: list[Table] = []
     texts: dict[str, str] = {}
+    tuned: dict[Path, str] = {}
     with plots.Artist() if options.plots else contextlib.nullcontext() as artist:
         found = collect(outputs, sweeps, all_repairs=options.repairs == "all")
         if found.trials:
             found = replace(found, trials=tuple(choices.keep(found.trials, options.keep)))
             metrics = choices.check(options, found.trials)
             main = tables.judge_all(found.trials, options.criterion, found.planned)
+            if options.tuned is not None:
+                replace_old = options.tuned == "replace"
+                tuned = tuned_entries(outputs, sweeps, main, replace=replace_old)
             if artist is not None:  # first, to draw in parallel with the tables
                 figures = _figures(tables.chosen(main), found.trials, options)
                 folder.mkdir(parents=True, exist_ok=True)
@@ -73,13 +79,16 @@ def write_report(outputs: Path, sweeps: Sequence[str], options: Options) -> Repo
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             write_text(folder / name, text)
+        for path, text in tuned.items():
+            path.parent.mkdir(exist_ok=True)
+            write_text(path, text)
         if artist is not None:
             artist.finish()
     drawn = [f"{figure.name}{ending}" for figure in figures for ending in plots.ENDINGS]
     files = tuple(folder / name for name in (*texts, *drawn))
     _remove_outdated(folder, files)
     by_name = {table.name: table for table in shown}
-    return Report(folder, files, by_name, found.missing, found.skipped)
+    return Report(folder, files, by_name, found.missing, found.skipped, tuple(tuned))
 
 
 def _texts(shown: Sequence[Table]) -> dict[str, str]:

@@ -45,6 +45,7 @@ class Options:
     repairs: Literal["asked", "all"] = "asked"
     plots: bool = True
     keep: dict[str, Any] | None = None
+    tuned: Literal["write", "replace"] | None = None
 
     def __post_init__(self) -> None:
         for key in ("rows", "metrics"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from spurcor.errors import UserError
+from spurcor.presentation.tables import counted
 from spurcor.runs.results import read_result
 from spurcor.sweeps.manifest import Point
 from spurcor.sweeps.states import PointState, duration, state
@@ -32,17 +33,13 @@ def plan_summary(points: Sequence[Point]) -> str:
     distinct_runs = {point.config.directory for point in points}
     seconds = [estimated(point) for point in runs.values()]
     known = [one for one in seconds if one is not None]
-    all_points, all_runs = _counted(len(points), "point"), _counted(len(distinct_runs), "run")
+    all_points, all_runs = counted(len(points), "point"), counted(len(distinct_runs), "run")
     text = f"{all_points}, {all_runs}, {len(runs)} of them not done"
     if known:
         text += f"; about {duration(sum(known))} on one process"
     if unknown := len(seconds) - len(known):
         text += f"; no finished run of their data set and method tells how long {unknown} take"
     return text
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def estimated(point: Point) -> float | None:
