@@ -146,11 +146,18 @@ def _command() -> str:
 
 
 def report_sweep(
-    config: TrainConfig, more: Sequence[Path] = (), rows: Sequence[Mapping[str, Any]] = ()
+    config: TrainConfig,
+    more: Sequence[Path] = (),
+    rows: Sequence[Mapping[str, Any]] = (),
+    tags: Mapping[Path, Mapping[str, str]] | None = None,
 ) -> None:
-    """Write the sweep's report; send it, `more` files and the sweep's own rows to the trackers."""
+    """Write the sweep's report; send it, `more` files and the sweep's own rows to the trackers.
+
+    `tags` are added to the runs in these directories.
+    """
     from spurcor.reports import write_report
     from spurcor.reports.options import Options
+    from spurcor.runs.lookup import read_config
     from spurcor.tracking import Record, Trackers
 
     report = write_report(config.paths.outputs, [config.sweep], Options())
@@ -159,6 +166,10 @@ def report_sweep(
     record = Record.of_sweep(sweep_folder(config))
     trackers.start(record)
     trackers.rows(record, rows)
+    for directory, own in (tags or {}).items():
+        run = dataclasses.replace(read_config(directory), sweep=config.sweep)
+        tagged = Record.of_run(directory, run)
+        trackers.tag(dataclasses.replace(tagged, tags={**tagged.tags, **own}))
     trackers.attach(record, [*report.files, *more], "report")
     trackers.close()
     print(f"report  {report.folder / 'report.md'}", flush=True)

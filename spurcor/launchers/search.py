@@ -205,7 +205,8 @@ class Optuna(Sweeper):
         unfinished = [point for point in points if not point.done]
         if not unfinished:
             files = [point.config.directory / "metrics.jsonl" for point in points]
-            study.tell(trial, [read_lines(path) for path in files])
+            runs = [point.entry["directory"] for point in points]
+            study.tell(trial, [read_lines(path) for path in files], runs)
             Terminal().say(_line(study, trial.number))
             return
         said = [failures.get(point.config.directory, "") for point in unfinished]
@@ -260,7 +261,7 @@ def _short(value: Any) -> str:
 
 def _conclude(study: "Study", example: Point) -> None:
     """Show the trials, the best first, and write the report; raise RunError if it is not done."""
-    from spurcor.sweeps.search_files import search_rows, write_search
+    from spurcor.sweeps.search_files import run_tags, search_rows, write_search
     from spurcor.sweeps.tables import search_table
 
     ranked = study.ranked()
@@ -271,9 +272,9 @@ def _conclude(study: "Study", example: Point) -> None:
         shares = ", ".join(f"{key} {share:.2f}" for key, share in importances.items())
         terminal.say(f"importance: {shares}")
     files = write_search(study)
-    terminal.say(f"search  {files[-1]}")
+    terminal.say(f"search  {files[:2][-1]}")  # the picture, if there is one
     if any(trial.state == "done" for trial in ranked):
-        report_sweep(example.config, files, search_rows(study))
+        report_sweep(example.config, files, search_rows(study), run_tags(study))
     missing = study.size - sum(trial.state != "running" for trial in ranked)
     if missing > 0:
         raise RunError(f"{missing} of {study.size} trials are not done")

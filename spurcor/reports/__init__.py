@@ -13,13 +13,14 @@ from spurcor.presentation.tables import Table
 from spurcor.reports import drawings, pivot, tables
 from spurcor.reports import options as choices
 from spurcor.reports.abstention import abstention
+from spurcor.reports.budgets import best_of_n, budgets
 from spurcor.reports.collection import Missing, collect
 from spurcor.reports.comparison import comparison
 from spurcor.reports.document import document
 from spurcor.reports.listing import listing
 from spurcor.reports.options import DEFAULT_ROWS, Options
 from spurcor.reports.published import entries, published
-from spurcor.reports.selection import STANDARD, Candidate
+from spurcor.reports.selection import STANDARD
 from spurcor.reports.tables import Judged, Metric
 from spurcor.reports.trials import Trial
 from spurcor.reports.tuned import tuned_entries
@@ -31,6 +32,7 @@ AS_MARKDOWN = ("table", "selective")  # each in its own file
 OPTIONAL = (
     *(f"{name}.*" for name in ("methods", "criteria", "comparison", "published", "settings")),
     *("table.*", "selective.*", "runs.csv", "curve.*", "learning_curves_*", "worst_vs_average.*"),
+    *("best_of_n.*", "budgets.*"),
 )
 
 
@@ -66,7 +68,7 @@ def write_report(outputs: Path, sweeps: Sequence[str], options: Options) -> Repo
                 replace_old = options.tuned == "replace"
                 tuned = tuned_entries(outputs, sweeps, main, replace=replace_old)
             if artist is not None:  # first, to draw in parallel with the tables
-                figures = _figures(tables.chosen(main), found.trials, options)
+                figures = _figures(main, metrics[0], found.trials, options)
                 folder.mkdir(parents=True, exist_ok=True)
                 artist.draw(folder, figures)
             judged = {
@@ -117,6 +119,7 @@ def _tables(
     shown = [
         tables.methods(main, metrics),
         tables.criteria(judged, metrics),
+        budgets(main, metrics[0]),
         comparison(candidates, metrics[0], options.baseline),
         published(candidates),
         tables.settings(main, metrics),
@@ -130,9 +133,10 @@ def _tables(
 
 
 def _figures(
-    candidates: Sequence[Candidate], trials: Sequence[Trial], options: Options
+    judged: Judged, first: Metric, trials: Sequence[Trial], options: Options
 ) -> list[Drawing]:
-    figures = [drawings.worst_against_average(candidates)]
+    candidates = tables.chosen(judged)
+    figures = [drawings.worst_against_average(candidates), best_of_n(judged, first)]
     datasets = list(dict.fromkeys(one.trial.dataset for one in candidates))
     figures += [
         drawings.learning_curves(candidates, f"learning_curves_{_slug(dataset)}", dataset)

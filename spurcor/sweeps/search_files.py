@@ -3,8 +3,10 @@
 import csv
 import io
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from spurcor.presentation.drawing import MOST, Drawing, Panel, Series
 from spurcor.presentation.tables import short_names
@@ -13,7 +15,7 @@ from spurcor.system.files import write_text
 
 
 def write_search(study: Study) -> list[Path]:
-    """Write trials.csv and, if a trial has a value, search.png; return the files."""
+    """Write trials.csv and, if a trial has a value, the pictures; return the files."""
     from spurcor.presentation.plots import write
 
     trials = study.trials()
@@ -21,9 +23,23 @@ def write_search(study: Study) -> list[Path]:
     write_text(table, _csv(trials, study.options.metric))
     if not any(trial.value is not None for trial in trials):
         return [table]
-    picture = study.folder / "search.png"
-    write(picture, search_drawing(study, trials, study.importances()))
-    return [table, picture]
+    importances = study.importances()
+    drawings = [search_drawing(study, trials, importances)]
+    drawings += [one for one in [parallel_drawing(study, importances)] if one.panels]
+    pictures = [study.folder / f"{drawing.name}.png" for drawing in drawings]
+    for path, drawing in zip(pictures, drawings, strict=True):
+        write(path, drawing)
+    return [table, *pictures]
+
+
+def run_tags(study: Study) -> dict[Path, dict[str, str]]:
+    """Return number and value of its trial for each run, by directory, as tags for the trackers."""
+    outputs, name = study.folder.parents[1], study.folder.name
+    return {
+        outputs / run: {f"trial.{name}": str(one.number), f"trial.{name}.value": f"{one.value:.6g}"}
+        for one in reversed(study.ranked())  # a run of two trials has the tags of the better one
+        for run in one.runs
+    }
 
 
 def search_rows(study: Study) -> list[dict[str, float]]:
@@ -59,8 +75,7 @@ def search_drawing(
     numbers = [trial.number for trial in known]
     each = Series("a trial", 0, numbers, values, line=False)
     panels = [Panel("best so far", [each, Series("best so far", 1, numbers, so_far)])]
-    keys = {key: None for trial in known for key in trial.values}
-    ranked = sorted(keys, key=lambda key: -importances.get(key, 0.0))[: MOST - 1]
+    ranked = _ranked(known, importances)[: MOST - 1]
     names = short_names(ranked)
     for key in ranked:
         share = f", importance {importances[key]:.2f}" if key in importances else ""
@@ -69,15 +84,69 @@ def search_drawing(
     return Drawing("search", study.folder.name, "trial, or value of the key", metric, panels)
 
 
+QUARTERS = ("best quarter", "second", "third", "worst")
+
+
+def parallel_drawing(study: Study, importances: Mapping[str, float]) -> Drawing:
+    """Return parallel coordinates: a line for each trial over the keys that all trials have.
+
+    Each key runs from its lowest value to its highest, and the last place is the metric. There are
+    no panels with fewer than two keys or four trials.
+    """
+    known = [trial for trial in study.ranked() if trial.value is not None]
+    keys = [k for k in _ranked(known, importances) if all(k in trial.values for trial in known)]
+    keys = keys[: MOST - 1]
+    panels = []
+    if len(keys) > 1 and len(known) >= len(QUARTERS):
+        columns = [_unit(key, study, known) for key in keys]
+        columns.append(_scaled([float(trial.value or 0) for trial in known]))
+        lines = list(zip(*columns, strict=True))
+        bounds = [round(len(lines) * part / len(QUARTERS)) for part in range(len(QUARTERS) + 1)]
+        series = []
+        # The best quarter is drawn last, on top.
+        for style in reversed(range(len(QUARTERS))):
+            own = lines[bounds[style] : bounds[style + 1]]
+            x = [place for _ in own for place in (*range(len(columns)), math.nan)]
+            y = [value for line in own for value in (*line, math.nan)]
+            series.append(Series(QUARTERS[style], style, x, y))
+        names = short_names(keys)
+        places = [*(names[key].replace("_", "\n") for key in keys), study.options.metric]
+        panels = [Panel("", series, ticks=places)]
+    return Drawing("parallel", study.folder.name, "", "from lowest to highest", panels)
+
+
+def _unit(key: str, study: Study, known: Sequence[Trial]) -> list[float]:
+    """Return the values of a key between 0, its lowest, and 1; words in their order."""
+    x, ticks = _axis(key, known)
+    return _scaled([math.log(v) for v in x] if not ticks and study.space.is_log(key) else x)
+
+
+def _scaled(values: Sequence[float]) -> list[float]:
+    low, high = min(values), max(values)
+    return [0.5 if high == low else (value - low) / (high - low) for value in values]
+
+
+def _ranked(known: Sequence[Trial], importances: Mapping[str, float]) -> list[str]:
+    """Return the searched keys, the most important first."""
+    keys = {key: None for trial in known for key in trial.values}
+    return sorted(keys, key=lambda key: -importances.get(key, 0.0))
+
+
 def _slice(key: str, title: str, study: Study, known: Sequence[Trial]) -> Panel:
     having = [trial for trial in known if key in trial.values]
     y = [float(trial.value or 0) for trial in having]
-    if any(isinstance(trial.values[key], str) for trial in having):
-        ticks = sorted({str(trial.values[key]) for trial in having}, key=_place)
-        x = [ticks.index(str(trial.values[key])) for trial in having]
-        return Panel(title, [Series("a trial", 0, x, y, line=False)], ticks=ticks)
-    x = [trial.values[key] for trial in having]
-    return Panel(title, [Series("a trial", 0, x, y, line=False)], log_x=study.space.is_log(key))
+    x, ticks = _axis(key, having)
+    series = Series("a trial", 0, x, y, line=False)
+    return Panel(title, [series], ticks=ticks, log_x=not ticks and study.space.is_log(key))
+
+
+def _axis(key: str, having: Sequence[Trial]) -> tuple[list[Any], list[str]]:
+    """Return the values of a key as numbers; for words their places, with the words as ticks."""
+    values = [trial.values[key] for trial in having]
+    if not any(isinstance(value, str) for value in values):
+        return values, []
+    ticks = sorted({str(value) for value in values}, key=_place)
+    return [ticks.index(str(value)) for value in values], ticks
 
 
 def _place(text: str) -> tuple[float, str]:
@@ -92,10 +161,11 @@ def _csv(trials: Sequence[Trial], metric: str) -> str:
     keys = list({key: None for trial in trials for key in trial.values})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "state", metric, "seeds", *keys, "message"])
+    writer.writerow(["trial", "state", metric, "seeds", *keys, "runs", "message"])
     for trial in trials:
         scores = " ".join(map(repr, trial.scores))
         drawn = [trial.values.get(key, "") for key in keys]
         value = "" if trial.value is None else trial.value
-        writer.writerow([trial.number, trial.state, value, scores, *drawn, trial.message])
+        runs = " ".join("/".join(Path(run).parts[-2:]) for run in trial.runs)
+        writer.writerow([trial.number, trial.state, value, scores, *drawn, runs, trial.message])
     return text.getvalue()

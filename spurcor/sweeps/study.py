@@ -60,6 +60,7 @@ class Trial:
     state: Literal["running", "done", "failed", "pruned"] = "running"
     value: float | None = None
     scores: tuple[float, ...] = ()  # one per seed
+    runs: tuple[str, ...] = ()  # their folders in the outputs, once they are done
     message: str = ""
     ended: int | None = None
 
@@ -116,17 +117,18 @@ class Study:
             self._study.add_trial(self._draw(trials))
             return self._hold(self._study.get_trials(deepcopy=False)[-1], stack)
 
-    def tell(self, trial: Trial, runs: Sequence[Rows]) -> None:
-        """End a trial whose runs have these rows; the mean of their metric is its value."""
-        found = [best_value(rows, self.options.metric) if rows else None for rows in runs]
+    def tell(self, trial: Trial, rows: Sequence[Rows], runs: Sequence[str] = ()) -> None:
+        """End a trial whose `runs` have these rows; the mean of their metric is its value."""
+        found = [best_value(of, self.options.metric) if of else None for of in rows]
         scores = [value for value in found if value is not None]
-        if len(scores) < len(runs):
+        if len(scores) < len(rows):
             self.give_up(trial, f"no epoch has {self.options.metric}")
             return
         if self.options.pruner != "none":  # others are compared with all of its epochs
-            Pruner(self.folder, trial.number)(runs[0])
+            Pruner(self.folder, trial.number)(rows[0])
         with self._alone():
-            self._study.set_user_attr(_about(trial.number), {"scores": scores})
+            about = {"scores": scores, "runs": list(runs)}
+            self._study.set_user_attr(_about(trial.number), about)
             self._study.tell(trial.number, sum(scores) / len(scores))
 
     def give_up(self, trial: Trial, message: str) -> None:
@@ -265,6 +267,7 @@ def _read(trial: FrozenTrial, about: Mapping[str, Any]) -> Trial:
         states.get(trial.state, "running"),
         trial.value if trial.state == TrialState.COMPLETE else None,
         tuple(about.get("scores", ())),
+        tuple(about.get("runs", ())),
         about.get("message", ""),
         None
         if trial.datetime_complete is None

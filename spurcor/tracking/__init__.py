@@ -209,6 +209,11 @@ class Trackers:
             self._each("artifact", record, path, f"plots/{path.parents[1].name}")
         self.finish(record, "FINISHED")
 
+    def tag(self, record: Record) -> None:
+        """Show a finished record with its tags, which may be new."""
+        self.start(record)
+        self.finish(record, "FINISHED")
+
     def attach(self, record: Record, paths: Iterable[Path], folder: str) -> None:
         """Add files in a folder to a finished record."""
         self.start(record)

@@ -586,8 +586,15 @@ def test_the_command_prints_markdown_and_writes_every_file(command_line, tmp_pat
     names = {path.name for path in folder.iterdir()}
     tables = ("methods", "criteria", "table")
     expected = {f"{name}.{ending}" for name in tables for ending in ("csv", "tex")}
-    expected |= {"report.md", "settings.csv", "comparison.csv", "runs.csv", "table.md"}
-    figures = ("curve", "learning_curves_birds", "worst_vs_average")
+    expected |= {
+        "report.md",
+        "settings.csv",
+        "comparison.csv",
+        "runs.csv",
+        "table.md",
+        "budgets.csv",
+    }
+    figures = ("curve", "learning_curves_birds", "worst_vs_average", "best_of_n")
     assert names == expected | {f"{name}.{ending}" for name in figures for ending in ("png", "pdf")}
     assert all(str(folder / name) in ended.out for name in names)
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")

@@ -25,7 +25,7 @@ from spurcor.launchers import search, slurm
 from spurcor.launchers.search import Optuna
 from spurcor.sweeps.manifest import manifest
 from spurcor.sweeps.pruning import Pruner, best_so_far
-from spurcor.sweeps.search_files import search_drawing
+from spurcor.sweeps.search_files import parallel_drawing, search_drawing
 from spurcor.sweeps.search_options import SearchOptions
 from spurcor.sweeps.space import Space, parse_space
 from spurcor.sweeps.study import Study, best_value
@@ -648,6 +648,25 @@ def test_the_key_that_matters_has_the_importance(tmp_path):
     assert best[-1] == max(trial.value for trial in study.trials())
 
 
+def test_parallel_coordinates_show_each_trial_from_its_lowest_to_its_highest(tmp_path):
+    space = space_of({"rate": LR, "gate": "linear,step"}, method_erm={"rare": "interval(0,1)"})
+    options = SearchOptions(sampler="random", n_trials=4)
+    study = Study(tmp_path, space, options, ("base", []), {"method": "erm"})
+    assert not parallel_drawing(study, {}).panels
+    for value in (0.1, 0.4, 0.2, 0.3):
+        with ExitStack() as stack:
+            study.tell(study.take(stack), [rows_of(value)])
+    (panel,) = parallel_drawing(study, {"gate": 0.6, "rate": 0.3, "rare": 0.1}).panels
+    assert list(panel.ticks) == ["gate", "rate", "rare", "val/worst"]
+    best, *_, worst = reversed(panel.series)
+    assert (best.label, worst.label) == ("best quarter", "worst")
+    assert [best.y[3], worst.y[3]] == [1, 0]
+    rates = [math.log(trial.values["rate"]) for trial in study.ranked()]
+    expected = [(rate - min(rates)) / (max(rates) - min(rates)) for rate in rates]
+    drawn = [series.y[1] for series in reversed(panel.series)]
+    assert drawn == pytest.approx(expected)
+
+
 def test_mlflow_shows_the_best_so_far_of_a_search(command_line, tmp_path):
     from mlflow import MlflowClient
 
@@ -666,7 +685,12 @@ def test_mlflow_shows_the_best_so_far_of_a_search(command_line, tmp_path):
     assert [one.value for one in told] == [max(values[: i + 1]) for i in range(3)]
     names = [file.path for file in client.list_artifacts(sweep.info.run_id, "report")]
     assert {"report/search.png", "report/trials.csv"} <= set(names)
-    assert sum(run.data.tags["spurcor.kind"] == "run" for run in runs) == 3
+    trained = [run for run in runs if run.data.tags["spurcor.kind"] == "run"]
+    assert {run.info.status for run in trained} == {"FINISHED"}
+    shown = sorted(
+        (run.data.tags["trial.tune"], run.data.tags["trial.tune.value"]) for run in trained
+    )
+    assert shown == [(str(number), f"{value:.6g}") for number, value in enumerate(values)]
 
 
 def test_a_run_that_another_command_has_is_waited_for(tmp_path, monkeypatch):
