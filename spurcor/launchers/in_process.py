@@ -63,9 +63,6 @@ class InProcess(Launcher):
     def stop(self) -> None:
         """End the processes that `run` has started in other threads."""
 
-    def refuse_search(self) -> None:
-        """Raise UserError if the launcher's options do not allow a search."""
-
     def refuse_impossible(self) -> None:
         """Raise UserError if submission would fail; called before anything is written."""
 
@@ -138,10 +135,14 @@ def show_plan(points: Sequence[Point]) -> None:
     terminal.say(plan_summary(points))
 
 
+def command_words() -> list[str]:
+    """Return the words of this command, with the plug-ins that it has loaded."""
+    return [*sys.argv[1:], *([f"{WORD}{','.join(plugins())}"] if plugins() else [])]
+
+
 def _command() -> str:
     """Return the command that runs the unfinished points: the same sweep, without `rerun`."""
-    typed = [word for word in sys.argv[1:] if not word.startswith("rerun=")]
-    typed += [f"{WORD}{','.join(plugins())}"] if plugins() else []
+    typed = [word for word in command_words() if not word.startswith("rerun=")]
     return f"python -m spurcor.train {shlex.join(typed)}"
 
 

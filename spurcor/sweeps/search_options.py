@@ -22,6 +22,7 @@ class SearchOptions:
     pruner: Literal["none", "median", "asha"] = "none"
     warmup: int = 1  # epochs of a run before which it is not pruned
     search: dict[str, Any] | None = None
+    continues: bool = False  # set by a job that goes on with a search
 
     def __post_init__(self) -> None:
         for name in ("n_trials", "warmup"):

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 ANSWER_SECONDS = 30.0
 ENDED_WELL = "COMPLETED"
+THREADS = "OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,30 @@ class Task:
         return DelayedSubmission(self)
 
 
+@dataclass(frozen=True)
+class Command:
+    """A command of spurcor.train as a job of its own, with the user's own number of threads."""
+
+    words: tuple[str, ...]
+    threads: str | None
+
+    def __call__(self) -> None:
+        """Run the command; called by submitit inside the job."""
+        environment = {**os.environ, THREADS: self.threads or ""}
+        if self.threads is None:  # what the job has set would pass to those that it submits
+            del environment[THREADS]
+        command = [sys.executable, "-P", "-m", "spurcor.train", *self.words]
+        code = subprocess.run(command, env=environment).returncode
+        if code:
+            raise SystemExit(code)
+
+    def checkpoint(self) -> "DelayedSubmission":
+        """Return the submission of a requeued job: the same command, which repeats nothing."""
+        from submitit.core.utils import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
 def _goes_on() -> bool:
     """Return whether SLURM still lists this job as running after SIGTERM.
 
@@ -153,24 +179,25 @@ class Submitted:
 
 
 def submit(
-    tasks: Sequence[Task], folder: Path, code: Path, requeues: int, **options: Any
+    tasks: Sequence[Task | Command], folder: Path, code: Path, requeues: int, **options: Any
 ) -> list[Submitted]:
     """Submit tasks as one array; raises UserError with SLURM's own message if it rejects them.
 
     `options` are parameters of submitit.SlurmExecutor.
     """
     import submitit
+    from submitit.helpers import clean_env
 
     executor = submitit.SlurmExecutor(folder / "%j", max_num_timeout=requeues)
     setup = [
         f"export PYTHONPATH={shlex.quote(search_path(code))} PYTHONSAFEPATH=1",
         f"export {VARIABLE}={','.join(plugins())}",
-        'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"',
+        f'export {THREADS}="${{{THREADS}:-${{SLURM_CPUS_PER_TASK:-1}}}}"',
         *options.pop("setup"),
     ]
     try:
         executor.update_parameters(setup=setup, stderr_to_stdout=True, **options)
-        with executor.batch():
+        with clean_env(), executor.batch():  # a job may submit others
             jobs = [executor.submit(task) for task in tasks]
     except submitit.core.utils.FailedJobError as error:
         raise UserError(f"SLURM rejected the jobs: {_words(str(error))}") from error
@@ -179,7 +206,8 @@ def submit(
 
 def search_path(code: Path) -> str:
     """Return the PYTHONPATH of a job: the frozen copy, then the user's own entries."""
-    return os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
+    own = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys([str(code), *filter(None, own)]))
 
 
 def require_slurm(launcher: str) -> None:

@@ -102,17 +102,18 @@ class Study:
         if known is not None:
             _refuse_other(folder, known, about)
 
-    def take(self, stack: ExitStack) -> Trial | None:
+    def take(self, stack: ExitStack, *, draw: bool = True) -> Trial | None:
         """Return a trial to carry out, held until `stack` closes; None if there is none left.
 
-        A trial that its process did not end comes first, with the same values.
+        A trial that its process did not end comes first, with the same values; a new one comes only
+        with `draw`.
         """
         with self._alone():
             trials = self._study.get_trials(deepcopy=False)
             for trial in trials:
                 if trial.state == TrialState.RUNNING and holder(self._lock(trial.number)) is None:
                     return self._hold(trial, stack)
-            if len(trials) >= self.size:
+            if len(trials) >= self.size or not draw:
                 return None
             self._study.add_trial(self._draw(trials))
             return self._hold(self._study.get_trials(deepcopy=False)[-1], stack)

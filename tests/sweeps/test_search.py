@@ -21,7 +21,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from test_sweep import kill_a_point
 
 from spurcor.errors import UserError
-from spurcor.launchers import search, slurm
+from spurcor.launchers import slurm, trials
 from spurcor.launchers.search import Optuna
 from spurcor.sweeps.manifest import manifest
 from spurcor.sweeps.pruning import Pruner, best_so_far
@@ -695,21 +695,21 @@ def test_mlflow_shows_the_best_so_far_of_a_search(command_line, tmp_path):
 
 def test_a_run_that_another_command_has_is_waited_for(tmp_path, monkeypatch):
     """Neither what it says nor a mark that the other search leaves ends this trial."""
-    monkeypatch.setattr(search, "PATIENCE", 0.0)
+    monkeypatch.setattr(trials, "PATIENCE", 0.0)
     study = study_in(tmp_path / "a", "random", 1)
-    sweeper = Optuna(sampler="random", n_trials=1)
+    carried = trials.Trials(study, lambda values, seeds: [])
     directory = tmp_path / "run"
     directory.mkdir()
     point = SimpleNamespace(done=False, config=SimpleNamespace(directory=directory))
     with ExitStack() as stack:
         trial = study.take(stack)
         for _ in range(5):
-            sweeper._judge(study, trial, [point], {directory: f"{directory} {HELD_BY} process 1"})
+            carried._judge(trial, [point], {directory: f"{directory} {HELD_BY} process 1"})
         (directory / "pruned").touch()
-        sweeper._judge(study, trial, [point], {directory: f"{directory} {HELD_BY} process 1"})
+        carried._judge(trial, [point], {directory: f"{directory} {HELD_BY} process 1"})
         assert study.trials()[0].state == "running"
         for expected in ("running", "running", "failed"):
-            sweeper._judge(study, trial, [point], {directory: "killed by signal 15, see log"})
+            carried._judge(trial, [point], {directory: "killed by signal 15, see log"})
             assert study.trials()[0].state == expected
 
 
@@ -746,7 +746,7 @@ def test_a_trial_of_no_search_is_told(command_line, tmp_path):
 def test_the_trials_of_a_search_share_a_look_at_slurm_but_none_gets_one_twice(monkeypatch):
     """A requeued job briefly leaves the queue, so that a point has ended only after two looks."""
     looks = iter(range(10))
-    monkeypatch.setattr(slurm, "_states", lambda config: [next(looks)])
+    monkeypatch.setattr(slurm, "_states", lambda folder: [next(looks)])
     launcher = object.__new__(slurm.Slurm)
     launcher._polling, launcher._polled = threading.Lock(), (-math.inf, [])
     began = time.monotonic()

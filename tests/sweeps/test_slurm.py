@@ -117,6 +117,62 @@ def test_a_search_on_a_cluster_survives_the_kill_of_its_controller(command_line,
     assert all(point.entry["job"] for point in entries)
 
 
+def test_a_search_goes_on_by_itself_when_its_command_has_gone(command_line, tmp_path):
+    """Two jobs at a time, two seeds a trial, and a chain of jobs that draw the next."""
+    words = (
+        "train", "-m", "hydra/sweeper=optuna", *QUICK, "method.epochs=2", "sweep=tune",
+        "optimizer.lr=tag(log,interval(1e-4,1e-2))", "hydra.sweeper.n_trials=3",
+        "hydra.sweeper.sampler=random", "hydra.sweeper.seeds=[0,1]", f"paths.outputs={tmp_path}",
+        "hydra/launcher=slurm", "site.mem_gb=2", "site.array_parallelism=2",
+        "hydra.launcher.wait=false",
+    )  # fmt: skip
+    ended = command_line.run(*words)
+    assert ended.code == 0, ended.err
+    assert "the search goes on as job" in ended.out
+    assert len(trials_of(tmp_path)) == 1  # its two runs are as many jobs as are allowed
+    report = tmp_path / "reports" / "tune" / "report.md"
+    patience = time.monotonic() + 240
+    while not report.exists():
+        assert time.monotonic() < patience, [p.read_text() for p in tmp_path.rglob("*log.out")]
+        time.sleep(1)
+    trials = trials_of(tmp_path)
+    assert [state for _, state, *_ in trials] == ["done"] * 3
+    assert all(
+        point.status == "done" and point.entry["job"] for point in points_of(tmp_path, "tune")
+    )
+    assert len(points_of(tmp_path, "tune")) == 6
+    again = command_line.run(*words)
+    assert again.code == 0, again.err
+    assert "the search goes on" not in again.out
+
+
+def test_a_cancelled_search_stays_so_until_its_command_is_repeated(command_line, tmp_path):
+    words = (
+        "train", "-m", "hydra/sweeper=optuna", *QUICK, "method.epochs=3000", "sweep=cancelled",
+        "optimizer.lr=tag(log,interval(1e-4,1e-2))", "hydra.sweeper.n_trials=2",
+        f"paths.outputs={tmp_path}", "hydra/launcher=slurm", "site.mem_gb=2",
+        "site.array_parallelism=1", "hydra.launcher.wait=false",
+    )  # fmt: skip
+    assert command_line.run(*words).code == 0
+    (point,) = points_of(tmp_path, "cancelled")
+    while points_of(tmp_path, "cancelled")[0].status != "running":
+        time.sleep(0.5)
+    subprocess.run(["scancel", "--name=spurcor-cancelled", "--state=RUNNING"], check=True)
+    patience = time.monotonic() + 120
+    while subprocess.run(
+        ["squeue", "--noheader", "--name=spurcor-cancelled"], capture_output=True
+    ).stdout:
+        assert time.monotonic() < patience
+        time.sleep(1)
+    (after,) = points_of(tmp_path, "cancelled")
+    assert after.entry["job"] == point.entry["job"]
+    ended = command_line.run(*words)
+    assert ended.code == 0, ended.err
+    (again,) = points_of(tmp_path, "cancelled")
+    assert again.entry["job"] != point.entry["job"]
+    subprocess.run(["scancel", "--name=spurcor-cancelled"], check=True)
+
+
 def test_a_point_starts_when_the_one_that_it_starts_from_has_ended(command_line, tmp_path):
     """Within a command, and after one that is still under way."""
     start = "method=prusc method.init=@erm method.prune_epochs=1 method.retrain_epochs=1"
