@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 30.0
 ENDED_WELL = "COMPLETED"
 THREADS = "OMP_NUM_THREADS"
+OF_JOB = ("SLURM_", "SBATCH_", "SRUN_", "SUBMITIT_", THREADS)
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,13 @@ class Command:
 
     def __call__(self) -> None:
         """Run the command; called by submitit inside the job."""
-        environment = {**os.environ, THREADS: self.threads or ""}
-        if self.threads is None:  # what the job has set would pass to those that it submits
-            del environment[THREADS]
+        # What describes this job would pass to those that the command submits.
+        environment = {
+            key: value
+            for key, value in os.environ.items()
+            if key == "SLURM_CONF" or not key.startswith(OF_JOB)
+        }
+        environment |= {} if self.threads is None else {THREADS: self.threads}
         command = [sys.executable, "-P", "-m", "spurcor.train", *self.words]
         code = subprocess.run(command, env=environment).returncode
         if code:
@@ -186,7 +191,6 @@ def submit(
     `options` are parameters of submitit.SlurmExecutor.
     """
     import submitit
-    from submitit.helpers import clean_env
 
     executor = submitit.SlurmExecutor(folder / "%j", max_num_timeout=requeues)
     setup = [
@@ -197,7 +201,7 @@ def submit(
     ]
     try:
         executor.update_parameters(setup=setup, stderr_to_stdout=True, **options)
-        with clean_env(), executor.batch():  # a job may submit others
+        with executor.batch():
             jobs = [executor.submit(task) for task in tasks]
     except submitit.core.utils.FailedJobError as error:
         raise UserError(f"SLURM rejected the jobs: {_words(str(error))}") from error
