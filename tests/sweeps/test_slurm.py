@@ -136,7 +136,7 @@ def test_a_search_goes_on_by_itself_when_its_command_has_gone(command_line, tmp_
         assert time.monotonic() < patience, [p.read_text() for p in tmp_path.rglob("*log.out")]
         time.sleep(1)
     trials = trials_of(tmp_path)
-    assert [state for _, state, *_ in trials] == ["done"] * 3
+    assert [state for _, state, *_ in trials] == ["COMPLETE"] * 3
     assert all(
         point.status == "done" and point.entry["job"] for point in points_of(tmp_path, "tune")
     )
@@ -146,10 +146,10 @@ def test_a_search_goes_on_by_itself_when_its_command_has_gone(command_line, tmp_
     assert "the search goes on" not in again.out
 
 
-def test_a_cancelled_search_stays_so_until_its_command_is_repeated(command_line, tmp_path):
+def test_a_cancelled_trial_stays_so_until_the_command_is_repeated(command_line, tmp_path):
     words = (
         "train", "-m", "hydra/sweeper=optuna", *QUICK, "method.epochs=3000", "sweep=cancelled",
-        "optimizer.lr=tag(log,interval(1e-4,1e-2))", "hydra.sweeper.n_trials=2",
+        "optimizer.lr=tag(log,interval(1e-4,1e-2))", "hydra.sweeper.n_trials=1",
         f"paths.outputs={tmp_path}", "hydra/launcher=slurm", "site.mem_gb=2",
         "site.array_parallelism=1", "hydra.launcher.wait=false",
     )  # fmt: skip
