@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import random
 import re
 import sys
@@ -384,6 +385,36 @@ def test_kills_of_the_controller_lose_and_double_nothing(command_line, tmp_path)
     ended = command_line.run("train", *words, f"paths.outputs={tmp_path / 'parts'}")
     assert ended.code == 0, ended.out + ended.err
     assert trials_of(tmp_path / "parts") == trials_of(tmp_path / "whole")
+
+
+@pytest.mark.cold
+def test_kills_of_a_pool_and_its_points_lose_and_double_nothing(command_line, tmp_path):
+    """Two points at random moments, then the controller; SPURCOR_ROUNDS asks for more of it."""
+    words = (
+        *QUICK, "method.epochs=40", "train.checkpoint_seconds=0", "sweep=tune",
+        f"optimizer.lr={LR}", "hydra.sweeper.n_trials=12", "hydra.sweeper.sampler=random",
+    )  # fmt: skip
+    whole = command_line.run("train", *words, f"paths.outputs={tmp_path / 'whole'}")
+    assert whole.code == 0, whole.err
+    pool = (*words, "hydra/launcher=local_pool", f"paths.outputs={tmp_path / 'parts'}")
+    draws = random.Random(0)
+    killed = 0
+    for _ in range(int(os.environ.get("SPURCOR_ROUNDS", "3"))):
+        started = command_line.start("train", *pool)
+        for _ in range(2):
+            with suppress(AssertionError):  # all is done
+                kill_a_point(started, tmp_path / "parts", draws.uniform(0, 1.5))
+                killed += 1
+        time.sleep(draws.uniform(0, 1.5))
+        if started.running():
+            started.kill()
+            with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+                psutil.Process(started.pid).wait(10)
+    assert killed > 1
+    ended = command_line.run("train", *pool)
+    assert ended.code == 0, ended.out + ended.err
+    assert trials_of(tmp_path / "parts") == trials_of(tmp_path / "whole")
+    assert len(list(tmp_path.glob("parts/runs/*/*/*/*/done"))) == 12
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -237,8 +238,11 @@ def test_a_pool_survives_the_kill_of_a_point_and_runs_just_that_one_again(comman
             assert run.data.metrics["selected/test/worst"] >= 0
 
 
-def kill_a_point(started, outputs: Path) -> str:
-    """SIGKILL the first point process that has taken its lock; returns the name of its point."""
+def kill_a_point(started, outputs: Path, after: float = 0.0) -> str:
+    """SIGKILL the first point process that has taken its lock; returns the name of its point.
+
+    This is done `after` seconds, if it still runs then.
+    """
     while started.running():
         for lock in outputs.glob("runs/*/*/*/*.lock"):
             try:
@@ -246,9 +250,13 @@ def kill_a_point(started, outputs: Path) -> str:
                 command = psutil.Process(pid).cmdline()
             except (OSError, ValueError, psutil.NoSuchProcess):
                 continue
-            os.kill(pid, signal.SIGKILL)
-            point = next(word for word in command if word.startswith("point="))
-            return Path(point.removeprefix("point=").strip('[]"')).stem
+            point = next((word for word in command if word.startswith("point=")), None)
+            if point is None:  # it has ended, and its parent does not know yet
+                continue
+            time.sleep(after)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                return Path(point.removeprefix("point=").strip('[]"')).stem
         time.sleep(0.005)
     raise AssertionError(started.text("err"))
 
