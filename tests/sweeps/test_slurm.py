@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from ordeal import Size, withstand
 from test_search import trials_of
+from test_sweep import kill_a_point
 
 from spurcor.sweeps import states
 
@@ -95,7 +96,9 @@ def test_the_stock_launcher_stays_usable(command_line, tmp_path):
     assert ended.code == 1, "a failed job must not look completed"
 
 
-def test_a_search_on_a_cluster_survives_the_kill_of_its_controller(command_line, tmp_path):
+def test_a_search_on_a_cluster_survives_kills_of_its_controller_and_a_point(
+    command_line, tmp_path
+):
     words = (
         "train", "-m", "hydra/sweeper=optuna", *QUICK, "method.epochs=30", "sweep=tune",
         "optimizer.lr=tag(log,interval(1e-4,1e-2))", "hydra.sweeper.n_trials=4",
@@ -107,7 +110,9 @@ def test_a_search_on_a_cluster_survives_the_kill_of_its_controller(command_line,
         assert started.running(), started.text("err")
         time.sleep(0.2)
     started.kill()
-    ended = command_line.start(*cluster, f"paths.outputs={tmp_path / 'cluster'}").wait(300)
+    started = command_line.start(*cluster, f"paths.outputs={tmp_path / 'cluster'}")
+    kill_a_point(started, tmp_path / "cluster", 1.0)
+    ended = started.wait(300)
     assert ended.code == 0, ended.out + ended.err
     alone = command_line.run(*words, f"paths.outputs={tmp_path / 'alone'}")
     assert alone.code == 0, alone.err

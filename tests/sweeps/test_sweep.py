@@ -250,13 +250,13 @@ def kill_a_point(started, outputs: Path, after: float = 0.0) -> str:
                 command = psutil.Process(pid).cmdline()
             except (OSError, ValueError, psutil.NoSuchProcess):
                 continue
-            point = next((word for word in command if word.startswith("point=")), None)
-            if point is None:  # it has ended, and its parent does not know yet
+            if not command:  # it has ended, and its parent does not know yet
                 continue
             time.sleep(after)
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-                return Path(point.removeprefix("point=").strip('[]"')).stem
+                named = [word for word in command if word.startswith("point=")]
+                return Path("".join(named).removeprefix("point=").strip('[]"')).stem
         time.sleep(0.005)
     raise AssertionError(started.text("err"))
 
