@@ -12,11 +12,13 @@ from pathlib import Path
 from spurcor.errors import UserError
 from spurcor.launchers.in_process import InProcess
 from spurcor.launchers.jobs import batch, set_aside_reruns
+from spurcor.sweeps.carry_out import HELD
 from spurcor.sweeps.freeze import copy_code, write_point
 from spurcor.sweeps.manifest import Point, sweep_folder, write_manifest
 from spurcor.sweeps.order import in_order
 from spurcor.sweeps.slurm import search_path
 from spurcor.sweeps.states import last_line
+from spurcor.system.lock import HELD_BY
 
 KILLED = "killed by signal"
 SIGNALLED = 128  # plus the signal: the exit code of a point that saved and stopped
@@ -99,4 +101,6 @@ class LocalPool(InProcess):
         if exit_code < 0 or exit_code > SIGNALLED:
             number = -exit_code if exit_code < 0 else exit_code - SIGNALLED
             return f"{KILLED} {number}, see {log}"
+        if exit_code == HELD:  # an orphan of an earlier command may still write into the log
+            return f"{job[0].config.directory} {HELD_BY} another process"
         return "" if exit_code == 0 else last_line(log)

@@ -68,6 +68,9 @@ def run_points(paths: Iterable[Path]) -> int:
     Returns the largest exit code, where a point that another process works on counts as `HELD`.
     """
     outcomes = carry_out([read_point(path) for path in paths])
+    for one in outcomes.values():
+        if one.status == "held":  # the launcher reads it in the log
+            print(f"spurcor: {one.message}", file=sys.stderr, flush=True)
     codes = [HELD if one.status == "held" else one.exit_code for one in outcomes.values()]
     return max(codes, default=0)
 

@@ -406,10 +406,9 @@ def test_kills_of_a_pool_and_its_points_lose_and_double_nothing(command_line, tm
                 kill_a_point(started, tmp_path / "parts", draws.uniform(0, 1.5))
                 killed += 1
         time.sleep(draws.uniform(0, 1.5))
-        if started.running():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess, psutil.TimeoutExpired):
             started.kill()
-            with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
-                psutil.Process(started.pid).wait(10)
+            psutil.Process(started.pid).wait(10)
     assert killed > 1
     ended = command_line.run("train", *pool)
     assert ended.code == 0, ended.out + ended.err

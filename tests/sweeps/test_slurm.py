@@ -96,9 +96,7 @@ def test_the_stock_launcher_stays_usable(command_line, tmp_path):
     assert ended.code == 1, "a failed job must not look completed"
 
 
-def test_a_search_on_a_cluster_survives_kills_of_its_controller_and_a_point(
-    command_line, tmp_path
-):
+def test_a_search_on_a_cluster_survives_kills_of_its_controller_and_a_point(command_line, tmp_path):
     words = (
         "train", "-m", "hydra/sweeper=optuna", *QUICK, "method.epochs=30", "sweep=tune",
         "optimizer.lr=tag(log,interval(1e-4,1e-2))", "hydra.sweeper.n_trials=4",

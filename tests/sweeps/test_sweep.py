@@ -279,3 +279,20 @@ def test_points_run_from_a_frozen_copy(tmp_path):
     assert copy_code(sweep_folder(cfg)) == code
     path = write_point(Point(("seed=3",), cfg))
     assert "seed: 3" in path.read_text()
+
+
+def test_a_point_that_another_process_has_is_told_whatever_stands_in_its_log(tmp_path, monkeypatch):
+    """An orphan of a killed command writes into the same log, where its own words may be last."""
+    from training import read
+
+    from spurcor.launchers import local_pool
+    from spurcor.sweeps.manifest import Point
+    from spurcor.system.lock import HELD_BY
+
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(local_pool.sys, "executable", str(script))
+    config = read(f"paths.outputs={tmp_path / 'outputs'}")
+    message = local_pool.LocalPool(1)._run_process([Point((), config)], tmp_path)
+    assert HELD_BY in message
