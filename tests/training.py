@@ -1,5 +1,6 @@
 """Training in the test's own process: composed configurations, trainers, rows."""
 
+import dataclasses
 import json
 
 import torch
@@ -13,10 +14,13 @@ from spurcor.config.check import check
 from spurcor.config.schema import TrainConfig
 from spurcor.launchers.points import Points
 from spurcor.runs import build
+from spurcor.runs.execute import execute
+from spurcor.runs.reference import obtain
 from spurcor.sweeps import read as sweeps
 from spurcor.sweeps.search_options import SearchOptions
 from spurcor.sweeps.space import parse_space
 from spurcor.system.places import CONF
+from spurcor.system.terminal import Terminal
 from spurcor.training.method import RunContext
 from spurcor.training.trainer import Trainer
 
@@ -84,8 +88,19 @@ class Silent:
         self.handed = list(rows)
 
 
+def with_reference(cfg: TrainConfig, outputs) -> TrainConfig:
+    """The configuration under other outputs, where its reference run is finished if it has one."""
+    if cfg.groups is None:
+        return cfg
+    there = {"paths": dataclasses.replace(cfg.paths, outputs=outputs), "tracker": {}}
+    cfg = dataclasses.replace(cfg, **there)
+    obtain(cfg, lambda reference: execute(reference, Terminal(quiet=True)))
+    return cfg
+
+
 def trainer_of(cfg: TrainConfig, directory, analyses=None):
     torch.set_num_threads(1)
+    cfg = with_reference(cfg, directory / "outputs")
     splits, method = build.build(cfg)
     context: RunContext = build.context_of(cfg, splits, directory)
     found = Analyses.build(cfg.analysis) if analyses is None else analyses

@@ -186,7 +186,7 @@ class Selective(Analysis):
             raise ValueError("this method trains nothing, so there are no predictions to accept")
         if Split.VAL in method.consumed:
             raise ValueError("the network is trained on val, so val cannot calibrate it")
-        spec = splits.info.spec
+        spec = splits.spec
         two = method.init is not None or any(phase.selection for phase in phases[:-1])
         if spec.task == "multilabel" and not two:
             raise ValueError(
@@ -207,7 +207,7 @@ class Selective(Analysis):
 
         With two networks, the first is the run started from or the first phase kept.
         """
-        spec, kept = ended.splits.info.spec, kept_phases(ended.directory)
+        spec, kept = ended.splits.spec, kept_phases(ended.directory)
         before = list(kept)[:1]
         init = ended.config.init
         if init is not None and not any("origin" in kept[name] for name in before):

@@ -35,6 +35,7 @@ ROLES = {
     "optimizer": FOREIGN_BASES[1],
     "schedule": FOREIGN_BASES[2],
     "features.backbone": "spurcor.models.backbone.Backbone",
+    "groups": "spurcor.groups.contract.Inference",
     "dfr": "spurcor.repair.dfr.Dfr",
     "analysis.*": "spurcor.analysis.contract.Analysis",
     "dataset": "spurcor.data.source.DataSource",

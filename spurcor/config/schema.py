@@ -21,6 +21,7 @@ METRICS = (
     "adjusted",
     "balanced",
     "worst_class",
+    "worst_inferred",
     "aligned",
     "conflicting",
     "loss",
@@ -172,6 +173,7 @@ class TrainConfig:
     analysis: dict[str, Node]
     tracker: dict[str, Node]
     features: FeatureOptions | None = None
+    groups: Node | None = None  # None: the annotated ones
     dfr: Node | None = None
     site: Site = field(default_factory=Site)
     seed: int = 0
@@ -203,6 +205,10 @@ class TrainConfig:
         payload = {"dataset": self.hashed_data, **nodes, "train": train}
         if self.features is not None:
             payload["features"] = self.features.hashed()
+        if self.groups is not None:
+            payload["groups"] = self.groups.hashed(self.paths.data)
+            if (run := self.groups.arguments.get("run")) is not None:
+                payload["groups"]["run"] = self._named(Path(run))
         text = json.dumps(payload, sort_keys=True, allow_nan=True)
         return "r" + hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -221,15 +227,18 @@ class TrainConfig:
     @property
     def origin(self) -> str | None:
         """Identity of the `init` run as it enters this run's, with its seed if that differs."""
-        if self.init is None:
-            return None
-        identity, seed = self.init.parts[-2:]
+        return None if self.init is None else self._named(self.init)
+
+    def _named(self, run: Path) -> str:
+        """Return a run as it enters this run's identity."""
+        identity, seed = run.parts[-2:]
         return identity if seed == f"seed{self.seed}" else f"{identity}/{seed}"
 
     @property
     def settings(self) -> dict[str, Any]:
         """Settings that affect the weights, flat: option names and `group.argument` values."""
-        nodes = ("dataset", "features", "backbone", "method", "optimizer", "schedule")
+        nodes = ["dataset", "features", "backbone", "method", "optimizer", "schedule"]
+        nodes += [] if self.groups is None else ["groups"]
         values: dict[str, Any] = {name: self.choices.get(name, "none") for name in nodes}
         for name in nodes:
             node = getattr(self, name)

@@ -224,6 +224,14 @@ class GroupedDataset:
             self.train_rows[indices],
         )
 
+    def relabelled(self, spec: GroupSpec, a: Tensor) -> GroupedDataset:
+        """Return the same samples with other attribute values (N,)."""
+        a = a.to(self.y.device)
+        images, of_train = self.images, self.train_images
+        return GroupedDataset(
+            spec, images, self.y, a, self.source, self.rows, of_train, self.train_rows
+        )
+
     def moved(self, device: torch.device, images: Mapping[int, Images]) -> GroupedDataset:
         """Return the split with its labels on `device` and its image arrays replaced.
 
@@ -263,7 +271,11 @@ def members_by(labels: Tensor, order: Tensor | None = None) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """The facts about data and task that a method or backbone may use in its constructor."""
+    """The facts about data and task that a method or backbone may use in its constructor.
+
+    `spec` and `group_counts` are of the groups that the run trains by; results are reported by the
+    groups of `reported`, where those are others.
+    """
 
     spec: GroupSpec
     shape: tuple[int, int, int]  # C, H, W of the network's input
@@ -271,6 +283,7 @@ class DataInfo:
     loss: Loss = "cross_entropy"  # per sample; `runs.build` fills in train.loss
     num_train: int = 0  # N, number of samples in TRAIN
     class_weights: Literal["balanced"] | tuple[float, ...] | None = None  # from train.class_weights
+    reported: GroupSpec | None = None
 
     def require_pixels(self, what: str) -> None:
         """Raise a `UserError` if the network is fed features (D, 1, 1) instead of images."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from spurcor.data.groups import DataInfo, GroupedDataset, Split
+from spurcor.data.grouping import Grouping
+from spurcor.data.groups import DataInfo, GroupedDataset, GroupSpec, Split
 from spurcor.data.images import Images
 from spurcor.data.transforms import Transform
 from spurcor.errors import UserError
@@ -29,6 +30,7 @@ class Splits:
     transform: Transform
     device: torch.device
     workers: int = 0
+    grouping: Grouping | None = None  # the groups to train by, if not the annotated ones
 
     @classmethod
     def load(
@@ -49,6 +51,16 @@ class Splits:
         return self.data[name]
 
     @property
+    def spec(self) -> GroupSpec:
+        """The annotated classes and attribute values, by which results are reported."""
+        return self[Split.TRAIN].spec
+
+    def trained(self, name: str) -> GroupedDataset:
+        """Return a split with the groups that the run trains by."""
+        split = self[name]
+        return split if self.grouping is None else self.grouping.of(str(name), split)
+
+    @property
     def info(self) -> DataInfo:
         """The facts about the data that constructors of methods and backbones need.
 
@@ -64,8 +76,9 @@ class Splits:
             raise UserError(
                 f"dataset.transform does not fit images of {x.shape[1]} channels ({error})"
             ) from error
-        counts, shape = train.group_counts.cpu(), (channels, height, width)
-        return DataInfo(train.spec, shape, counts, num_train=len(train))
+        by, shape = self.trained(Split.TRAIN), (channels, height, width)
+        counts = by.group_counts.cpu()
+        return DataInfo(by.spec, shape, counts, num_train=len(train), reported=train.spec)
 
     @property
     def evaluated(self) -> dict[str, GroupedDataset]:

@@ -14,7 +14,7 @@ from spurcor.reports.trials import Trial, with_settings
 
 DEFAULT_ROWS = ("dataset", "method", "setting")
 MOST_LISTED = 30
-SHOWN_METRICS = tuple(name for name in METRICS if name != "loss")
+SHOWN_METRICS = tuple(name for name in METRICS if name not in ("loss", "worst_inferred"))
 
 
 @dataclass(frozen=True)

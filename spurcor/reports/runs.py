@@ -71,8 +71,11 @@ def read_run(directory: Path) -> Run:
                 k: part["note"] for k, part in result.get("dfr", {}).items() if part.get("note")
             },
             measured=dict(_measured(_mapping(result.get("analysis", {})))),
-            images=int(run["images_seen"]) + int(run.get("origin_images_seen", 0)),
-            seconds=float(run["seconds"]),
+            images=int(run["images_seen"])
+            + int(run.get("origin_images_seen", 0))
+            + int(_mapping(run.get("reference", {})).get("images_seen", 0)),
+            seconds=float(run["seconds"])
+            + float(_mapping(run.get("reference", {})).get("seconds", 0)),
             commit=str(run.get("commit", "unknown")),
             moved=bool(run.get("moved", False)),
         )

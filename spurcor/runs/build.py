@@ -16,6 +16,7 @@ from spurcor.data.source import DataSource
 from spurcor.data.splits import Splits
 from spurcor.errors import UserError
 from spurcor.models.pretrained import refuse_missing
+from spurcor.runs.grouping import with_grouping
 from spurcor.runs.lookup import read_config
 from spurcor.runs.refusals import refuse_leak
 from spurcor.runs.results import read_result
@@ -51,17 +52,20 @@ def build(config: TrainConfig) -> tuple[Splits, Method]:
     _refuse_missing_weights(config, source)
     place = device(options.device)
     splits = Splits.load(source, config.paths.data, place, augmented=config.features is None)
-    if config.features is None:
-        return splits, _method(config, splits.info, splits.device)
-    splits.info.require_pixels("features=frozen")
-    from spurcor.models.features import fixed_network, freeze
+    if config.features is not None:
+        splits.info.require_pixels("features=frozen")
+        from spurcor.models.features import fixed_network, freeze
 
-    network, info = fixed_network(config.features, splits.info, config.seed)
-    # Built before extraction, which may take hours, so that misfits are refused at once.
-    method = _method(config, info, splits.device)
-    with torch.random.fork_rng():  # training draws the same numbers if the features are cached
-        splits = freeze(splits, network, config.features, config.dataset, config.paths.data)
-    return splits, method
+        network, info = fixed_network(config.features, splits.info, config.seed)
+        if config.groups is None:
+            # Built before extraction, which may take hours, so that misfits are refused at once.
+            method = _method(config, info, splits.device)
+        with torch.random.fork_rng():  # training draws the same numbers if the features are cached
+            splits = freeze(splits, network, config.features, config.dataset, config.paths.data)
+        if config.groups is None:
+            return splits, method
+    splits = with_grouping(config, splits, _untrained_on)
+    return splits, _method(config, splits.info, splits.device)
 
 
 def _refuse_missing_weights(config: TrainConfig, source: DataSource) -> None:
@@ -96,6 +100,10 @@ def _method(config: TrainConfig, info: DataInfo, place: torch.device) -> Method:
     return method.to(place)
 
 
+def _untrained_on(config: TrainConfig, splits: Splits) -> Method:
+    return _method(config, splits.info, splits.device)
+
+
 def start_from(directory: Path, splits: Splits, method: Method) -> Method:
     """Load last backbone and head of a finished run into a method; return that run's own network.
 
@@ -112,7 +120,7 @@ def start_from(directory: Path, splits: Splits, method: Method) -> Method:
     last = directory / "last.safetensors"
     checkpoint.load_trained(method, last)
     with torch.random.fork_rng():
-        origin = _method(read_config(directory), splits.info, splits.device)
+        origin = _untrained_on(read_config(directory), splits)
     checkpoint.load_trained(origin, last)
     return origin
 
@@ -120,8 +128,9 @@ def start_from(directory: Path, splits: Splits, method: Method) -> Method:
 def validate(config: TrainConfig) -> None:
     """Build all cheap objects of a configuration, so that bad values are found before a sweep."""
     config.dataset.build()
-    if config.dfr is not None:
-        config.dfr.build()
+    for node in (config.groups, config.dfr):
+        if node is not None:
+            node.build()
     Analyses.build(config.analysis)
     Trackers.build(config.tracker, config.paths.outputs)
     _optimizers(config)

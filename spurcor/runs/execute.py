@@ -19,6 +19,7 @@ from spurcor.runs.analyze import analyze_stored
 from spurcor.runs.build import build
 from spurcor.runs.lookup import has_all, read_config
 from spurcor.runs.prepared import Prepared, prepare, prepare_finished
+from spurcor.runs.reference import obtain
 from spurcor.runs.refusals import refuse_changed_defaults
 from spurcor.runs.repair import repair, repairing
 from spurcor.runs.results import read_result
@@ -64,6 +65,7 @@ def execute(
     lock = lock_of(config.directory)
     if (owner := holder(lock)) is not None:
         return _held(config.directory, Held(lock, owner), terminal)
+    obtain(config, lambda reference: execute(reference, terminal))
     began = time.time()
     run = dataclasses.replace(prepare(config, trackers), enough=enough)
     prepared = time.time()

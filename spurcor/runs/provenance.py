@@ -22,7 +22,7 @@ from spurcor.system.files import read_json, read_lines
 from spurcor.system.shapes import Row
 from spurcor.training import selection
 
-NODES = ("dataset", "features", "backbone", "method", "optimizer", "schedule")
+NODES = ("dataset", "groups", "features", "backbone", "method", "optimizer", "schedule")
 # Dependencies are not followed into these modules, which do not affect results.
 SILENT = {"archives", "config", "downloads", "errors", "presentation", "system", "tracking"}
 TELLING = ("log", "logger", "warnings")

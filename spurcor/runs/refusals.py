@@ -8,7 +8,7 @@ from typing import Any
 from spurcor.config.check import nearest
 from spurcor.config.nodes import Node, content, flat, plain
 from spurcor.config.schema import MACHINE, TrainConfig, TrainOptions
-from spurcor.data.groups import FEW, GroupSpec, Split
+from spurcor.data.groups import FEW, GroupedDataset, GroupSpec, Split
 from spurcor.data.splits import Splits
 from spurcor.errors import UserError
 from spurcor.repair.dfr import Dfr
@@ -26,18 +26,35 @@ def refuse_impossible_repair(dfr: Dfr, splits: Splits, method: Method) -> None:
     Raises UserError if groups, splits or the layer are missing, or if the repair reads a split that
     the network is trained on.
     """
-    spec = splits.info.spec
+    data = {name: repaired(splits, dfr, name) for name in dfr.reads}
+    if len(found := {split.spec for split in data.values()}) > 1:
+        raise UserError(
+            f"dfr.split={dfr.split} goes by inferred groups, which {' and '.join(dfr.reads)} do not"
+            " share; infer them on both with groups.on=[train,val]"
+        )
+    (spec,) = found
     dfr.require(spec)
     for name in dfr.reads:
-        splits[name]
         if name in method.consumed:
             raise UserError(
                 f"dfr reads {name}, on which the network is trained; choose a dfr that reads other"
                 " splits, or dfr=none"
             )
-    dfr.check({name: split.group_counts.cpu() for name, split in splits.data.items()}, spec)
+    others = {} if spec != splits.spec else splits.data
+    counts = {name: split.group_counts.cpu() for name, split in {**others, **data}.items()}
+    dfr.check(counts, spec)
     method.backbone.layer(dfr.layer)
     method.backbone.size(dfr.layer, dfr.pooling)
+
+
+def repaired(splits: Splits, dfr: Dfr, name: str) -> GroupedDataset:
+    """Return a split with the groups that a repair goes by.
+
+    A repair that fits on TRAIN goes by the groups that the run trains by, others by the annotated
+    ones, unless these are hidden.
+    """
+    hidden = splits.grouping is not None and not splits.grouping.spec.known
+    return splits.trained(name) if hidden or dfr.split is Split.TRAIN else splits[name]
 
 
 def refuse_unknown_criterion(options: TrainOptions, splits: Splits) -> None:
@@ -52,7 +69,9 @@ def refuse_unknown_criterion(options: TrainOptions, splits: Splits) -> None:
     for key, criterion in criteria.items():
         name = criterion.partition("/")[2]
         if name in GROUP_METRICS or name.startswith("group/"):
-            _require_known(val.spec, f"{key}={criterion}")
+            hidden = splits.grouping is not None and not splits.grouping.spec.known
+            spec = splits.grouping.spec if hidden and splits.grouping is not None else val.spec
+            _require_known(spec, f"{key}={criterion}")
         if name.startswith("group/") and name.removeprefix("group/") not in there:
             near = nearest(name.removeprefix("group/"), there)
             hint = f"did you mean val/group/{near}?" if near else f"choose from {', '.join(there)}"

@@ -10,7 +10,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from spurcor.config.nodes import plain
-from spurcor.data.groups import Split
+from spurcor.data.groups import GroupedDataset, Split
 from spurcor.data.splits import Splits
 from spurcor.errors import RunError, UserError
 from spurcor.models import weights
@@ -20,7 +20,7 @@ from spurcor.repair.heads import FeatureTable
 from spurcor.repair.tuning import draw_tuning
 from spurcor.runs import results
 from spurcor.runs.prepared import Prepared, Repair
-from spurcor.runs.refusals import refuse_leak
+from spurcor.runs.refusals import refuse_leak, repaired
 from spurcor.system.files import remove_leftovers, write_json
 from spurcor.system.lock import Held, holder, lock_of, locked
 from spurcor.tracking import Record
@@ -82,9 +82,11 @@ def _make(folder: Path, seed: int, asked: Repair, run: Prepared) -> dict[str, An
     features = _features(dfr, method.backbone, layer)
     about = {"options": plain(asked.node.arguments), "layer": layer}
     with untouched(method):
-        tables = {name: _table(features, splits, name) for name in dfr.reads}
+        data = {name: repaired(splits, dfr, name) for name in dfr.reads}
+        tables = {name: _table(features, splits, split) for name, split in data.items()}
+        spec = data[str(dfr.split)].spec
         try:
-            fit = dfr.fit(tables, splits.info.spec, seed, splits.device)
+            fit = dfr.fit(tables, spec, seed, splits.device)
         except RunError as error:  # deterministic, so recorded as the result
             log.warning("%s cannot be fitted: %s (features of layer %s)", folder, error, layer)
             return {**about, **NO_FIGURES, "note": f"cannot be fitted: {error}"}
@@ -98,7 +100,7 @@ def _make(folder: Path, seed: int, asked: Repair, run: Prepared) -> dict[str, An
     weights.save_weights(
         folder / "weights.safetensors", {"weight": weight.cpu(), "bias": bias.cpu()}
     )
-    draw_tuning(folder / "plots" / "tuning.png", fit, splits.info.spec)
+    draw_tuning(folder / "plots" / "tuning.png", fit, spec)
     unseen = dfr.split is not Split.VAL and reports["val"] is not None
     return {
         **about,
@@ -116,8 +118,9 @@ def _features(dfr: Dfr, backbone: Backbone, layer: str) -> Callable[[Tensor], Te
     return lambda x: backbone.features(x, [layer], dfr.pooling)[layer]
 
 
-def _table(features: Callable[[Tensor], Tensor], splits: Splits, name: str) -> FeatureTable:
+def _table(
+    features: Callable[[Tensor], Tensor], splits: Splits, split: GroupedDataset
+) -> FeatureTable:
     """Return features, labels and groups of a split, without augmentation even for TRAIN."""
-    split = splits[name]
     x = apply(features, split, splits.transform)
     return FeatureTable(x.double().cpu().numpy(), split.y.cpu().numpy(), split.g.cpu().numpy())

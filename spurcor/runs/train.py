@@ -9,7 +9,9 @@ import yaml
 from spurcor.config.nodes import plain
 from spurcor.models import weights
 from spurcor.runs import provenance, results
+from spurcor.runs.grouping import quality_of, write_grouping
 from spurcor.runs.prepared import Prepared
+from spurcor.runs.reference import reference_facts
 from spurcor.runs.refusals import warn_of_few
 from spurcor.runs.watcher import watch
 from spurcor.system import versions
@@ -33,6 +35,7 @@ def train(run: Prepared, terminal: Terminal) -> None:
     config, trackers = run.config, run.trackers
     _keep_origin(run)
     _write_down(run)
+    write_grouping(run.directory, run.splits)
     if run.phases:
         warn_of_few(config.train, run.splits)
     record = Record.of_run(run.directory, config)
@@ -108,7 +111,10 @@ def _finish(run: Prepared, progress: Progress) -> None:
             )
         for folder, part in run.analyses.finish(directory, run.config, method, run.splits).items():
             write_json(directory / "analysis" / folder / "result.json", part)
-    about = {"run": _facts(run, progress), "selected": selected.facts if selected else NOT_SELECTED}
+    about: dict[str, Any] = {"run": _facts(run, progress)}
+    if (found := quality_of(directory)) is not None:
+        about["groups"] = found
+    about |= {"selected": selected.facts if selected else NOT_SELECTED}
     results.write_result(directory, {**about, **reports})
     write_text(directory / "done", versions.commit() + "\n")
     for path in directory.glob("selected-*.safetensors"):
@@ -132,7 +138,7 @@ def _facts(run: Prepared, progress: Progress) -> dict[str, Any]:
         "images_seen": progress.images_seen,
         "splits": run.splits.fingerprints,
     }
-    return facts | _origin_images(directory)
+    return facts | _origin_images(directory) | reference_facts(config)
 
 
 def _origin_images(directory: Path) -> dict[str, int]:

@@ -14,7 +14,17 @@ from spurcor.config.schema import TrainConfig
 from spurcor.errors import UserError
 
 POINT = "@"  # how a method.init begins that means a point of the same sweep
-GROUPS = ("dataset", "backbone", "method", "optimizer", "schedule", "features", "dfr", "site")
+GROUPS = (
+    "dataset",
+    "groups",
+    "backbone",
+    "method",
+    "optimizer",
+    "schedule",
+    "features",
+    "dfr",
+    "site",
+)
 
 
 def read(cfg: DictConfig, choices: Mapping[str, Any], *, in_sweep: bool = False) -> TrainConfig:
@@ -29,9 +39,9 @@ def read(cfg: DictConfig, choices: Mapping[str, Any], *, in_sweep: bool = False)
     tree["choices"] = {group: str(choices[group]) for group in GROUPS if choices.get(group)}
     chosen_repair(tree)
     tree["plugins"] = used(tree)
-    for group in ("dfr", "features", "analysis", "tracker"):
+    for group in ("groups", "dfr", "features", "analysis", "tracker"):
         tree[group] = tree.get(group) or {}
-    config = check(tree, TrainConfig)
+    config = _with_reference(check(tree, TrainConfig))
     init = config.method.arguments.get("init")
     if init is None:
         return config
@@ -51,18 +61,33 @@ def _with_origin(config: TrainConfig, init: str) -> TrainConfig:
     An identity without a seed refers to the run with the same seed. Raises UserError if the run is
     not finished or was moved.
     """
+    return with_init(config, str(_finished(init, config, "method.init")))
+
+
+def _with_reference(config: TrainConfig) -> TrainConfig:
+    """Replace `groups.run` by the directory of that run, as `_with_origin` does."""
+    if config.groups is None or (run := config.groups.arguments.get("run")) is None:
+        return config
+    directory = _finished(str(run), config, "groups.run")
+    arguments = {**config.groups.arguments, "run": str(directory)}
+    return dataclasses.replace(
+        config, groups=dataclasses.replace(config.groups, arguments=arguments)
+    )
+
+
+def _finished(reference: str, config: TrainConfig, key: str) -> Path:
     from spurcor.runs import lookup
     from spurcor.runs.results import read_result
 
-    if "/" not in init and ":" not in init and not Path(init).exists():
-        init = f"{init}/seed{config.seed}"
-    directory = lookup.find_done(init, config.paths.outputs, "method.init")
+    if "/" not in reference and ":" not in reference and not Path(reference).exists():
+        reference = f"{reference}/seed{config.seed}"
+    directory = lookup.find_done(reference, config.paths.outputs, key)
     run = read_result(directory)["run"]
     if directory.parts[-2:] != (run["identity"], f"seed{run['seed']}"):
         raise UserError(
-            f"method.init={init} was moved from {run['identity']}/seed{run['seed']}; move it back"
+            f"{key}={reference} was moved from {run['identity']}/seed{run['seed']}; move it back"
         )
-    return with_init(config, str(directory))
+    return directory
 
 
 def with_init(config: TrainConfig, init: str) -> TrainConfig:

@@ -61,6 +61,14 @@ class Settings(TypedDict):
     method: str
 
 
+class Cost(TypedDict):
+    """The run whose network has told a run's groups apart, and what it took."""
+
+    run: str
+    images_seen: int
+    seconds: float
+
+
 class Facts(TypedDict):
     """Facts about a run."""
 
@@ -74,6 +82,7 @@ class Facts(TypedDict):
     seconds: float
     images_seen: int
     origin_images_seen: NotRequired[int]
+    reference: NotRequired[Cost]
 
 
 class Selected(TypedDict):
@@ -91,6 +100,7 @@ class Result(Figures):
     dfr: dict[str, Repair]
     analysis: NotRequired[dict[str, Found]]
     phases: NotRequired[dict[str, Phase]]
+    groups: NotRequired[dict[str, dict[str, object]]]
 
 
 class Extracted(TypedDict):

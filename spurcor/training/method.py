@@ -51,7 +51,7 @@ class RunContext:
         `repeats` and `weights` are tables (N,) of its samples.
         """
         return Stream(
-            self.splits[split] if dataset is None else dataset,
+            self.splits.trained(split) if dataset is None else dataset,
             self.splits.transform,
             self.batch_size,
             seed=self.seed,
@@ -189,7 +189,7 @@ class Method(nn.Module, ABC):
     def __init__(self, backbone: Backbone, info: DataInfo) -> None:
         super().__init__()
         self.backbone = backbone
-        self.spec, self.loss = info.spec, info.loss
+        self.spec, self.loss = info.reported or info.spec, info.loss
         self.head = make_head(backbone, info)
         weight = class_weight(info)
         self.register_buffer("class_weight", weight, persistent=False)  # not part of a checkpoint

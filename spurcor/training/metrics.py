@@ -163,8 +163,9 @@ def evaluate(
 ) -> dict[str, float | None]:
     """Return the row entries of every evaluated split: loss and accuracy, overall and per group.
 
-    `gap/<class>`: the mean over the class's conflicting groups of their mean loss, minus the mean
-    loss of its aligned group.
+    `worst_inferred`: the accuracy of the worst of the groups that the run trains by, on a split on
+    which these were inferred. `gap/<class>`: the mean over the class's conflicting groups of their
+    mean loss, minus the mean loss of its aligned group.
     """
     entries: dict[str, float | None] = {}
     train_counts = splits[Split.TRAIN].group_counts.cpu()
@@ -189,6 +190,10 @@ def evaluate(
                 if math.isfinite(value)
             }
             entries |= {f"{name}/gap/{c}": gap for c, gap in gaps(by_group, split.spec).items()}
+        inferred = splits.trained(name)
+        if inferred is not split:
+            found = group_metrics(logits, inferred.y, inferred.g, inferred.spec)
+            entries[f"{name}/worst_inferred"] = none_if_undefined(found.worst)
     return entries
 
 

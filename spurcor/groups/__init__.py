@@ -1,0 +1,1 @@
+"""Inference of groups that nobody annotated, as pure functions of tables."""

@@ -1,0 +1,49 @@
+"""Low and high confidence of a reference network in the true class (as LfF and EVaLS use it)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from spurcor.config.ranges import require_share
+from spurcor.data.grouping import Grouping
+from spurcor.data.groups import GroupSpec
+from spurcor.groups.contract import Inference, On, Reference, Table, check_splits, grouped
+
+
+class Confidence(Inference):
+    """Attribute 1 for the `share` of each class in whose class the reference trusts least.
+
+    The order is that of p_y, the softmax of the true class, or, which is the same, that of the
+    cross-entropy. VAL is divided at the quantiles of TRAIN.
+    """
+
+    def __init__(
+        self,
+        epochs: int,
+        share: float = 0.2,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        run: str | None = None,
+        on: On = ("train",),
+    ) -> None:
+        require_share(share=share)
+        self.reference, self.share = Reference(epochs, lr, weight_decay, run), share
+        self.on = check_splits(on)
+
+    def infer(self, tables: Mapping[str, Table], spec: GroupSpec, seed: int) -> Grouping:
+        """See `Inference`."""
+        losses = {name: true_losses(table) for name, table in tables.items()}
+        y, found = tables["train"].y, {}
+        bounds = torch.zeros(spec.num_classes, dtype=torch.float64)
+        for c in torch.unique(y).tolist():
+            bounds[c] = losses["train"][y == c].quantile(1 - self.share)
+        for name, table in tables.items():
+            found[name] = losses[name] > bounds[table.y]
+        return grouped(("trusted", "doubted"), found, spec)
+
+
+def true_losses(table: Table) -> Tensor:
+    """Return the cross-entropy (N,) float64 of the true class."""
+    logits = table.logits.double()
+    return torch.nn.functional.cross_entropy(logits, table.y, reduction="none")
