@@ -234,13 +234,13 @@ def test_the_examples_of_extending_are_whole(tmp_path):
     (result,) = outputs.glob("runs/stripes/focal/*/seed0/analysis/confidence-*/result.json")
     assert '"right/test"' in result.read_text()
     twice = subprocess.run(
-        [*command[:3], "method=jtt", "method.epochs=1", *SMALL, f"paths.outputs={outputs}"],
+        [*command[:3], "method=twice", "method.epochs=1", *SMALL, f"paths.outputs={outputs}"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
     assert twice.returncode == 0, twice.stderr
-    (rows,) = outputs.glob("runs/digits/jtt/*/seed0/metrics.jsonl")
+    (rows,) = outputs.glob("runs/digits/twice/*/seed0/metrics.jsonl")
     assert '"train/errors": ' in rows.read_text().splitlines()[-1]
     wrong = subprocess.run(
         [*command, "method.gama=1"], cwd=tmp_path, capture_output=True, text=True

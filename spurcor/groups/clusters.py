@@ -15,6 +15,7 @@ from spurcor.groups.contract import Inference, On, Reference, Table, check_split
 from spurcor.seeding import derive_seed
 
 MOST_JUDGED = 5_000  # samples whose silhouettes are computed: they take O(n^2)
+MOST_FITTED = 20_000  # samples of a class that clusters are fitted on; all are assigned to them
 
 
 class Clusters(Inference):
@@ -88,12 +89,13 @@ class Clusters(Inference):
 
     def _fit(self, x: "np.ndarray[Any, Any]", seed: int) -> tuple[Any, int]:
         """Return the fitted model and its number of clusters."""
+        rng = np.random.default_rng(seed)
+        x = _at_most(MOST_FITTED, x, rng)
         if self.k is not None:
             return self._model(self.k, seed).fit(x), self.k
         from sklearn.metrics import silhouette_score
 
-        rng = np.random.default_rng(seed)
-        judged = x if len(x) <= MOST_JUDGED else x[rng.choice(len(x), MOST_JUDGED, replace=False)]
+        judged = _at_most(MOST_JUDGED, x, rng)
         best: tuple[float, Any, int] = (-np.inf, None, 0)
         for k in range(2, min(self.max_k, len(x) - 1) + 1):
             model = self._model(k, seed).fit(x)
@@ -111,6 +113,12 @@ class Clusters(Inference):
         from sklearn.cluster import KMeans
 
         return KMeans(k, n_init=3, random_state=seed)
+
+
+def _at_most(
+    count: int, x: "np.ndarray[Any, Any]", rng: np.random.Generator
+) -> "np.ndarray[Any, Any]":
+    return x if len(x) <= count else x[rng.choice(len(x), count, replace=False)]
 
 
 def margins(table: Table) -> Tensor:

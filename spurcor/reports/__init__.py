@@ -17,6 +17,7 @@ from spurcor.reports.budgets import best_of_n, budgets
 from spurcor.reports.collection import Missing, collect
 from spurcor.reports.comparison import comparison
 from spurcor.reports.document import document
+from spurcor.reports.inferred import inferred_groups
 from spurcor.reports.listing import listing
 from spurcor.reports.options import DEFAULT_ROWS, Options
 from spurcor.reports.published import entries, published
@@ -32,7 +33,7 @@ AS_MARKDOWN = ("table", "selective")  # each in its own file
 OPTIONAL = (
     *(f"{name}.*" for name in ("methods", "criteria", "comparison", "published", "settings")),
     *("table.*", "selective.*", "runs.csv", "curve.*", "learning_curves_*", "worst_vs_average.*"),
-    *("best_of_n.*", "budgets.*"),
+    *("best_of_n.*", "budgets.*", "groups.*"),
 )
 
 
@@ -121,6 +122,7 @@ def _tables(
         tables.criteria(judged, metrics),
         budgets(main, metrics[0]),
         comparison(candidates, metrics[0], options.baseline),
+        inferred_groups(main),
         published(candidates),
         tables.settings(main, metrics),
     ]

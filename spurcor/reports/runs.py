@@ -17,8 +17,9 @@ class Run:
 
     `rows` are the epochs of its last phase; a method without phases has one row, its result.
     `repairs` holds options and result row of each DFR, and `measured` the quantities of each
-    analysis at the selected weights as <quantity>/<split>, both by folder name. `images` counts the
-    images seen by this run and the run that it started from.
+    analysis at the selected weights as <quantity>/<split>, both by folder name. `images` and
+    `seconds` count the run that its groups were inferred with, too, and `images` also the run that
+    it started from.
     """
 
     directory: Path
@@ -35,6 +36,7 @@ class Run:
     commit: str
     moved: bool
     notes: Mapping[str, str] = field(default_factory=dict)  # of repairs, by folder name
+    groups: Row = field(default_factory=dict)  # how well inferred groups of TRAIN match
 
 
 def number(row: Row, key: str) -> float | None:
@@ -53,6 +55,7 @@ def read_run(directory: Path) -> Run:
         run.get("config"), "result.json has no run.config; an older version may have written it"
     )
     tests = _mapping(result.get("tests", {}), "result.json: tests is not a mapping")
+    reference = _mapping(run.get("reference", {}))
     try:
         return Run(
             directory=directory,
@@ -71,11 +74,11 @@ def read_run(directory: Path) -> Run:
                 k: part["note"] for k, part in result.get("dfr", {}).items() if part.get("note")
             },
             measured=dict(_measured(_mapping(result.get("analysis", {})))),
+            groups=_mapping(_mapping(result.get("groups", {})).get("train", {})),
             images=int(run["images_seen"])
             + int(run.get("origin_images_seen", 0))
-            + int(_mapping(run.get("reference", {})).get("images_seen", 0)),
-            seconds=float(run["seconds"])
-            + float(_mapping(run.get("reference", {})).get("seconds", 0)),
+            + int(reference.get("images_seen", 0)),
+            seconds=float(run["seconds"]) + float(reference.get("seconds", 0)),
             commit=str(run.get("commit", "unknown")),
             moved=bool(run.get("moved", False)),
         )

@@ -117,7 +117,10 @@ def _tables(
 
 
 def _quality(grouping: Grouping, splits: Splits) -> dict[str, Any]:
-    found = {}
+    """Return the figures of each split; none of groups that are only hidden."""
+    found: dict[str, Any] = {}
+    if not grouping.spec.known:
+        return found
     for name, a in grouping.attribute.items():
         split = splits[name]
         true = split.a if split.spec.known else None

@@ -259,4 +259,7 @@ def _result_row(record: Record) -> dict[str, Any]:
     for name, part in result.get("analysis", {}).items():
         numbers = part.get("metrics", {})
         row |= {f"{prefix}{name.rpartition('-')[0]}/{key}": v for key, v in numbers.items()}
+    for split, found in result.get("groups", {}).items():
+        numbers = {k: v for k, v in found.items() if not isinstance(v, Mapping)}
+        row |= {f"groups/{split}/{key}": value for key, value in numbers.items()}
     return row

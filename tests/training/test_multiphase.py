@@ -23,15 +23,15 @@ PLAIN = Normalize((0.0,), (1.0,))
 
 
 @pytest.fixture
-def jtt(monkeypatch):
+def twice(monkeypatch):
     """The page's method, as if its file were there: overrides that choose it."""
     page = (REPO / "docs" / "extending.md").read_text()
-    (code,) = re.findall(r"`spurcor/methods/jtt\.py`:\n\n```python\n(.*?)```", page, re.DOTALL)
+    (code,) = re.findall(r"`spurcor/methods/twice\.py`:\n\n```python\n(.*?)```", page, re.DOTALL)
     assert code.count("\n") <= 80
-    module = types.ModuleType("spurcor.methods.jtt")
+    module = types.ModuleType("spurcor.methods.twice")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(compile(code, "jtt.py", "exec"), vars(module))
-    return ("method._target_=spurcor.methods.jtt.Jtt", "~method.sampling", "+method.up=5")
+    exec(compile(code, "twice.py", "exec"), vars(module))
+    return ("method._target_=spurcor.methods.twice.Twice", "~method.sampling", "+method.up=5")
 
 
 def fitted(cfg, folder):
@@ -45,26 +45,26 @@ def same(one, other):
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def test_the_pages_method_resumes_exactly(jtt, tmp_path):
-    resumes_exactly(read(*SHORT, *jtt, "train.checkpoint_seconds=0"), tmp_path)
+def test_the_pages_method_resumes_exactly(twice, tmp_path):
+    resumes_exactly(read(*SHORT, *twice, "train.checkpoint_seconds=0"), tmp_path)
 
 
-def test_its_second_phase_without_repeats_is_erm_from_the_same_weights(jtt, tmp_path):
+def test_its_second_phase_without_repeats_is_erm_from_the_same_weights(twice, tmp_path):
     alone = fitted(read(*SHORT), tmp_path / "erm")[1].state_dict()
-    trainer, twice = fitted(read(*SHORT, *jtt[:2], "+method.up=1"), tmp_path / "jtt")
+    trainer, twice = fitted(read(*SHORT, *twice[:2], "+method.up=1"), tmp_path / "twice")
     assert same(alone, twice.state_dict())
     rows = rows_of(trainer.directory)
     wrong = twice.errors.sum().item()
     assert 0 < wrong < len(twice.errors) == 797
     assert [row.get("train/errors") for row in rows] == [None, wrong, None]
-    more = fitted(read(*SHORT, *jtt), tmp_path / "more")[1]
+    more = fitted(read(*SHORT, *twice), tmp_path / "more")[1]
     assert more.errors.sum() == wrong
     assert not same(alone, more.state_dict())
 
 
-def test_constants_are_in_the_first_evaluation_of_a_phase(jtt, tmp_path):
+def test_constants_are_in_the_first_evaluation_of_a_phase(twice, tmp_path):
     options = ("method.epochs=5", "train.eval_every=2", "analysis=jacobian_norm")
-    trainer, _ = fitted(read(*SHORT, *jtt, *options), tmp_path / "run")
+    trainer, _ = fitted(read(*SHORT, *twice, *options), tmp_path / "run")
     rows = [row for row in rows_of(trainer.directory) if row["phase"] == "repeat"]
     assert [row["epoch"] for row in rows if "train/errors" in row] == [2]
 
