@@ -51,11 +51,11 @@ def test_the_pages_method_resumes_exactly(twice, tmp_path):
 
 def test_its_second_phase_without_repeats_is_erm_from_the_same_weights(twice, tmp_path):
     alone = fitted(read(*SHORT), tmp_path / "erm")[1].state_dict()
-    trainer, twice = fitted(read(*SHORT, *twice[:2], "+method.up=1"), tmp_path / "twice")
-    assert same(alone, twice.state_dict())
+    trainer, trained = fitted(read(*SHORT, *twice[:2], "+method.up=1"), tmp_path / "twice")
+    assert same(alone, trained.state_dict())
     rows = rows_of(trainer.directory)
-    wrong = twice.errors.sum().item()
-    assert 0 < wrong < len(twice.errors) == 797
+    wrong = trained.errors.sum().item()
+    assert 0 < wrong < len(trained.errors) == 797
     assert [row.get("train/errors") for row in rows] == [None, wrong, None]
     more = fitted(read(*SHORT, *twice), tmp_path / "more")[1]
     assert more.errors.sum() == wrong
