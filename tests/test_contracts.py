@@ -32,6 +32,7 @@ SWEEPS = {
     "cifar10/selective": 9,
     "colored_mnist/gradient_flow": 18,
     "colored_mnist/prusc": 21,
+    "digits/label_free": 180,
     "digits/main": 25,
     "digits/prusc": 21,
     "digits/prusc_ablation": 30,
