@@ -1,7 +1,7 @@
 """What groups that nobody annotated cost: python scripts/bench/groups.py
 
-A step of JTT's second network, and one of LfF, against a step of ERM on batches of the digits of the
-same size: interleaved, the median of 30. Then the seconds of inference on features (160,000, 2,048)
+A step of JTT's second network, and one of LfF, against a step of ERM on equal batches of digits,
+interleaved; the median of 30. Then the seconds of inference on features (160,000, 2,048)
 by clusters, and on as many logits by environments; no plain alternative stands beside these.
 """
 

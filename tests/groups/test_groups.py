@@ -23,6 +23,7 @@ from spurcor.groups.confidence import Confidence, true_losses
 from spurcor.groups.contract import Table
 from spurcor.groups.eiil import Eiil, scale_derivatives, separate
 from spurcor.groups.errors import Errors
+from spurcor.groups.file import FromFile
 from spurcor.groups.predictions import Predictions
 from spurcor.groups.quality import quality
 from spurcor.methods.jtt import Jtt
@@ -474,3 +475,67 @@ def test_a_pool_trains_the_reference_once_though_it_is_killed(command_line, tmp_
     epochs = [row["epoch"] for row in rows_of(Path(reference))]
     assert epochs == list(range(1, 61))
     assert len(list(tmp_path.glob("runs/digits/jtt/*/seed0/done"))) == 2
+
+
+# --- a table --------------------------------------------------------------------------------------
+
+TABLE = "split,index,class,inferred\ntrain,2,a,sea\ntrain,0,a,land\nval,0,b,sky\ntrain,1,b,sea\n"
+
+
+def from_file(path, on=("train",), attribute="inferred"):
+    tables = {"train": table([], [0, 1, 0]), "val": table([], [1])}
+    inference = FromFile(path, attribute, on)
+    return inference.infer({name: tables[name] for name in on}, TWO, 0)
+
+
+def test_a_table_gives_each_sample_its_value(tmp_path):
+    path = tmp_path / "groups.csv"
+    path.write_text(TABLE)
+    found = from_file(path)
+    assert found.spec.attributes == ("land", "sea")
+    assert found.attribute["train"].tolist() == [0, 1, 1]
+    both = from_file(path, ("train", "val"))
+    assert both.spec.attributes == ("land", "sea", "sky")
+    assert both.attribute["val"].tolist() == [2]
+    by_class = from_file(path, attribute="class")
+    assert by_class.attribute["train"].tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (TABLE.replace("train,1,b,sea\n", ""), "has no line for 1 of the 3 samples of train"),
+        (TABLE + "train,1,b,sea\n", "sample 1 of train, twice"),
+        (TABLE + "train,3,b,sea\n", "sample 3 of train, which has fewer samples"),
+        (TABLE.replace("land", ""), "inferred is empty in 1 of 4 rows"),
+        (TABLE.replace("train,0", "train,x"), "index is not an integer of at least 0"),
+        (TABLE.replace("inferred", "guess"), "lacks the columns inferred"),
+    ],
+)
+def test_a_table_that_does_not_fit_the_samples_is_told(text, said, tmp_path):
+    path = tmp_path / "groups.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=said):
+        from_file(path)
+    with pytest.raises(UserError, match=r"nothing\.csv does not exist"):
+        from_file(tmp_path / "nothing.csv")
+
+
+def test_the_table_of_a_run_corrected_by_hand_is_another_runs_groups(command_line, tmp_path):
+    words = ("train", *QUICK, f"paths.outputs={tmp_path}")
+    assert command_line.run(*words, "groups=errors").code == 0
+    (listed,) = tmp_path.glob("runs/*/*/*/*/groups/groups.csv")
+    mine = tmp_path / "mine.csv"
+    lines = listed.read_text().splitlines()
+    mine.write_text("\n".join([lines[0], lines[1].replace("right", "odd"), *lines[2:]]) + "\n")
+    ended = command_line.run(*words, "method=group_dro", "groups=file", f"groups.csv={mine}")
+    assert ended.code == 0, ended.err
+    (run,) = tmp_path.glob("runs/*/group_dro/*/*/groups/groups.json")
+    assert json.loads(run.read_text())["attributes"] == ["odd", "right", "wrong"]
+    config = read(*QUICK, "groups=file", f"groups.csv={mine}")
+    before = config.identity
+    mine.write_text(listed.read_text())
+    assert read(*QUICK, "groups=file", f"groups.csv={mine}").identity != before
+    lost = command_line.run(*words, "groups=file")
+    assert lost.code == 2
+    assert "groups.csv has no value; set groups.csv=..." in lost.err
