@@ -11,7 +11,7 @@ from spurcor.config.ranges import require_at_least
 from spurcor.data.grouping import Grouping
 from spurcor.data.groups import GroupSpec
 from spurcor.errors import UserError
-from spurcor.groups.contract import Inference, On, Reference, Table, check_splits, grouped
+from spurcor.groups.contract import Inference, On, Table, grouped
 from spurcor.seeding import derive_seed
 
 MOST_JUDGED = 5_000  # samples whose silhouettes are computed: they take O(n^2)
@@ -42,11 +42,10 @@ class Clusters(Inference):
         run: str | None = None,
         on: On = ("train",),
     ) -> None:
+        super().__init__(epochs, lr, weight_decay, run, on)
         require_at_least(2, k=k or 2, max_k=max_k)
-        self.reference = Reference(epochs, lr, weight_decay, run)
         self.of, self.k, self.max_k, self.by, self.normalize = of, k, max_k, by, normalize
         self.needs_features = of == "features"
-        self.on = check_splits(on)
 
     def infer(self, tables: Mapping[str, Table], spec: GroupSpec, seed: int) -> Grouping:
         """See `Inference`; UserError for a class with fewer samples than clusters."""

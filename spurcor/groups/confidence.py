@@ -8,7 +8,7 @@ from torch import Tensor
 from spurcor.config.ranges import require_share
 from spurcor.data.grouping import Grouping
 from spurcor.data.groups import GroupSpec
-from spurcor.groups.contract import Inference, On, Reference, Table, check_splits, grouped
+from spurcor.groups.contract import Inference, On, Table, grouped
 
 
 class Confidence(Inference):
@@ -27,9 +27,9 @@ class Confidence(Inference):
         run: str | None = None,
         on: On = ("train",),
     ) -> None:
+        super().__init__(epochs, lr, weight_decay, run, on)
         require_share(share=share)
-        self.reference, self.share = Reference(epochs, lr, weight_decay, run), share
-        self.on = check_splits(on)
+        self.share = share
 
     def infer(self, tables: Mapping[str, Table], spec: GroupSpec, seed: int) -> Grouping:
         """See `Inference`."""

@@ -42,11 +42,25 @@ class Table:
 
 
 class Inference(ABC):
-    """A way to find an attribute value for each sample, on TRAIN and, where asked, on VAL."""
+    """A way to find an attribute value for each sample, on TRAIN and, where asked, on VAL.
 
-    reference: Reference | None = None
+    Most read the outputs of a reference network; `reference` is None for the others.
+    """
+
+    reference: Reference | None
     needs_features: bool = False
-    on: tuple[str, ...] = ("train",)
+    on: tuple[str, ...]
+
+    def __init__(
+        self,
+        epochs: int,
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        run: str | None = None,
+        on: On = ("train",),
+    ) -> None:
+        self.reference = Reference(epochs, lr, weight_decay, run)
+        self.on = check_splits(on)
 
     @abstractmethod
     def infer(self, tables: Mapping[str, Table], spec: GroupSpec, seed: int) -> Grouping:

@@ -9,7 +9,7 @@ from spurcor.config.ranges import require_at_least, require_positive
 from spurcor.data.grouping import Grouping
 from spurcor.data.groups import GroupSpec
 from spurcor.errors import UserError
-from spurcor.groups.contract import Inference, On, Reference, Table, check_splits, grouped
+from spurcor.groups.contract import Inference, On, Table, grouped
 from spurcor.seeding import derive_seed
 
 
@@ -34,10 +34,10 @@ class Eiil(Inference):
         run: str | None = None,
         on: On = ("train",),
     ) -> None:
+        super().__init__(epochs, lr, weight_decay, run, on)
         require_positive(env_lr=env_lr)
         require_at_least(1, steps=steps)
-        self.reference = Reference(epochs, lr, weight_decay, run)
-        self.env_lr, self.steps, self.on = env_lr, steps, check_splits(on)
+        self.env_lr, self.steps = env_lr, steps
 
     def infer(self, tables: Mapping[str, Table], spec: GroupSpec, seed: int) -> Grouping:
         """See `Inference`; UserError if all of TRAIN is in one environment."""

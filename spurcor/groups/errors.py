@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from spurcor.data.grouping import Grouping
 from spurcor.data.groups import GroupSpec
 from spurcor.errors import UserError
-from spurcor.groups.contract import Inference, On, Reference, Table, check_splits, grouped
+from spurcor.groups.contract import Inference, Table, grouped
 
 RIGHT, WRONG = 0, 1
 
@@ -16,17 +16,6 @@ class Errors(Inference):
     Predictions are those of a pass over the images as they are, without augmentation, after
     `epochs`. (JTT's code takes the predictions made while that epoch was trained.)
     """
-
-    def __init__(
-        self,
-        epochs: int,
-        lr: float | None = None,
-        weight_decay: float | None = None,
-        run: str | None = None,
-        on: On = ("train",),
-    ) -> None:
-        self.reference = Reference(epochs, lr, weight_decay, run)
-        self.on = check_splits(on)
 
     def infer(self, tables: Mapping[str, Table], spec: GroupSpec, seed: int) -> Grouping:
         """See `Inference`; UserError if the reference is right on all of TRAIN, or on none."""

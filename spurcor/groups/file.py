@@ -20,7 +20,8 @@ class FromFile(Inference):
     """
 
     def __init__(self, csv: Path, attribute: str = "inferred", on: On = ("train",)) -> None:
-        self.csv, self.attribute, self.on = csv, attribute, check_splits(on)
+        self.reference, self.on = None, check_splits(on)
+        self.csv, self.attribute = csv, attribute
 
     def infer(self, tables: Mapping[str, Table], spec: GroupSpec, seed: int) -> Grouping:
         """See `Inference`; UserError if samples have no line, or several."""

@@ -12,7 +12,8 @@ from spurcor.groups.contract import Inference, Table
 class Hidden(Inference):
     """One unknown attribute value for all samples, so that the groups are the classes."""
 
-    on = ("train", "val", "target")
+    def __init__(self) -> None:
+        self.reference, self.on = None, ("train", "val", "target")
 
     def infer(self, tables: Mapping[str, Table], spec: GroupSpec, seed: int) -> Grouping:
         """See `Inference`."""

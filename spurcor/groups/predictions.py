@@ -7,22 +7,11 @@ import torch
 from spurcor.data.grouping import Grouping
 from spurcor.data.groups import GroupSpec
 from spurcor.errors import UserError
-from spurcor.groups.contract import Inference, On, Reference, Table, check_splits, grouped
+from spurcor.groups.contract import Inference, Table, grouped
 
 
 class Predictions(Inference):
     """The class that the reference network predicts stands in for the attribute."""
-
-    def __init__(
-        self,
-        epochs: int,
-        lr: float | None = None,
-        weight_decay: float | None = None,
-        run: str | None = None,
-        on: On = ("train",),
-    ) -> None:
-        self.reference = Reference(epochs, lr, weight_decay, run)
-        self.on = check_splits(on)
 
     def infer(self, tables: Mapping[str, Table], spec: GroupSpec, seed: int) -> Grouping:
         """See `Inference`; UserError if all of TRAIN is predicted as one class."""
