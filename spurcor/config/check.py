@@ -36,7 +36,7 @@ ROLES = {
     "schedule": FOREIGN_BASES[2],
     "features.backbone": "spurcor.models.backbone.Backbone",
     "groups": "spurcor.groups.contract.Inference",
-    "dfr": "spurcor.repair.dfr.Dfr",
+    "dfr": "spurcor.repair.contract.LastLayer",
     "analysis.*": "spurcor.analysis.contract.Analysis",
     "dataset": "spurcor.data.source.DataSource",
     "dataset.transform": "spurcor.data.transforms.Transform",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spurcor.data.groups import GroupSpec, Split
 from spurcor.errors import UserError
+from spurcor.repair.contract import LastLayer
 from spurcor.repair.fitting import Fit, Fitting
 from spurcor.repair.heads import FeatureTable, Linear, Regression
 from spurcor.repair.options import DataOptions, HeadOptions, TuningOptions, refuse_together
@@ -27,17 +28,18 @@ __all__ = ["Dfr", "FeatureTable", "Fit", "Linear"]
 log = logging.getLogger(__name__)
 
 
-class Dfr:
+class Dfr(LastLayer):
     """DFR with the published variants as options; the defaults are DFR_Tr^Val of the paper's code.
 
-    `split` is the reweighting data. `split_from_train` is a random `ratio` of TRAIN, on which the
-    network was trained: its features separate the classes better there than on new images, so C is
-    tuned on optimistic data. (`dataset.target_from=train` takes such a share out before training;
-    `split=target` then fits on it.) C is chosen by `criterion`, either on a random half held out
-    from fitting (`tune=half`, the paper's choice for VAL; of an odd number, the smaller half) or on
-    VAL (`tune=val`, for TRAIN). `class_weights` w are tried as factors (1, w) and (w, 1) on the
-    losses of two classes. `add_train` adds random TRAIN samples to each subset, as many as the
-    subset has.
+    `split` is the reweighting data, of which `balance` draws equally many samples of each group, or
+    of each class: the class-balanced retraining of LaBonte et al. (NeurIPS 2023), without groups.
+    `split_from_train` is a random `ratio` of TRAIN, on which the network was trained: its features
+    separate the classes better there than on new images, so C is tuned on optimistic data.
+    (`dataset.target_from=train` takes such a share out before training; `split=target` then fits on
+    it.) C is chosen by `criterion`, either on a random half held out from fitting (`tune=half`, the
+    paper's choice for VAL; of an odd number, the smaller half) or on VAL (`tune=val`, for TRAIN).
+    `class_weights` w are tried as factors (1, w) and (w, 1) on the losses of two classes.
+    `add_train` adds random TRAIN samples to each subset, as many as the subset has.
 
     `scaler` sets whose features standardise the final fits. `tune=half` standardises by the
     balanced half being fitted, including added samples (`tune_scaler=half`), or like the final fits
@@ -46,14 +48,15 @@ class Dfr:
     `pooling` (null: the backbone's default) and `weights` select the features.
     """
 
+    title = "DFR"
     revision = 2  # fits on the larger half; scales with added samples; int(ratio n)
 
     def __init__(
         self,
         split: Literal["val", "target", "train", "split_from_train"] = "val",
         tune: Literal["half", "val"] = "half",
-        criterion: Literal["worst", "conflicting", "average"] = "worst",
-        balance: Literal["groups", "none"] = "groups",
+        criterion: Literal["worst", "worst_class", "conflicting", "average"] = "worst",
+        balance: Literal["groups", "classes", "none"] = "groups",
         scaler: Literal["train", "reweighting", "none"] = "train",
         penalty: Literal["l1", "l2", "none"] = "l1",
         c_grid: tuple[float, ...] = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01),
@@ -97,7 +100,7 @@ class Dfr:
         spec.require_classes("Deep Feature Reweighting (dfr=none leaves it out)")
         if self.data.balance == "groups":
             spec.require_groups("dfr.balance=groups (dfr=none leaves the repair out)")
-        if self.tuning.criterion != "average":
+        if self.tuning.criterion in ("worst", "conflicting"):
             spec.require_groups(f"dfr.criterion={self.tuning.criterion}")
 
     def check(self, counts: Mapping[str, Tensor], spec: GroupSpec) -> None:
@@ -116,12 +119,15 @@ class Dfr:
         spec: GroupSpec,
         seed: int,
         device: torch.device | str = "cpu",
+        own: Linear | None = None,
     ) -> Fit:
         """Choose C, then average `num_retrains` fits, each on a newly drawn balanced subset.
 
-        All draws come from one generator seeded by `seed`: first the share of `split_from_train`,
-        then the halves, the subset for tuning, and a subset per fit.
+        The network's `own` layer has no part in it. All draws come from one generator seeded by
+        `seed`: first the share of `split_from_train`, then the halves, the subset for tuning, and a
+        subset per fit.
         """
+        del own
         rng = np.random.default_rng(derive_seed("dfr", seed))
         for name in self.reads:
             refuse_broken(name, tables[name])

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ class Fit:
 
     `c` is the inverse regularisation strength, None without a penalty; `class_weight` the factors
     on the losses of the two classes; `tuning` one row per candidate, or per epoch for head=sgd;
-    `note` a caveat to read before trusting the fit.
+    `note` a caveat to read before trusting the fit; `chosen` further options that were tuned.
     """
 
     linear: Linear
@@ -36,6 +36,7 @@ class Fit:
     class_weight: Weights | None = None
     tuning: Sequence[Mapping[str, Any]] = ()
     note: str = ""
+    chosen: Mapping[str, float] = field(default_factory=dict)
 
 
 class Fitting:
@@ -170,9 +171,9 @@ class Fitting:
                 f"dfr: {half}the {split} split, on which heads are fitted, has no sample of class"
                 f" {name}"
             )
-        g = table.g
         if self.data.balance == "none":
-            return np.arange(len(g))
+            return np.arange(len(table.y))
+        g = table.g if self.data.balance == "groups" else table.y
         groups = [np.flatnonzero(g == group) for group in np.unique(g)]
         smallest = min(len(members) for members in groups)
         return np.concatenate([self.rng.permutation(members)[:smallest] for members in groups])

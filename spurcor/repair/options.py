@@ -16,7 +16,7 @@ class DataOptions:
 
     split: Literal["val", "target", "train", "split_from_train"]
     ratio: float
-    balance: Literal["groups", "none"]
+    balance: Literal["groups", "classes", "none"]
     add_train: bool
     scaler: Literal["train", "reweighting", "none"]
 
@@ -44,7 +44,7 @@ class TuningOptions:
     """How C is chosen: on which samples, by which score, among which values."""
 
     tune: Literal["half", "val"]
-    criterion: Literal["worst", "conflicting", "average"]
+    criterion: Literal["worst", "worst_class", "conflicting", "average"]
     c_grid: tuple[float, ...]
     tune_scaler: Literal["half", "same"]
 
@@ -85,7 +85,7 @@ def refuse_together(data: DataOptions, tuning: TuningOptions, head: HeadOptions)
     """Raise ValueError for options that are valid one by one but not in combination."""
     if data.split == "val" and tuning.tune == "val":
         raise ValueError("tune=val would choose C on the data that it is fitted on; use half")
-    if head.class_weights and data.balance == "groups" and data.source is not Split.TRAIN:
+    if head.class_weights and data.balance != "none" and data.source is not Split.TRAIN:
         raise ValueError(
             f"class_weights={list(head.class_weights)} needs balance=none or split=train"
         )

@@ -42,7 +42,7 @@ def refuse_absent(data: DataOptions, counts: Counts, spec: GroupSpec) -> None:
                 f"dfr.split={split}: the {split} split has no sample of class {name},"
                 " so a head fitted on it would never predict it; choose other reweighting data"
             )
-    if data.balance == "none":
+    if data.balance != "groups":
         return
     others = counts.get(Split.TEST, own).tolist()
     for name, count, tested in zip(spec.names, own.tolist(), others, strict=True):

@@ -138,7 +138,9 @@ def _trials(run: Run, labels: Mapping[Path, str]) -> Iterable[Trial]:
     for name, (options, row) in run.repairs.items():
         config = {**run.config, **options}
         identity = f"{run.identity}/{name}"
-        yield Trial(run, label, f"{method} + DFR", identity, config, [row], name)
+        yield Trial(
+            run, label, f"{method} + {run.titles.get(name, 'DFR')}", identity, config, [row], name
+        )
 
 
 def _labels(runs: Sequence[Run]) -> tuple[dict[Path, str], list[str]]:

@@ -36,6 +36,7 @@ class Run:
     commit: str
     moved: bool
     notes: Mapping[str, str] = field(default_factory=dict)  # of repairs, by folder name
+    titles: Mapping[str, str] = field(default_factory=dict)  # of repairs, by folder name
     groups: Row = field(default_factory=dict)  # how well inferred groups of TRAIN match
 
 
@@ -70,6 +71,7 @@ def read_run(directory: Path) -> Run:
             tests=tuple(tests),
             rows=_last_phase(directory, result),
             repairs=dict(_repairs(_mapping(result.get("dfr", {})))),
+            titles={k: str(part.get("repair", "DFR")) for k, part in result.get("dfr", {}).items()},
             notes={
                 k: part["note"] for k, part in result.get("dfr", {}).items() if part.get("note")
             },

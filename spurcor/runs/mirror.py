@@ -25,6 +25,6 @@ def mirror(directory: Path, config: TrainConfig, trackers: Trackers) -> None:
         return
     trackers.report(record)
     for part in sorted(directory.glob("dfr/*/result.json")):
-        options = read_json(part, Repair)["options"]
-        node = Node("dfr", "spurcor.repair.dfr.Dfr", options)
+        found = read_json(part, Repair)
+        node = Node("dfr", found.get("target", "spurcor.repair.dfr.Dfr"), found["options"])
         trackers.report(Record.of_dfr(directory, part.parent, node, config))

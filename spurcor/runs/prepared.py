@@ -10,7 +10,7 @@ from spurcor.config.nodes import Node
 from spurcor.config.schema import TrainConfig, dfr_name
 from spurcor.data.splits import Splits
 from spurcor.errors import UserError
-from spurcor.repair.dfr import Dfr
+from spurcor.repair.contract import LastLayer
 from spurcor.runs.build import build, context_of, start_from
 from spurcor.runs.refusals import (
     refuse_blind_selection,
@@ -30,7 +30,7 @@ class Repair:
     """A requested repair: its options and the object that fits it."""
 
     node: Node
-    dfr: Dfr
+    dfr: LastLayer
 
     @property
     def name(self) -> str:

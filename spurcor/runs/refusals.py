@@ -11,7 +11,7 @@ from spurcor.config.schema import MACHINE, TrainConfig, TrainOptions
 from spurcor.data.groups import FEW, GroupedDataset, GroupSpec, Split
 from spurcor.data.splits import Splits
 from spurcor.errors import UserError
-from spurcor.repair.dfr import Dfr
+from spurcor.repair.contract import LastLayer
 from spurcor.training.method import Method, Phase
 
 log = logging.getLogger(__name__)
@@ -20,7 +20,7 @@ GROUP_METRICS = ("worst", "balanced", "adjusted", "aligned", "conflicting")
 GROUPED = ("worst", "balanced", "group/", "aligned", "conflicting")  # criteria that need groups
 
 
-def refuse_impossible_repair(dfr: Dfr, splits: Splits, method: Method) -> None:
+def refuse_impossible_repair(dfr: LastLayer, splits: Splits, method: Method) -> None:
     """Refuse a repair that would only fail after training.
 
     Raises UserError if groups, splits or the layer are missing, or if the repair reads a split that
@@ -47,7 +47,7 @@ def refuse_impossible_repair(dfr: Dfr, splits: Splits, method: Method) -> None:
     method.backbone.size(dfr.layer, dfr.pooling)
 
 
-def repaired(splits: Splits, dfr: Dfr, name: str) -> GroupedDataset:
+def repaired(splits: Splits, dfr: LastLayer, name: str) -> GroupedDataset:
     """Return a split with the groups that a repair goes by.
 
     A repair that fits on TRAIN goes by the groups that the run trains by, others by the annotated

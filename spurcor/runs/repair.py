@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from torch import Tensor
+from torch import Tensor, nn
 
 from spurcor.config.nodes import plain
 from spurcor.data.groups import GroupedDataset, Split
@@ -15,8 +15,8 @@ from spurcor.data.splits import Splits
 from spurcor.errors import RunError, UserError
 from spurcor.models import weights
 from spurcor.models.backbone import Backbone
-from spurcor.repair.dfr import Dfr
-from spurcor.repair.heads import FeatureTable
+from spurcor.repair.contract import LastLayer
+from spurcor.repair.heads import FeatureTable, Linear
 from spurcor.repair.tuning import draw_tuning
 from spurcor.runs import results
 from spurcor.runs.prepared import Prepared, Repair
@@ -25,7 +25,7 @@ from spurcor.system.files import remove_leftovers, write_json
 from spurcor.system.lock import Held, holder, lock_of, locked
 from spurcor.tracking import Record
 from spurcor.training import predictions
-from spurcor.training.method import untouched
+from spurcor.training.method import Method, untouched
 from spurcor.training.metrics import apply
 
 log = logging.getLogger(__name__)
@@ -80,13 +80,14 @@ def _make(folder: Path, seed: int, asked: Repair, run: Prepared) -> dict[str, An
     weights.load_weights(method, folder.parents[1] / name)
     folder.mkdir(parents=True, exist_ok=True)
     features = _features(dfr, method.backbone, layer)
-    about = {"options": plain(asked.node.arguments), "layer": layer}
+    about = {"repair": dfr.title, "options": plain(asked.node.arguments), "layer": layer}
+    about["target"] = asked.node.target
     with untouched(method):
         data = {name: repaired(splits, dfr, name) for name in dfr.reads}
         tables = {name: _table(features, splits, split) for name, split in data.items()}
         spec = data[str(dfr.split)].spec
         try:
-            fit = dfr.fit(tables, spec, seed, splits.device)
+            fit = dfr.fit(tables, spec, seed, splits.device, _own(method, layer))
         except RunError as error:  # deterministic, so recorded as the result
             log.warning("%s cannot be fitted: %s (features of layer %s)", folder, error, layer)
             return {**about, **NO_FIGURES, "note": f"cannot be fitted: {error}"}
@@ -105,6 +106,7 @@ def _make(folder: Path, seed: int, asked: Repair, run: Prepared) -> dict[str, An
     return {
         **about,
         "c": fit.c,
+        "chosen": dict(fit.chosen),
         "class_weight": None if fit.class_weight is None else list(fit.class_weight),
         "tuning": list(fit.tuning),
         "note": fit.note or None,
@@ -114,7 +116,16 @@ def _make(folder: Path, seed: int, asked: Repair, run: Prepared) -> dict[str, An
     }
 
 
-def _features(dfr: Dfr, backbone: Backbone, layer: str) -> Callable[[Tensor], Tensor]:
+def _own(method: Method, layer: str) -> Linear | None:
+    """Return the network's own last layer, if it is linear in the features of `layer`."""
+    head = method.head
+    if not isinstance(head, nn.Linear) or layer != method.backbone.layer(-1):
+        return None
+    weight, bias = (part.detach().double().cpu().numpy() for part in (head.weight, head.bias))
+    return Linear(weight, bias)
+
+
+def _features(dfr: LastLayer, backbone: Backbone, layer: str) -> Callable[[Tensor], Tensor]:
     return lambda x: backbone.features(x, [layer], dfr.pooling)[layer]
 
 

@@ -36,7 +36,11 @@ def group_table(result: Mapping[str, Any]) -> Table:
     table.add_column("count", justify="right")
     columns = dict(result.get("phases", {}))
     columns |= {} if result["test"] is None else {result["run"]["method"]: result}
-    columns |= {f"+ DFR {name}": part for name, part in result["dfr"].items() if part["test"]}
+    columns |= {
+        f"+ {part.get('repair', 'DFR')} {name}": part
+        for name, part in result["dfr"].items()
+        if part["test"]
+    }
     for name in columns:
         table.add_column(name, justify="right")
     reports = [part["test"] for part in columns.values()]

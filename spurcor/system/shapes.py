@@ -45,6 +45,8 @@ class Repair(Figures):
     """Results of a repair; without metrics if it could not be fitted."""
 
     options: dict[str, Any]
+    repair: NotRequired[str]
+    target: NotRequired[str]
     note: NotRequired[str | None]
 
 

@@ -125,6 +125,22 @@ def test_groups_that_do_not_occur_do_not_count(fits):
         assert counts.tolist() == [15, 0, 0, 15]
 
 
+def test_balanced_classes_and_the_worst_class_need_no_groups(fits):
+    tables = {"val": make([40, 9, 12, 30], seed=1)}
+    dfr = Dfr("val", balance="classes", criterion="worst_class", scaler="none", num_retrains=3)
+    known = dfr.fit(tables, SPEC, seed=0)
+    for x, _, _ in fits[-3:]:
+        rows = rows_in(x, tables["val"])
+        assert np.bincount(tables["val"].y[rows]).tolist() == [42, 42]
+    spec = GroupSpec(SPEC.classes, ("unknown",), known=False)
+    hidden = {name: replace(table, g=table.y) for name, table in tables.items()}
+    dfr.check({"val": torch.tensor([49, 42])}, spec)
+    again = dfr.fit(hidden, spec, seed=0)
+    assert np.array_equal(known.linear.weight, again.linear.weight)
+    with pytest.raises(UserError, match="needs groups"):
+        Dfr("val").check({"val": torch.tensor([49, 42])}, spec)
+
+
 def test_without_balance_all_data_are_fitted(fits):
     tables = make_tables()
     dfr = Dfr("target", balance="none", scaler="none", c_grid=(1.0,), num_retrains=2)
@@ -384,7 +400,9 @@ def test_every_configuration_repairs_a_shortcut(name):
     hit = biased.predict(test.x) == test.y
     before = min(hit[test.g == g].mean() for g in range(4))
     quick = {"sgd": {"epochs": 300, "lr": 0.05, "patience": 300}} if name == "sgd" else {}
-    fit = from_conf(name, **quick).fit(tables, SPEC, seed=0)
+    weight, bias = biased.coef_, biased.intercept_
+    own = Linear(np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2)
+    fit = from_conf(name, **quick).fit(tables, SPEC, seed=0, own=own)
     after = min(group_accuracies(fit.linear, test))
     assert before < 0.5
     assert after > before + 0.2
