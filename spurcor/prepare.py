@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,15 +15,10 @@ from spurcor.config.schema import Paths
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from torch import Tensor
 
     from spurcor.data.association import Contingency
     from spurcor.data.groups import GroupedDataset
     from spurcor.data.source import DataSource
-
-EXAMPLES = 8  # images per group in the preview
-ROWS = 24  # most groups in the preview
-POINTS = 5000  # of features in the preview
 
 
 @dataclass(frozen=True)
@@ -40,6 +34,7 @@ def main(cfg: DictConfig) -> int:
     config = check(cfg, PrepareConfig)
     name = HydraConfig.get().runtime.choices["dataset"]
 
+    from spurcor.data.examples import draw_examples
     from spurcor.system.files import cannot_write
     from spurcor.system.terminal import Terminal, log_to_terminal
 
@@ -52,7 +47,7 @@ def main(cfg: DictConfig) -> int:
         terminal.console.print(part, soft_wrap=isinstance(part, str), markup=False)
     path = config.paths.outputs / "previews" / f"{name}.png"
     try:
-        draw(splits["train"], path)
+        draw_examples(splits["train"], path)
     except OSError as error:
         raise cannot_write(config.paths.outputs, error) from error
     terminal.say(f"examples of the groups of train: {path}")
@@ -145,61 +140,6 @@ def shortcuts(
                 f" {splits['train'].spec.classes[y]}, in {others:.0%} of the other classes"
             )
     return [table, *told] if table.row_count else []
-
-
-def draw(split: "GroupedDataset", path: Path) -> None:
-    """Draw a row of example images for each group of a split, as decoded for evaluation."""
-    from matplotlib.figure import Figure
-
-    from spurcor.data.groups import members_by
-    from spurcor.presentation.pictures import save
-
-    if split.spec.task == "multilabel":
-        groups = {
-            name: split.y[:, label].nonzero().squeeze(1)
-            for label, name in enumerate(split.spec.names)
-        }
-    else:
-        groups = {split.spec.names[int(split.g[m[0]])]: m for m in members_by(split.g)}
-    shown = list(groups.items())[:ROWS]
-    if split.images.sizes(split.rows[:1]).tolist() == [[1, 1]]:
-        _draw_features(split, dict(shown), path)
-        return
-    figure = Figure(figsize=(1.2 * EXAMPLES + 2, 1.25 * len(shown)), layout="constrained")
-    axes = figure.subplots(len(shown), EXAMPLES, squeeze=False)
-    for row, (name, members) in enumerate(shown):
-        chosen = members[:: max(1, len(members) // EXAMPLES)][:EXAMPLES]
-        images = split.fetch(chosen).x.permute(0, 2, 3, 1).numpy()
-        for axis in axes[row]:
-            axis.set_axis_off()
-        for axis, image in zip(axes[row], images, strict=False):
-            axis.imshow(image if image.shape[2] == 3 else image[..., 0], cmap="gray")
-        axes[row][0].set_title(f"{name}  ({len(members):,})", fontsize=8, loc="left")
-    save(figure, path)
-
-
-def _draw_features(split: "GroupedDataset", groups: "Mapping[str, Tensor]", path: Path) -> None:
-    """Draw features on the first two principal components of at most `POINTS` samples."""
-    import torch
-    from matplotlib.figure import Figure
-
-    from spurcor.presentation.pictures import save
-
-    groups = {name: rows[:: len(split) // POINTS + 1] for name, rows in groups.items()}
-    x = split.fetch(torch.cat(list(groups.values()))).x.flatten(1)
-    x = x - x.mean(0)
-    axes = torch.linalg.svd(x, full_matrices=False)[2][:2]
-    x = torch.nn.functional.pad(x @ axes.T, (0, 2 - len(axes)))
-    figure = Figure(figsize=(6, 6), layout="constrained")
-    axis = figure.subplots()
-    first = 0
-    for name, rows in groups.items():
-        points = x[first : first + len(rows)].numpy()
-        axis.scatter(points[:, 0], points[:, 1], s=6, label=name)
-        first += len(rows)
-    axis.set(xlabel="first principal component", ylabel="second principal component")
-    axis.legend(fontsize=8)
-    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from spurcor.config.schema import TrainConfig
+from spurcor.data.examples import draw_examples
 from spurcor.data.grouping import Grouping
-from spurcor.data.groups import GroupSpec
+from spurcor.data.groups import GroupSpec, Split
 from spurcor.data.splits import Splits
 from spurcor.errors import Damaged, UserError
 from spurcor.groups.contract import Inference, Table
@@ -51,7 +52,10 @@ def with_grouping(
 
 
 def write_grouping(directory: Path, splits: Splits) -> None:
-    """Store the groups that a run trains by, with how well they match the annotated ones."""
+    """Store the groups that a run trains by, how well they match the annotated ones, and examples.
+
+    Examples go to the run's plots, which trackers show.
+    """
     grouping, folder = splits.grouping, directory / FOLDER
     if grouping is None or (folder / ABOUT).exists():
         return
@@ -60,6 +64,8 @@ def write_grouping(directory: Path, splits: Splits) -> None:
     with replacing(folder / ASSIGNED) as beside, beside.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     write_text(folder / LISTED, _csv(grouping, splits))
+    if grouping.spec.known:
+        draw_examples(splits.trained(Split.TRAIN), directory / "plots" / "groups.png")
     spec = grouping.spec
     about = {"attributes": list(spec.attributes), "known": spec.known}
     write_json(folder / ABOUT, {**about, "quality": _quality(grouping, splits)})

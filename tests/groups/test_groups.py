@@ -432,6 +432,7 @@ def test_a_finished_run_may_be_the_reference(command_line, tmp_path):
     (run,) = tmp_path.glob("runs/digits/jtt/*/seed0")
     assert read_result(run)["run"]["config"]["groups.run"] == str(reference)
     assert len(list(tmp_path.glob("runs/digits/erm/*"))) == 1
+    assert (run / "plots" / "groups.png").exists()
     listed = (run / "groups" / "groups.csv").read_text().splitlines()
     assert listed[0] == "split,index,class,inferred,annotated"
     assert len(listed) == 201
