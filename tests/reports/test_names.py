@@ -9,9 +9,10 @@ import subprocess
 import pytest
 from training import SMALL, read
 
+from spurcor.data.examples import draw_examples
 from spurcor.data.groups import GroupSpec
 from spurcor.datasets.digits import Digits
-from spurcor.prepare import draw, groups_table
+from spurcor.prepare import groups_table
 from spurcor.presentation import pictures, render
 from spurcor.presentation.tables import Table
 from spurcor.reports import write_report
@@ -73,7 +74,7 @@ def test_a_status_and_a_preview_show_the_names(nasty, tmp_path):
     splits = Digits().splits(tmp_path)
     text = shown(groups_table(splits))
     assert all(name in text for name in GROUPS)
-    draw(splits["train"], tmp_path / "preview.png")
+    draw_examples(splits["train"], tmp_path / "preview.png")
     assert (tmp_path / "preview.png").exists()
 
 
