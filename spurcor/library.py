@@ -63,7 +63,7 @@ class FinishedRun:
 
     @functools.cached_property
     def _built(self) -> tuple[Splits, Method]:
-        splits, method = build.build(self.config)
+        splits, method = build.build(self.config, self.directory)
         refusals.refuse_leak(self.result["run"]["splits"], splits)
         checkpoint.load_weights(method, self.directory / "model.safetensors")
         return splits, method.eval()

@@ -43,7 +43,7 @@ class Clusters(Inference):
         on: On = ("train",),
     ) -> None:
         super().__init__(epochs, lr, weight_decay, run, on)
-        require_at_least(2, k=k or 2, max_k=max_k)
+        require_at_least(2, k=2 if k is None else k, max_k=max_k)
         self.of, self.k, self.max_k, self.by, self.normalize = of, k, max_k, by, normalize
         self.needs_features = of == "features"
 
@@ -57,10 +57,11 @@ class Clusters(Inference):
             of_train = points["train"][own["train"]]
             if not len(of_train):
                 continue
-            if len(of_train) < (self.k or 2):
+            if len(of_train) < (self.k or 3):
+                count = "null" if self.k is None else self.k
                 raise UserError(
-                    f"groups.k={self.k}: class {spec.classes[c]} has {len(of_train)} training"
-                    " samples; use fewer clusters"
+                    f"groups.k={count}: class {spec.classes[c]} has {len(of_train)} training"
+                    " samples; use fewer clusters, or other groups"
                 )
             model, k = self._fit(of_train, derive_seed(seed, "clusters", c) % 2**32)
             sizes = np.bincount(model.predict(of_train), minlength=k)

@@ -8,6 +8,7 @@ from torch import Tensor
 from spurcor.config.ranges import require_share
 from spurcor.data.grouping import Grouping
 from spurcor.data.groups import GroupSpec
+from spurcor.errors import UserError
 from spurcor.groups.contract import Inference, On, Table, grouped
 
 
@@ -32,7 +33,7 @@ class Confidence(Inference):
         self.share = share
 
     def infer(self, tables: Mapping[str, Table], spec: GroupSpec, seed: int) -> Grouping:
-        """See `Inference`."""
+        """See `Inference`; UserError if no sample stands out."""
         losses = {name: true_losses(table) for name, table in tables.items()}
         y, found = tables["train"].y, {}
         bounds = torch.zeros(spec.num_classes, dtype=torch.float64)
@@ -40,6 +41,11 @@ class Confidence(Inference):
             bounds[c] = losses["train"][y == c].quantile(1 - self.share)
         for name, table in tables.items():
             found[name] = losses[name] > bounds[table.y]
+        if not found["train"].any():
+            raise UserError(
+                "groups=confidence: the reference network trusts all training samples of a class"
+                " alike; train it for fewer epochs (groups.epochs)"
+            )
         return grouped(("trusted", "doubted"), found, spec)
 
 

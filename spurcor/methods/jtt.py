@@ -44,7 +44,7 @@ class Jtt(Method):
         count = int(mistake.sum())
         copies = self.upweight
         if copies == -1:
-            copies = max(0, int((len(mistake) - count) / count) - 1)
+            copies = max(0, int((len(mistake) - count) / max(1, count)) - 1)
         return 1 + copies * mistake.long()
 
 

@@ -71,14 +71,17 @@ class TwoNetworks(Supervised):
         batch = batches["train"]
         self.optimizer.zero_grad(set_to_none=True)
         self.biased_optimizer.zero_grad(set_to_none=True)
-        losses_b = self.biased.losses(self.biased.predict(batch.x), batch.y)
+        logits_b = self.biased.predict(batch.x)
+        losses_b = self.biased.losses(logits_b, batch.y)
         losses_d = self.method.losses(self.method.predict(batch.x), batch.y)
         weight = self.weights(losses_b.detach(), losses_d.detach(), batch)
         # q p^q l has the gradient of the authors' code: q times that of (1 - p^q) / q.
-        p = losses_b.detach().neg().exp()
+        p = logits_b.detach().softmax(1).gather(1, batch.y[:, None]).squeeze(1)
         loss_b = (self.method.q * p**self.method.q * losses_b).mean()
         torch.autograd.backward(loss_b + (weight * losses_d).mean())
         self.update()
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.biased.parameters(), self.clip_norm)
         self.biased_optimizer.step()
         return {"loss": losses_d.detach().mean(), "weight": weight.mean()}
 

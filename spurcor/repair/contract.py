@@ -21,6 +21,7 @@ class LastLayer(ABC):
     """
 
     title: str  # in tables
+    by_groups: bool = False  # whether the groups of the samples that are fitted on are read
     layer: int | str
     pooling: str | None
     weights: Literal["last", "selected"]

@@ -79,6 +79,7 @@ class Dfr(LastLayer):
         self.head = HeadOptions(head, regression, class_weights, num_retrains, sgd or SgdOptions())
         refuse_together(self.data, self.tuning, self.head)
         self.layer, self.weights, self.pooling = layer, weights, pooling
+        self.by_groups = balance == "groups"
 
     @property
     def split(self) -> Split:

@@ -19,7 +19,7 @@ from spurcor.system.places import CONF
 
 # Groups whose options an entry may set. Other data, or another backbone, is chosen by whoever
 # trains; an entry must not do so silently.
-SECTIONS = ("method.", "optimizer.", "schedule.", "train.")
+SECTIONS = ("method.", "groups.", "optimizer.", "schedule.", "train.")
 
 
 def tuned_entries(
@@ -46,8 +46,14 @@ def tuned_entries(
             )
         if path.exists() and not replace:
             raise UserError(f"tuned=write: {path} exists; pass tuned=replace to replace it")
+        words = typed[best.trial.run.directory]
+        if "groups" in {*words, *differing([one.trial.config for one in candidates])}:
+            raise UserError(
+                f"tuned=write: {method} was chosen with groups={best.trial.config.get('groups')},"
+                f" which an entry of {method} cannot choose; leave it out with keep"
+            )
         kept = _keys_of(path) if path.exists() else []
-        texts[path] = _entry(best, candidates, sweeps, [*kept, *typed[best.trial.run.directory]])
+        texts[path] = _entry(best, candidates, sweeps, [*kept, *words])
     return texts
 
 
@@ -63,7 +69,7 @@ def _entry(
         keys |= dict.fromkeys([name] if name in config else whole)
     own, beside = OmegaConf.create({}), []
     for key in keys:
-        if key.startswith(SECTIONS) and key != "method.init":
+        if key.startswith(SECTIONS) and key not in ("method.init", "groups.run"):
             OmegaConf.update(own, key, plain(config[key]))
         elif key not in ("dataset", "method"):
             beside.append(f"{key}={show_value(config[key])}")

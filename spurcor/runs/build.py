@@ -41,10 +41,11 @@ def device(options: str) -> torch.device:
     return chosen
 
 
-def build(config: TrainConfig) -> tuple[Splits, Method]:
+def build(config: TrainConfig, directory: Path | None = None) -> tuple[Splits, Method]:
     """Build data and untrained method of a run; all random initialisation is seeded.
 
-    With `features`, the splits hold the extracted features of a frozen network.
+    With `features`, the splits hold the extracted features of a frozen network. `directory`: where
+    the run is, if it was moved.
     """
     options = config.train
     torch.set_num_threads(options.num_threads or DEFAULT_THREADS)
@@ -64,7 +65,7 @@ def build(config: TrainConfig) -> tuple[Splits, Method]:
             splits = freeze(splits, network, config.features, config.dataset, config.paths.data)
         if config.groups is None:
             return splits, method
-    splits = with_grouping(config, splits, _untrained_on)
+    splits = with_grouping(config, directory or config.directory, splits, _untrained_on)
     return splits, _method(config, splits.info, splits.device)
 
 
@@ -100,8 +101,11 @@ def _method(config: TrainConfig, info: DataInfo, place: torch.device) -> Method:
     return method.to(place)
 
 
-def _untrained_on(config: TrainConfig, splits: Splits) -> Method:
-    return _method(config, splits.info, splits.device)
+def _untrained_on(directory: Path, splits: Splits) -> Method:
+    """Return the untrained method of another run, with the groups that it was trained by."""
+    config, annotated = read_config(directory), dataclasses.replace(splits, grouping=None)
+    own = with_grouping(config, directory, annotated, _untrained_on)
+    return _method(config, own.info, splits.device)
 
 
 def start_from(directory: Path, splits: Splits, method: Method) -> Method:
@@ -120,7 +124,7 @@ def start_from(directory: Path, splits: Splits, method: Method) -> Method:
     last = directory / "last.safetensors"
     checkpoint.load_trained(method, last)
     with torch.random.fork_rng():
-        origin = _untrained_on(read_config(directory), splits)
+        origin = _untrained_on(directory, splits)
     checkpoint.load_trained(origin, last)
     return origin
 

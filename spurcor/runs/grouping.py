@@ -19,8 +19,7 @@ from spurcor.errors import Damaged, UserError
 from spurcor.groups.contract import Inference, Table
 from spurcor.groups.quality import quality
 from spurcor.models.weights import load_weights
-from spurcor.runs.lookup import read_config
-from spurcor.runs.reference import reference_directory
+from spurcor.runs.reference import reference_directory, reference_facts
 from spurcor.runs.refusals import refuse_leak
 from spurcor.runs.results import read_result
 from spurcor.system.files import decoding, read_json, replacing, write_json, write_text
@@ -32,17 +31,20 @@ ASSIGNED, ABOUT, LISTED = "assigned.npz", "groups.json", "groups.csv"
 
 
 def with_grouping(
-    config: TrainConfig, splits: Splits, network: Callable[[TrainConfig, Splits], Method]
+    config: TrainConfig,
+    directory: Path,
+    splits: Splits,
+    network: Callable[[Path, Splits], Method],
 ) -> Splits:
     """Return the splits with the groups that `config.groups` asks for.
 
-    They are read from the run's directory, where its training has stored them, or else inferred.
-    `network` builds the untrained network of the reference run. Raises UserError if that run is not
-    finished, or was trained on other data.
+    They are read from the run's `directory`, where its training has stored them, or else inferred.
+    `network` builds the untrained network of the reference run from its directory. Raises UserError
+    if that run is not finished, or was trained on other data.
     """
     if config.groups is None:
         return splits
-    folder = config.directory / FOLDER
+    folder = directory / FOLDER
     if (folder / ABOUT).exists() and not config.rerun:
         return replace(splits, grouping=_read(folder, splits))
     inference: Inference = config.groups.build()
@@ -51,7 +53,7 @@ def with_grouping(
     return replace(splits, grouping=inference.infer(tables, splits.spec, config.seed))
 
 
-def write_grouping(directory: Path, splits: Splits) -> None:
+def write_grouping(directory: Path, config: TrainConfig, splits: Splits) -> None:
     """Store the groups that a run trains by, how well they match the annotated ones, and examples.
 
     Examples go to the run's plots, which trackers show.
@@ -68,13 +70,17 @@ def write_grouping(directory: Path, splits: Splits) -> None:
         draw_examples(splits.trained(Split.TRAIN), directory / "plots" / "groups.png")
     spec = grouping.spec
     about = {"attributes": list(spec.attributes), "known": spec.known}
-    write_json(folder / ABOUT, {**about, "quality": _quality(grouping, splits)})
+    about |= {"quality": _quality(grouping, splits), "cost": reference_facts(config)}
+    write_json(folder / ABOUT, about)
 
 
-def quality_of(directory: Path) -> dict[str, Any] | None:
-    """Return how well the groups that a run trained by match the annotated ones, by split."""
+def about_groups(directory: Path) -> dict[str, Any]:
+    """Return what is known of the groups that a run trained by; empty for the annotated ones.
+
+    `quality`: how well they match these, by split. `cost`: of the reference run.
+    """
     path = directory / FOLDER / ABOUT
-    return read_json(path)["quality"] if path.exists() else None
+    return read_json(path) if path.exists() else {}
 
 
 def _read(folder: Path, splits: Splits) -> Grouping:
@@ -92,7 +98,7 @@ def _tables(
     config: TrainConfig,
     inference: Inference,
     splits: Splits,
-    network: Callable[[TrainConfig, Splits], Method],
+    network: Callable[[Path, Splits], Method],
 ) -> dict[str, Table]:
     """Return the tables of the splits that groups are inferred on."""
     if inference.reference is None:
@@ -108,7 +114,7 @@ def _tables(
     refuse_leak(read_result(directory)["run"]["splits"], splits)
     tables: dict[str, Table] = {}
     with torch.random.fork_rng():  # training draws the same numbers if the groups are stored
-        method = network(read_config(directory), splits)
+        method = network(directory, splits)
         load_weights(method, directory / "last.safetensors")
         with untouched(method):
             for name, split in data.items():

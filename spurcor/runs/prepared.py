@@ -86,7 +86,7 @@ def prepare_finished(config: TrainConfig, directory: Path, trackers: Trackers) -
 
 
 def _built(config: TrainConfig, directory: Path, trackers: Trackers) -> Prepared:
-    splits, method = build(config)
+    splits, method = build(config, directory)
     return Prepared(
         config,
         directory,

@@ -50,11 +50,12 @@ def refuse_impossible_repair(dfr: LastLayer, splits: Splits, method: Method) -> 
 def repaired(splits: Splits, dfr: LastLayer, name: str) -> GroupedDataset:
     """Return a split with the groups that a repair goes by.
 
-    A repair that fits on TRAIN goes by the groups that the run trains by, others by the annotated
-    ones, unless these are hidden.
+    A repair that fits on balanced groups of TRAIN goes by those that the run trains by, others by
+    the annotated ones, unless these are hidden.
     """
     hidden = splits.grouping is not None and not splits.grouping.spec.known
-    return splits.trained(name) if hidden or dfr.split is Split.TRAIN else splits[name]
+    inferred = hidden or (dfr.by_groups and dfr.split is Split.TRAIN)
+    return splits.trained(name) if inferred else splits[name]
 
 
 def refuse_unknown_criterion(options: TrainOptions, splits: Splits) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from spurcor.data.splits import Splits
 from spurcor.errors import RunError, UserError
 from spurcor.models import weights
 from spurcor.models.backbone import Backbone
+from spurcor.models.losses import ScalarHead
 from spurcor.repair.contract import LastLayer
 from spurcor.repair.heads import FeatureTable, Linear
 from spurcor.repair.tuning import draw_tuning
@@ -119,9 +121,12 @@ def _make(folder: Path, seed: int, asked: Repair, run: Prepared) -> dict[str, An
 def _own(method: Method, layer: str) -> Linear | None:
     """Return the network's own last layer, if it is linear in the features of `layer`."""
     head = method.head
-    if not isinstance(head, nn.Linear) or layer != method.backbone.layer(-1):
+    last = head.last if isinstance(head, ScalarHead) else head
+    if not isinstance(last, nn.Linear) or layer != method.backbone.layer(-1):
         return None
-    weight, bias = (part.detach().double().cpu().numpy() for part in (head.weight, head.bias))
+    weight, bias = (part.detach().double().cpu().numpy() for part in (last.weight, last.bias))
+    if last is not head:  # the logits are -f / 2 and f / 2
+        weight, bias = (np.concatenate([-part, part]) / 2 for part in (weight, bias))
     return Linear(weight, bias)
 
 

@@ -9,9 +9,8 @@ import yaml
 from spurcor.config.nodes import plain
 from spurcor.models import weights
 from spurcor.runs import provenance, results
-from spurcor.runs.grouping import quality_of, write_grouping
+from spurcor.runs.grouping import about_groups, write_grouping
 from spurcor.runs.prepared import Prepared
-from spurcor.runs.reference import reference_facts
 from spurcor.runs.refusals import warn_of_few
 from spurcor.runs.watcher import watch
 from spurcor.system import versions
@@ -35,7 +34,7 @@ def train(run: Prepared, terminal: Terminal) -> None:
     config, trackers = run.config, run.trackers
     _keep_origin(run)
     _write_down(run)
-    write_grouping(run.directory, run.splits)
+    write_grouping(run.directory, config, run.splits)
     if run.phases:
         warn_of_few(config.train, run.splits)
     record = Record.of_run(run.directory, config)
@@ -112,8 +111,8 @@ def _finish(run: Prepared, progress: Progress) -> None:
         for folder, part in run.analyses.finish(directory, run.config, method, run.splits).items():
             write_json(directory / "analysis" / folder / "result.json", part)
     about: dict[str, Any] = {"run": _facts(run, progress)}
-    if (found := quality_of(directory)) is not None:
-        about["groups"] = found
+    if found := about_groups(directory):
+        about["groups"] = found["quality"]
     about |= {"selected": selected.facts if selected else NOT_SELECTED}
     results.write_result(directory, {**about, **reports})
     write_text(directory / "done", versions.commit() + "\n")
@@ -138,7 +137,8 @@ def _facts(run: Prepared, progress: Progress) -> dict[str, Any]:
         "images_seen": progress.images_seen,
         "splits": run.splits.fingerprints,
     }
-    return facts | _origin_images(directory) | reference_facts(config)
+    cost: dict[str, Any] = about_groups(directory).get("cost", {})
+    return facts | _origin_images(directory) | cost
 
 
 def _origin_images(directory: Path) -> dict[str, int]:

@@ -28,7 +28,10 @@ from spurcor.groups.predictions import Predictions
 from spurcor.groups.quality import quality
 from spurcor.methods.jtt import Jtt
 from spurcor.runs import build
+from spurcor.runs.grouping import about_groups, write_grouping
+from spurcor.runs.prepared import prepare
 from spurcor.runs.results import read_result
+from spurcor.tracking import Trackers
 
 TWO = GroupSpec(("a", "b"), ("x", "y"))
 THREE = GroupSpec(("a", "b", "c"), ("x",))
@@ -458,6 +461,76 @@ def test_a_grouping_of_other_samples_is_refused():
     split = dataclasses.make_dataclass("Split", ["y"])(torch.zeros(3))
     grouping = Grouping(TWO, {"train": torch.zeros(3, dtype=torch.int64)})
     assert grouping.of("val", split) is split
+
+
+def test_a_moved_run_has_its_own_groups_and_needs_no_reference(command_line, tmp_path):
+    words = (*QUICK, f"paths.outputs={tmp_path / 'a'}", "groups=errors", "groups.on=[train,val]")
+    assert command_line.run("train", *words).code == 0
+    (run,) = (tmp_path / "a").glob("runs/digits/erm/*/seed0/groups")
+    shutil.copytree(run.parent, tmp_path / "copied")
+    shutil.rmtree(tmp_path / "a")
+    ended = command_line.run(
+        "retrain", f"run={tmp_path / 'copied'}", f"paths.outputs={tmp_path / 'b'}", "dfr=train",
+        "tracker=none",
+    )  # fmt: skip
+    assert ended.code == 0, ended.out + ended.err
+
+
+def test_the_cost_of_the_reference_is_kept_from_the_start(tmp_path):
+    """A run ends as it began, though the reference run is gone by then."""
+    cfg = with_reference(read(*QUICK, "groups=errors"), tmp_path)
+    (reference,) = tmp_path.glob("runs/digits/erm/*/seed0")
+    prepared = prepare(cfg, Trackers([]))
+    prepared.directory.mkdir(parents=True)
+    write_grouping(prepared.directory, cfg, prepared.splits)
+    shutil.rmtree(reference)
+    cost = about_groups(prepared.directory)["cost"]["reference"]
+    assert cost["images_seen"] == 200
+    again = prepare(cfg, Trackers([]))
+    assert torch.equal(again.splits.trained("train").a, prepared.splits.trained("train").a)
+
+
+def test_a_run_that_trained_by_inferred_groups_may_be_the_reference(command_line, tmp_path):
+    words = (*QUICK, f"paths.outputs={tmp_path}")
+    assert command_line.run("train", *words, "method=jtt").code == 0
+    (first,) = tmp_path.glob("runs/digits/jtt/*/seed0")
+    options = ("method=group_dro", "groups=clusters", "groups.k=3", f"groups.run={first}")
+    ended = command_line.run("train", *words, *options)
+    assert ended.code == 0, ended.err
+    (second,) = tmp_path.glob("runs/digits/group_dro/*/seed0")
+    ended = command_line.run("train", *words, "groups=predictions", f"groups.run={second}")
+    assert ended.code == 0, ended.err
+
+
+def test_options_of_a_reference_that_is_not_trained_make_no_other_run(command_line, tmp_path):
+    words = (*QUICK, f"paths.outputs={tmp_path}")
+    assert command_line.run("train", *words, "method.epochs=1").code == 0
+    (reference,) = tmp_path.glob("runs/digits/erm/*/seed0")
+    named = (*words, "groups=errors", f"groups.run={reference}")
+    assert read(*named).identity == read(*named, "groups.epochs=3", "groups.lr=1").identity
+    assert read(*named).identity != read(*words, "groups=errors").identity
+
+
+def test_a_class_too_small_for_clusters_and_a_reference_that_trusts_all_are_told():
+    with pytest.raises(UserError, match=r"groups.k=null: class a has 2 training samples"):
+        Clusters(epochs=1, of="logits", k=None).infer({"train": table(LOGITS, Y)}, TWO, 0)
+    with pytest.raises(ValueError, match="k=0 must be at least 2"):
+        Clusters(epochs=1, k=0)
+    alike = table([[9.0, -9.0]] * 5 + [[-9.0, 9.0]] * 5, [0] * 5 + [1] * 5)
+    with pytest.raises(UserError, match="trusts all training samples of a class alike"):
+        Confidence(epochs=1).infer({"train": alike}, TWO, 0)
+
+
+def test_no_mistake_has_no_copies():
+    method = object.__new__(Jtt)
+    method.__dict__["upweight"] = -1
+    assert method.repeats(torch.zeros(5, dtype=torch.bool)).tolist() == [1] * 5
+
+
+def test_a_repair_on_train_that_reads_no_groups_shares_the_annotated_ones_of_val(tmp_path):
+    options = ("groups=errors", "dfr=afr", "dfr.split=train", "dfr.steps=5")
+    cfg = with_reference(read(*(w for w in QUICK if w != "dfr=none"), *options), tmp_path)
+    assert prepare(cfg, Trackers([])).repair.name.startswith("train-")
 
 
 @pytest.mark.cold

@@ -73,9 +73,9 @@ def test_samples_seen_before_count_in_the_largest():
     assert found.tolist() == pytest.approx([0.25 / 1.25])
 
 
-def stepped(tmp_path):
+def stepped(tmp_path, *words):
     """A phase that has been set up, and a batch."""
-    cfg = read(*QUICK)
+    cfg = read(*QUICK, *words)
     splits, method = build.build(cfg)
     context = build.context_of(cfg, splits, tmp_path)
     (phase,) = method.phases()
@@ -108,6 +108,27 @@ def test_each_network_follows_its_own_loss_only(tmp_path):
     for network, gradients in zip((phase.biased, phase.method), expected, strict=True):
         for weight, gradient in zip(network.parameters(), gradients, strict=True):
             assert torch.allclose(weight.grad, gradient, atol=1e-6)
+
+
+def test_class_weights_are_no_part_of_the_probability(tmp_path):
+    phase, batch = stepped(tmp_path, "train.class_weights=[1,5]")
+    logits = phase.biased.predict(batch.x)
+    p = logits.detach().softmax(1).gather(1, batch.y[:, None]).squeeze(1)
+    weight = torch.tensor([1.0, 5.0])[batch.y]
+    losses = weight * cross_entropy(logits, batch.y, reduction="none")
+    weights = list(phase.biased.parameters())
+    expected = torch.autograd.grad((0.7 * p**0.7 * losses).mean(), weights)
+    phase.step({"train": batch})
+    for one, gradient in zip(weights, expected, strict=True):
+        assert torch.allclose(one.grad, gradient, atol=1e-6)
+
+
+def test_both_networks_are_clipped(tmp_path):
+    phase, batch = stepped(tmp_path, "train.clip_norm=1e-3")
+    phase.step({"train": batch})
+    for network in (phase.biased, phase.method):
+        norm = torch.stack([one.grad.norm() for one in network.parameters()]).norm()
+        assert norm == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_the_networks_begin_from_different_weights_and_one_is_kept(tmp_path):

@@ -149,3 +149,16 @@ def test_the_networks_own_layer_is_what_its_features_enter(tmp_path):
     features = method.backbone.features(x, [layer])[layer].detach().double().numpy()
     assert own.logits(features) == pytest.approx(method.predict(x).detach().numpy(), abs=1e-5)
     assert _own(method, "another") is None
+
+
+@pytest.mark.parametrize("loss", ["mse", "logistic"])
+def test_a_head_of_one_output_is_linear_too(loss):
+    from spurcor.runs import build
+    from spurcor.runs.repair import _own
+
+    splits, method = build.build(read(*QUICK[:5], f"train.loss={loss}"))
+    layer = method.backbone.layer(-1)
+    x = splits.transform(splits["val"].fetch(torch.arange(20)).x)
+    own = _own(method.eval(), layer)
+    features = method.backbone.features(x, [layer])[layer].detach().double().numpy()
+    assert own.logits(features) == pytest.approx(method.predict(x).detach().numpy(), abs=1e-5)

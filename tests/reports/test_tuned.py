@@ -93,6 +93,15 @@ def test_what_has_no_best_setting_has_no_entry(tmp_path, conf):
         entries(tmp_path, *SEARCHED, splits=versions)
 
 
+def test_options_of_groups_are_kept_where_the_method_chooses_them(tmp_path, conf):
+    jtt = ("method=jtt", "groups.epochs=5", "method.upweight=3")
+    (text,) = entries(tmp_path, (0.9, jtt), (0.8, (*jtt[:1], "groups.epochs=2"))).values()
+    assert yaml.safe_load(text)["groups"] == {"epochs": 5}
+    chosen = ("method=group_dro", "groups=clusters", "groups.k=3")
+    with pytest.raises(UserError, match="was chosen with groups=clusters"):
+        entries(tmp_path, (0.9, chosen), (0.8, ("method=group_dro",)))
+
+
 def test_the_command_writes_the_files_last(command_line, tmp_path):
     """A refusal leaves no report behind; conf of the project itself has these pairs."""
     words = (f"paths.outputs={tmp_path}", "tracker=none", "sweep=mine")
