@@ -9,6 +9,7 @@ from test_contracts import DATASETS, CrashError, StopAt
 from training import read, rows_of, trainer_of, without_time
 
 from spurcor import prepare
+from spurcor.data import examples
 from spurcor.data.groups import Split
 from spurcor.data.splits import Splits
 from spurcor.errors import UserError
@@ -115,7 +116,7 @@ def test_prepare_shows_every_data_set(name, root, tmp_path):
     table = prepare.groups_table(splits)
     assert [str(column.header) for column in table.columns[1:]] == list(splits)
     assert table.row_count >= 2
-    prepare.draw(splits["train"], tmp_path / "preview.png")
+    examples.draw_examples(splits["train"], tmp_path / "preview.png")
     assert (tmp_path / "preview.png").read_bytes().startswith(b"\x89PNG")
 
 
