@@ -209,8 +209,6 @@ class TrainConfig:
             payload["groups"] = self.groups.hashed(self.paths.data)
             if (run := self.groups.arguments.get("run")) is not None:
                 payload["groups"]["run"] = self._named(Path(run))
-                for key in ("epochs", "lr", "weight_decay"):  # of a reference that is not trained
-                    payload["groups"].pop(key, None)
         text = json.dumps(payload, sort_keys=True, allow_nan=True)
         return "r" + hashlib.sha256(text.encode()).hexdigest()[:10]
 

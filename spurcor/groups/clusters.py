@@ -31,7 +31,7 @@ class Clusters(Inference):
 
     def __init__(
         self,
-        epochs: int,
+        epochs: int = 1,
         of: Literal["features", "logits", "softmax", "hardness"] = "features",
         k: int | None = 2,
         max_k: int = 10,

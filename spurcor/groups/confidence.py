@@ -21,7 +21,7 @@ class Confidence(Inference):
 
     def __init__(
         self,
-        epochs: int,
+        epochs: int = 1,
         share: float = 0.2,
         lr: float | None = None,
         weight_decay: float | None = None,

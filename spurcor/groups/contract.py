@@ -53,7 +53,7 @@ class Inference(ABC):
 
     def __init__(
         self,
-        epochs: int,
+        epochs: int = 1,
         lr: float | None = None,
         weight_decay: float | None = None,
         run: str | None = None,

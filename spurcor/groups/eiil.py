@@ -20,13 +20,13 @@ class Eiil(Inference):
     samples at once, with R_1 = 1/N sum_i sigma_i l_i(s), R_2 = 1/N sum_i (1 - sigma_i) l_i(s) and
     l_i(s) the cross-entropy of the logits times s. Then sigma_i > 0.5 divides the samples. Since
     the derivatives d_i = dl_i/ds do not depend on sigma, the optimum separates their signs; of two
-    classes these are the mistakes, up to the environments' names. Those with small d_i may keep the
+    classes these are the mistakes, the second environment here. Those with small d_i may keep the
     side that their random initial value has.
     """
 
     def __init__(
         self,
-        epochs: int,
+        epochs: int = 1,
         env_lr: float = 0.01,
         steps: int = 10_000,
         lr: float | None = None,
@@ -46,6 +46,8 @@ class Eiil(Inference):
             generator = torch.Generator().manual_seed(derive_seed(seed, "eiil", name))
             d = scale_derivatives(table.logits.double(), table.y)
             found[name] = separate(d, self.env_lr, self.steps, generator) > 0.5
+            if (found[name] * d).sum() < (~found[name] * d).sum():  # which is which is arbitrary
+                found[name] = ~found[name]
             if name == "train" and len(torch.unique(found[name])) == 1:
                 raise UserError(
                     "groups=eiil: all training samples are in one environment; train the reference"

@@ -77,10 +77,7 @@ class Optuna(Sweeper):
 
         space = parse_space(self.options.search or {}, typed, parser)
         fixed = [str(one.input_line) for one in typed if not one.is_sweep_override()]
-        if seeded := [word for word in fixed if word.partition("=")[0].lstrip("+~") == "seed"]:
-            raise UserError(
-                f"{seeded[0]}: the seeds of a search are those of hydra.sweeper.seeds; set that"
-            )
+        _refuse_seeds(fixed)
         example = self._probed(launcher, space, fixed)
         if example.config.rerun:
             raise UserError(
@@ -135,6 +132,14 @@ class Optuna(Sweeper):
         return launcher.compose([[*map(hidden, fixed), *drawn, f"seed={seed}"] for seed in seeds])
 
 
+def _refuse_seeds(words: Sequence[str]) -> None:
+    """Refuse a typed seed: a search has its own."""
+    if seeded := [word for word in words if word.partition("=")[0].lstrip("+~") == "seed"]:
+        raise UserError(
+            f"{seeded[0]}: the seeds of a search are those of hydra.sweeper.seeds; set that"
+        )
+
+
 def _show(space: "Space", options: "SearchOptions", example: Point) -> None:
     """Print what would be searched."""
     from spurcor.sweeps.space import described
@@ -152,10 +157,11 @@ def _show(space: "Space", options: "SearchOptions", example: Point) -> None:
 def _continuing(config: TrainConfig) -> list[str]:
     """Return the words of this command for a job that goes on with the search.
 
-    The job's code is a copy elsewhere, so that paths must not depend on where that is.
+    The job's code is a copy elsewhere, so that paths must not depend on where that is. Passwords
+    are masked, since the words are stored; the job inherits them in the environment.
     """
     places = {"paths.outputs=": config.paths.outputs, "paths.data=": config.paths.data}
-    words = [word for word in command_words() if not word.startswith(tuple(places))]
+    words = [hidden(word) for word in command_words() if not word.startswith(tuple(places))]
     words += [f"{key}{path.absolute()}" for key, path in places.items()]
     return [*(word for word in words if word != CONTINUES), CONTINUES]
 

@@ -1,7 +1,7 @@
 """Automatic Feature Reweighting (Qiu, Potapczynski, Izmailov, Wilson; ICML 2023)."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -111,7 +111,7 @@ class Afr(LastLayer):
 
     def _descend(
         self, x: Tensor, y: Tensor, mu: Tensor, start: tuple[Tensor, Tensor], l2: float
-    ) -> "Any":
+    ) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
         """Yield (step, (W, b)) every `judge_every` steps and at the end."""
         head = [part.clone().requires_grad_() for part in start]
         descent = torch.optim.SGD(head, lr=self.lr)
@@ -124,7 +124,8 @@ class Afr(LastLayer):
             torch.nn.utils.clip_grad_norm_(head, CLIP)
             descent.step()
             if step % self.judge_every == 0 or step == self.steps:
-                yield step, tuple(part.detach().clone() for part in head)
+                weight, bias = (part.detach().clone() for part in head)
+                yield step, (weight, bias)
 
     def _judge(
         self, head: tuple[Tensor, Tensor], x: Tensor, y: Tensor, g: Tensor, spec: GroupSpec

@@ -66,29 +66,24 @@ def write_report(outputs: Path, sweeps: Sequence[str], options: Options) -> Repo
             metrics = choices.check(options, found.trials)
             main = tables.judge_all(found.trials, options.criterion, found.planned)
             if options.tuned is not None:
-                replace_old = options.tuned == "replace"
-                tuned = tuned_entries(outputs, sweeps, main, replace=replace_old)
+                tuned = tuned_entries(outputs, sweeps, main, options.tuned)
             if artist is not None:  # first, to draw in parallel with the tables
                 figures = _figures(main, metrics[0], found.trials, options)
                 folder.mkdir(parents=True, exist_ok=True)
                 artist.draw(folder, figures)
-            judged = {
-                criterion: tables.judge_all(found.trials, criterion, found.planned)
-                for criterion in dict.fromkeys([*STANDARD, options.criterion])
-            }
+            criteria = dict.fromkeys([*STANDARD, options.criterion])
+            judged = {one: tables.judge_all(found.trials, one, found.planned) for one in criteria}
             shown = _tables(judged, found.trials, metrics, options)
             texts = {**_texts(shown), "runs.csv": listing(judged)}
         texts["report.md"] = document(sweeps, found, shown, figures, options)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            write_text(folder / name, text)
-        for path, text in tuned.items():
-            path.parent.mkdir(exist_ok=True)
+        own = {folder / name: text for name, text in texts.items()}
+        for path, text in {**own, **tuned}.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, text)
         if artist is not None:
             artist.finish()
-    drawn = [f"{figure.name}{ending}" for figure in figures for ending in plots.ENDINGS]
-    files = tuple(folder / name for name in (*texts, *drawn))
+    names = [f"{figure.name}{ending}" for figure in figures for ending in plots.ENDINGS]
+    files = (*own, *(folder / name for name in names))
     _remove_outdated(folder, files)
     by_name = {table.name: table for table in shown}
     return Report(folder, files, by_name, found.missing, found.skipped, tuple(tuned))

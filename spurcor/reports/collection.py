@@ -80,13 +80,14 @@ def collect(outputs: Path, sweeps: Sequence[str], *, all_repairs: bool = False) 
     found, skipped = _read(asked)
     labels, notes = _labels(found)
     runs = [_only(run, asked.folders[run.directory], all_repairs) for run in found]
+    several = _with_several_groups(runs)
     notes += [note for run in runs for note in _repair_notes(run)]
     if others := sum(len(run.repairs) for run in found) - sum(len(run.repairs) for run in runs):
         notes.append(
             f"{others} repairs of these runs were made outside the sweep and are left out;"
             " `repairs=all` shows them."
         )
-    trials = with_settings([trial for run in runs for trial in _trials(run, labels)])
+    trials = with_settings([trial for run in runs for trial in _trials(run, labels, several)])
     planned = {identity: len(seeds) for identity, seeds in asked.seeds.items()}
     return Collection(tuple(trials), tuple(asked.missing), skipped, planned, tuple(notes))
 
@@ -132,8 +133,18 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _trials(run: Run, labels: Mapping[Path, str]) -> Iterable[Trial]:
+def _with_several_groups(runs: Sequence[Run]) -> Set[str]:
+    """Return the methods that trained by several kinds of groups, which compete with each other."""
+    kinds: dict[str, set[object]] = {}
+    for run in runs:
+        kinds.setdefault(run.config["method"], set()).add(run.config.get("groups"))
+    return {method for method, found in kinds.items() if len(found) > 1}
+
+
+def _trials(run: Run, labels: Mapping[Path, str], several: Set[str]) -> Iterable[Trial]:
     label, method = labels[run.directory], run.config["method"]
+    if method in several and (groups := run.config.get("groups")) is not None:
+        method = f"{method} ({groups})"
     yield Trial(run, label, method, run.identity, run.config, run.rows)
     for name, (options, row) in run.repairs.items():
         config = {**run.config, **options}

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -23,18 +23,19 @@ SECTIONS = ("method.", "groups.", "optimizer.", "schedule.", "train.")
 
 
 def tuned_entries(
-    outputs: Path, sweeps: Sequence[str], judged: Judged, *, replace: bool
+    outputs: Path, sweeps: Sequence[str], judged: Judged, how: Literal["write", "replace"]
 ) -> dict[Path, str]:
     """Return the text of an entry for each data set and method, by the path of its file.
 
     Raises UserError if nothing could choose a setting, if a data set occurs with several versions
-    of its splits, or, unless `replace`, if there is such an entry.
+    of its splits, or, if an entry is not to be replaced, if there is one.
     """
     typed = _typed(outputs, sweeps)
     texts: dict[Path, str] = {}
-    for (_, method), candidates in judged.items():
+    for candidates in judged.values():
         if candidates[0].trial.repair is not None:
             continue
+        method = candidates[0].trial.config["method"]
         (best, *others) = [one for one in candidates if one.chosen]
         path = CONF / "tuned" / best.trial.config["dataset"] / f"{method}.yaml"
         if others or best.column is None:
@@ -44,7 +45,7 @@ def tuned_entries(
                 f"tuned=write: {best.trial.config['dataset']} occurs with several versions of its"
                 " splits; choose one with keep"
             )
-        if path.exists() and not replace:
+        if path.exists() and how == "write":
             raise UserError(f"tuned=write: {path} exists; pass tuned=replace to replace it")
         words = typed[best.trial.run.directory]
         if "groups" in {*words, *differing([one.trial.config for one in candidates])}:

@@ -20,7 +20,7 @@ from spurcor.runs.build import build
 from spurcor.runs.lookup import has_all, read_config
 from spurcor.runs.prepared import Prepared, prepare, prepare_finished
 from spurcor.runs.reference import obtain
-from spurcor.runs.refusals import refuse_changed_defaults
+from spurcor.runs.refusals import refuse_blind_criterion, refuse_changed_defaults
 from spurcor.runs.repair import repair, repairing
 from spurcor.runs.results import read_result
 from spurcor.runs.tables import show_result
@@ -65,6 +65,7 @@ def execute(
     lock = lock_of(config.directory)
     if (owner := holder(lock)) is not None:
         return _held(config.directory, Held(lock, owner), terminal)
+    refuse_blind_criterion(config)
     obtain(config, lambda reference: execute(reference, terminal))
     began = time.time()
     run = dataclasses.replace(prepare(config, trackers), enough=enough)

@@ -9,25 +9,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from spurcor.config.schema import TrainConfig
 from spurcor.data.examples import draw_examples
 from spurcor.data.grouping import Grouping
-from spurcor.data.groups import GroupSpec, Split
+from spurcor.data.groups import GroupedDataset, GroupSpec, Split
 from spurcor.data.splits import Splits
 from spurcor.errors import Damaged, UserError
 from spurcor.groups.contract import Inference, Table
 from spurcor.groups.quality import quality
 from spurcor.models.weights import load_weights
-from spurcor.runs.reference import reference_directory, reference_facts
+from spurcor.runs.reference import STORED, reference_directory, reference_facts
 from spurcor.runs.refusals import refuse_leak
 from spurcor.runs.results import read_result
 from spurcor.system.files import decoding, read_json, replacing, write_json, write_text
 from spurcor.training.method import Method, untouched
 from spurcor.training.metrics import apply
 
-FOLDER = "groups"  # of a run's directory
-ASSIGNED, ABOUT, LISTED = "assigned.npz", "groups.json", "groups.csv"
+FOLDER, ABOUT = STORED.parent, STORED.name
+ASSIGNED, LISTED = "assigned.npz", "groups.csv"
 
 
 def with_grouping(
@@ -79,7 +80,7 @@ def about_groups(directory: Path) -> dict[str, Any]:
 
     `quality`: how well they match these, by split. `cost`: of the reference run.
     """
-    path = directory / FOLDER / ABOUT
+    path = directory / STORED
     return read_json(path) if path.exists() else {}
 
 
@@ -119,13 +120,19 @@ def _tables(
         with untouched(method):
             for name, split in data.items():
                 logits = apply(method.predict, split, splits.transform).cpu()
-                features = None
-                if inference.needs_features:
-                    layer = method.backbone.layer(-1)
-                    read = lambda x: method.backbone.features(x, [layer])[layer]  # noqa: B023, E731
-                    features = apply(read, split, splits.transform).cpu()
+                features = _features(method, split, splits) if inference.needs_features else None
                 tables[name] = Table(split.y.cpu(), logits, features)
     return tables
+
+
+def _features(method: Method, split: GroupedDataset, splits: Splits) -> Tensor:
+    """Return the input of the last layer (N, D) on a split, on the CPU."""
+    layer = method.backbone.layer(-1)
+
+    def read(x: Tensor) -> Tensor:
+        return method.backbone.features(x, [layer])[layer]
+
+    return apply(read, split, splits.transform).cpu()
 
 
 def _quality(grouping: Grouping, splits: Splits) -> dict[str, Any]:

@@ -11,14 +11,15 @@ from spurcor.config.nodes import Node
 from spurcor.config.schema import TrainConfig
 from spurcor.errors import RunError, UserError
 from spurcor.groups.contract import Inference, Reference
+from spurcor.runs.refusals import INFERRED
 from spurcor.runs.results import read_result
 from spurcor.system.lock import holder, lock_of
 
 log = logging.getLogger(__name__)
 
-INFERRED = "val/worst_inferred"
 PATIENCE = 1.0  # seconds between looks at a run that another process trains
 ERM = "spurcor.methods.erm.Erm"
+STORED = Path("groups", "groups.json")  # in a run's directory: its groups, once inferred
 
 
 class Ended(Protocol):
@@ -78,11 +79,11 @@ def reference_directory(config: TrainConfig, reference: Reference) -> Path:
 def obtain(config: TrainConfig, train: Callable[[TrainConfig], Ended]) -> None:
     """Make sure that the reference run of a run is finished: train it, or wait for who does.
 
-    Raises RunError if it cannot be trained.
+    A run whose groups are stored needs none. Raises RunError if it cannot be trained.
     """
-    _refuse_blind_criterion(config)
     reference = reference_of(config)
-    if reference is None or reference.run is not None:
+    stored = (config.directory / STORED).exists() and not config.rerun
+    if reference is None or reference.run is not None or stored:
         return
     wanted = reference_config(config, reference)
     told = False
@@ -98,22 +99,6 @@ def obtain(config: TrainConfig, train: Callable[[TrainConfig], Ended]) -> None:
             raise RunError(
                 f"the reference network of groups={config.choices['groups']} cannot be trained:"
                 f" {outcome.message}"
-            )
-
-
-def _refuse_blind_criterion(config: TrainConfig) -> None:
-    """Refuse a criterion of inferred groups that VAL will not have, before anything is trained."""
-    stopping = config.train.early_stopping
-    criteria = {"train.selection": config.train.selection}
-    if stopping is not None:
-        criteria["train.early_stopping.metric"] = stopping.metric
-    for key, criterion in criteria.items():
-        if criterion == INFERRED and (
-            config.groups is None or "val" not in config.groups.build().on
-        ):
-            raise UserError(
-                f"{key}={criterion}: no groups are inferred on val; choose groups other than"
-                " annotated, with groups.on=[train,val]"
             )
 
 

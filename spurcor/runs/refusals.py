@@ -16,6 +16,7 @@ from spurcor.training.method import Method, Phase
 
 log = logging.getLogger(__name__)
 
+INFERRED = "val/worst_inferred"  # the criterion of the groups that a run trains by
 GROUP_METRICS = ("worst", "balanced", "adjusted", "aligned", "conflicting")
 GROUPED = ("worst", "balanced", "group/", "aligned", "conflicting")  # criteria that need groups
 
@@ -53,9 +54,28 @@ def repaired(splits: Splits, dfr: LastLayer, name: str) -> GroupedDataset:
     A repair that fits on balanced groups of TRAIN goes by those that the run trains by, others by
     the annotated ones, unless these are hidden.
     """
-    hidden = splits.grouping is not None and not splits.grouping.spec.known
-    inferred = hidden or (dfr.by_groups and dfr.split is Split.TRAIN)
+    inferred = _hidden(splits) or (dfr.by_groups and dfr.split is Split.TRAIN)
     return splits.trained(name) if inferred else splits[name]
+
+
+def _hidden(splits: Splits) -> bool:
+    return splits.grouping is not None and not splits.grouping.spec.known
+
+
+def refuse_blind_criterion(config: TrainConfig) -> None:
+    """Refuse a criterion of inferred groups that VAL will not have; called before any training."""
+    stopping = config.train.early_stopping
+    criteria = {"train.selection": config.train.selection}
+    if stopping is not None:
+        criteria["train.early_stopping.metric"] = stopping.metric
+    for key, criterion in criteria.items():
+        if criterion == INFERRED and (
+            config.groups is None or "val" not in config.groups.build().on
+        ):
+            raise UserError(
+                f"{key}={criterion}: no groups are inferred on val; choose groups other than"
+                " annotated, with groups.on=[train,val]"
+            )
 
 
 def refuse_unknown_criterion(options: TrainOptions, splits: Splits) -> None:
@@ -70,9 +90,8 @@ def refuse_unknown_criterion(options: TrainOptions, splits: Splits) -> None:
     for key, criterion in criteria.items():
         name = criterion.partition("/")[2]
         if name in GROUP_METRICS or name.startswith("group/"):
-            hidden = splits.grouping is not None and not splits.grouping.spec.known
-            spec = splits.grouping.spec if hidden and splits.grouping is not None else val.spec
-            _require_known(spec, f"{key}={criterion}")
+            of = splits.grouping.spec if _hidden(splits) and splits.grouping else val.spec
+            _require_known(of, f"{key}={criterion}")
         if name.startswith("group/") and name.removeprefix("group/") not in there:
             near = nearest(name.removeprefix("group/"), there)
             hint = f"did you mean val/group/{near}?" if near else f"choose from {', '.join(there)}"
@@ -150,7 +169,8 @@ def refuse_split_batches(options: TrainOptions, phases: Sequence[Phase]) -> None
 
 def refuse_changed_defaults(config: TrainConfig, before: TrainConfig) -> None:
     """Refuse to reuse a run whose defaults have changed: the identity leaves them out."""
-    for name in ("dataset", "backbone", "method", "optimizer", "schedule", "train"):
+    names = ("dataset", "groups", "backbone", "method", "optimizer", "schedule", "train")
+    for name in (name for name in names if getattr(config, name) is not None):
         nodes = [getattr(c, name) for c in (before, config)]
         then, now = (_flat(name, n.arguments if isinstance(n, Node) else n) for n in nodes)
         # Identities are equal, so a key in only one of them is an unlisted, unchanged default.
@@ -166,7 +186,7 @@ def refuse_changed_defaults(config: TrainConfig, before: TrainConfig) -> None:
 
 def _flat(name: str, values: Any) -> dict[str, Any]:
     """Return options by dotted key, without machine options and others that may differ."""
-    elsewhere = ("store", "workers", "init", *MACHINE)
+    elsewhere = ("store", "workers", "init", "run", *MACHINE)
     return flat(name, {key: v for key, v in plain(values).items() if key not in elsewhere})
 
 

@@ -82,8 +82,8 @@ def _make(folder: Path, seed: int, asked: Repair, run: Prepared) -> dict[str, An
     weights.load_weights(method, folder.parents[1] / name)
     folder.mkdir(parents=True, exist_ok=True)
     features = _features(dfr, method.backbone, layer)
-    about = {"repair": dfr.title, "options": plain(asked.node.arguments), "layer": layer}
-    about["target"] = asked.node.target
+    about = {"repair": dfr.title, "target": asked.node.target, "layer": layer}
+    about |= {"options": plain(asked.node.arguments)}
     with untouched(method):
         data = {name: repaired(splits, dfr, name) for name in dfr.reads}
         tables = {name: _table(features, splits, split) for name, split in data.items()}
@@ -95,14 +95,12 @@ def _make(folder: Path, seed: int, asked: Repair, run: Prepared) -> dict[str, An
             return {**about, **NO_FIGURES, "note": f"cannot be fitted: {error}"}
         weight = torch.from_numpy(fit.linear.weight).to(splits.device)
         bias = torch.from_numpy(fit.linear.bias).to(splits.device)
+        kept = splits.without(method.consumed)
         reports = predictions.predict_all(
-            lambda x: features(x).double() @ weight.T + bias,
-            splits.without(method.consumed),
-            folder / "predictions.npz",
+            lambda x: features(x).double() @ weight.T + bias, kept, folder / "predictions.npz"
         )
-    weights.save_weights(
-        folder / "weights.safetensors", {"weight": weight.cpu(), "bias": bias.cpu()}
-    )
+    layers = {"weight": weight.cpu(), "bias": bias.cpu()}
+    weights.save_weights(folder / "weights.safetensors", layers)
     draw_tuning(folder / "plots" / "tuning.png", fit, spec)
     unseen = dfr.split is not Split.VAL and reports["val"] is not None
     return {

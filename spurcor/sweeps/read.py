@@ -65,11 +65,16 @@ def _with_origin(config: TrainConfig, init: str) -> TrainConfig:
 
 
 def _with_reference(config: TrainConfig) -> TrainConfig:
-    """Replace `groups.run` by the directory of that run, as `_with_origin` does."""
+    """Replace `groups.run` by the directory of that run, as `_with_origin` does.
+
+    Options of the reference run that would be trained without it are left out.
+    """
     if config.groups is None or (run := config.groups.arguments.get("run")) is None:
         return config
     directory = _finished(str(run), config, "groups.run")
-    arguments = {**config.groups.arguments, "run": str(directory)}
+    given = config.groups.arguments.items()
+    arguments = {k: v for k, v in given if k not in ("epochs", "lr", "weight_decay")}
+    arguments["run"] = str(directory)
     return dataclasses.replace(
         config, groups=dataclasses.replace(config.groups, arguments=arguments)
     )

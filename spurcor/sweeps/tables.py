@@ -27,7 +27,7 @@ def sweep_table(points: Sequence["PointState"]) -> Table:
     table = Table("point", "status", "run")
     table.add_column("val worst", justify="right")
     table.add_column("test worst", justify="right")
-    table.add_column("+ DFR", justify="right")
+    table.add_column("+ repair", justify="right")
     for point, overrides in zip(points, distinct(points), strict=True):
         cells = [percent(value) for value in figures(point)]
         status = f"{point.status} {point.message}".strip()

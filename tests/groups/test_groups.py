@@ -30,6 +30,7 @@ from spurcor.methods.jtt import Jtt
 from spurcor.runs import build
 from spurcor.runs.grouping import about_groups, write_grouping
 from spurcor.runs.prepared import prepare
+from spurcor.runs.reference import obtain
 from spurcor.runs.results import read_result
 from spurcor.tracking import Trackers
 
@@ -103,14 +104,15 @@ def test_the_derivative_in_the_scale_is_that_of_the_loss():
 
 
 def test_environments_of_two_classes_are_the_mistakes():
-    """Up to the names of the two; with other start values the names may be the other way round."""
+    """All but those so close to the border that they keep the side of their start value."""
     torch.manual_seed(1)
     logits, y = 3 * torch.randn(400, 2), torch.randint(2, (400,))
     of = {"train": Table(y, logits)}
     wrong = (logits.argmax(1) != y).long()
-    found = Eiil(epochs=1, env_lr=0.05, steps=3000).infer(of, TWO, 0).attribute["train"]
-    agree = float((found == wrong).double().mean())
-    assert max(agree, 1 - agree) > 0.97
+    for seed in range(4):  # whichever way round it began
+        eiil = Eiil(epochs=1, env_lr=0.05, steps=3000)
+        found = eiil.infer(of, TWO, seed).attribute["train"]
+        assert float((found == wrong).double().mean()) > 0.97
 
 
 def test_separation_raises_the_penalty_and_ends_at_the_signs():
@@ -484,6 +486,7 @@ def test_the_cost_of_the_reference_is_kept_from_the_start(tmp_path):
     shutil.rmtree(reference)
     cost = about_groups(prepared.directory)["cost"]["reference"]
     assert cost["images_seen"] == 200
+    obtain(cfg, lambda reference: pytest.fail("it is not needed any more"))
     again = prepare(cfg, Trackers([]))
     assert torch.equal(again.splits.trained("train").a, prepared.splits.trained("train").a)
 
@@ -507,6 +510,9 @@ def test_options_of_a_reference_that_is_not_trained_make_no_other_run(command_li
     named = (*words, "groups=errors", f"groups.run={reference}")
     assert read(*named).identity == read(*named, "groups.epochs=3", "groups.lr=1").identity
     assert read(*named).identity != read(*words, "groups=errors").identity
+    assert command_line.run("train", *named).code == 0
+    again = command_line.run("train", *named, "groups.epochs=3")
+    assert "was done before" in again.out
 
 
 def test_a_class_too_small_for_clusters_and_a_reference_that_trusts_all_are_told():

@@ -567,6 +567,16 @@ def test_two_analyses_of_a_name_are_told_apart(tmp_path):
     assert (record["rule"], record["AURC"].mean) == ("erm", 10), "only what the sweep asked for"
 
 
+def test_kinds_of_groups_compete_only_where_a_report_has_several(tmp_path):
+    """Group DRO by annotated groups and by inferred ones are two rows, and JTT is one as ever."""
+    for groups in (None, "clusters"):
+        own = {} if groups is None else {"groups": groups}
+        make(tmp_path, method="group_dro", **own)
+    make(tmp_path, method="jtt", groups="errors")
+    rows = write_report(tmp_path, ["made"], QUIET).tables["methods"].records
+    assert {row["method"] for row in rows} == {"group_dro", "group_dro (clusters)", "jtt"}
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 

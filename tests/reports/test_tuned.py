@@ -22,7 +22,7 @@ def conf(tmp_path, monkeypatch):
     return tmp_path / "conf"
 
 
-def entries(tmp_path, *scored: tuple[float, tuple[str, ...]], replace=False, splits=None):
+def entries(tmp_path, *scored: tuple[float, tuple[str, ...]], how="write", splits=None):
     """The entries of a sweep of runs with these scores on VAL and typed words."""
     trials = []
     for val, typed in scored:
@@ -37,7 +37,7 @@ def entries(tmp_path, *scored: tuple[float, tuple[str, ...]], replace=False, spl
         settings = {k: tuple(v) if isinstance(v, list) else v for k, v in config.settings.items()}
         trials.append(Trial(run, data, "scale", config.identity, settings, [row]))
     judged = judge_all(trials, "val/worst", {})
-    return tuned.tuned_entries(tmp_path, ["mine"], judged, replace=replace)
+    return tuned.tuned_entries(tmp_path, ["mine"], judged, how)
 
 
 def write(texts):
@@ -77,7 +77,7 @@ def test_an_entry_that_is_there_is_replaced_only_when_that_is_asked(tmp_path, co
     write({conf / "tuned/isic/scale.yaml": "# @package _global_\nmethod: {epochs: 3}\n"})
     with pytest.raises(UserError, match=r"isic/scale.yaml exists; pass tuned=replace"):
         entries(tmp_path, *SEARCHED)
-    (text,) = entries(tmp_path, *SEARCHED, replace=True).values()
+    (text,) = entries(tmp_path, *SEARCHED, how="replace").values()
     # What it had set is kept as the best run had it, which is not the entry's 3 here.
     assert yaml.safe_load(text)["method"] == {
         "gate": "linear",
