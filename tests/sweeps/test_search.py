@@ -22,7 +22,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from test_sweep import kill_a_point
 
 from spurcor.errors import UserError
-from spurcor.launchers import slurm, trials
+from spurcor.launchers import search, slurm, trials
 from spurcor.launchers.search import Optuna
 from spurcor.sweeps.manifest import manifest
 from spurcor.sweeps.pruning import Pruner, best_so_far
@@ -786,3 +786,18 @@ def test_the_trials_of_a_search_share_a_look_at_slurm_but_none_gets_one_twice(mo
     second, seen = launcher._look(None, first)
     assert (seen, second > first) == ([1], True)
     assert launcher._look(None, time.monotonic())[1] == [2]  # submitted after the last look
+
+
+def test_what_a_search_on_a_cluster_stores_of_its_command_has_no_password(tmp_path, monkeypatch):
+    """And its paths are where this command's are, not beside the copy of the code."""
+    from training import read
+
+    typed = ["-m", "paths.outputs=mine", "tracker.mlflow.uri=https://me:secret@host/x"]
+    monkeypatch.setattr(sys, "argv", ["train", *typed, "hydra.launcher.wait=false"])
+    monkeypatch.setenv("SPURCOR_ADDRESSES", "")
+    words = search._continuing(read(f"paths.outputs={tmp_path}"))
+    assert "secret" not in " ".join(words)
+    assert "secret" in os.environ["SPURCOR_ADDRESSES"]  # which the job inherits
+    assert f"paths.outputs={tmp_path}" in words
+    assert not any(word == "paths.outputs=mine" for word in words)
+    assert words.count("hydra.sweeper.continues=true") == 1
