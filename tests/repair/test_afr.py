@@ -76,7 +76,7 @@ def test_a_strong_penalty_keeps_the_networks_own_layer_and_none_leaves_it():
         afr = Afr(gammas=(4.0,), l2=(l2,), lr=1e-3, steps=500, judge_every=500)
         found = afr.fit(TABLES, SPEC, 0, own=OWN).linear
         moved.append(np.abs(found.weight - OWN.weight).max())
-    assert moved[0] < 0.01 < 0.1 < moved[1]
+    assert moved[0] < 0.05 < 0.2 < moved[1]
 
 
 def worst(head: Linear, of: FeatureTable) -> float:
